@@ -1,0 +1,44 @@
+# Everything runs in $(VENV), made on first use from $(PYTHON) (3.11 or newer).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.NOTPARALLEL:
+.PHONY: quickstart test slow lint check format
+
+# Train, align and report a small model on this machine.
+quickstart: $(VENV)/run.stamp
+	$(BIN)/jaxalign train configs/quickstart.yaml
+
+# The fast tests.
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q -m "not slow"
+
+# The tests that take more than a few seconds each.
+slow: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -q -m slow
+
+# Format, lint and types.
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# What a change must pass.
+check: lint test
+
+# Format, and mend what the linter can.
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Editable, so that only a change of dependencies installs again.
+$(VENV)/run.stamp: extras :=
+$(VENV)/test.stamp: extras := [test]
+$(VENV)/dev.stamp: extras := [dev]
+$(VENV)/%.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.$(extras)'
+	touch $@

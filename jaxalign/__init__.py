@@ -1,0 +1,1 @@
+"""Offline preference alignment of causal language models in JAX."""
