@@ -1,0 +1,30 @@
+"""The packed batch that travels from the loader to the step: plain arrays in a named tuple."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Array = Any  # numpy on the host, jax on devices; this module imports neither
+
+
+class Batch(NamedTuple):
+    """The examples of one update, packed into rows of tokens.
+
+    Leading axes [n, S] everywhere: n microbatches, S shards of the batch (the product of the mesh
+    axes `data` and `fsdp`). A cell [i, s] is self-contained: it holds b examples, all their
+    responses, and every index below points inside the cell. K rows of L tokens, M scored
+    positions, R responses per example, at most T scored tokens per response; B = n * S * b.
+    """
+
+    ids: Array  # [n, S, K, L] int32  tokens; 0 where `segment` is 0
+    positions: Array  # [n, S, K, L] int32  position in its sequence; goes on from the prompt's end
+    segment: Array  # [n, S, K, L] int32  0 is padding; 1, 2, ... number the examples of a row
+    branch: Array  # [n, S, K, L] int32  0 is the prompt; r + 1 is response r
+    source: Array  # [n, S, M] int32  index into K * L of the position that predicts the token
+    target: Array  # [n, S, M] int32  the token predicted
+    slot: Array  # [n, S, M] int32  index into b * R * T; b * R * T (dropped) for padding
+    mask: Array  # [n, S, b, R, T] bool  True on scored tokens
+    weight: Array  # [n, S, b] float32  weight of the example; 0 for padding
+    example: Array  # [n, S, b] int32  index of the example in its data set; -1 for padding
+    columns: dict[str, Array]  # {name: [n, S, b] float32}
+    ref: dict[str, Array]  # {token statistic: [n, S, b, R, T] float32}; empty if not cached

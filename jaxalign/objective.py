@@ -1,0 +1,153 @@
+"""The contract between a loss function and everything else."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Literal, ParamSpec, cast
+
+from .errors import near_miss
+from .stats import TokenStat, logp
+
+P = ParamSpec("P")
+INPUTS = ("policy", "ref", "batch", "state")
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(Generic[P]):
+    """A loss function, and what must be true for it to be called.
+
+    The function takes, by name, any of `policy` (a layout of `SequenceStats`), `ref` (the same
+    under the reference, a constant), `batch` (`columns`, [B] each; `weight` is always there) and
+    `state`. It returns a `Loss` and [B] metrics. Everything keyword-only is a hyper-parameter.
+
+    A function with a `state` computes its loss from the state it is given, and returns, third,
+    the state with this batch added, through which no gradient flows. The training step calls it
+    twice: for the next state, then for the loss under that state. Evaluation calls it once, and
+    drops the state it returns. So, given the state, examples do not meet.
+    """
+
+    fn: Callable[P, Any]
+    """The loss function."""
+    data: type
+    """Layout of responses it reads: `Demos`, `Pairs`, `Labeled` or `Mismatched`."""
+    source: str
+    """Paper and equation."""
+    needs: tuple[TokenStat, ...] = (logp,)
+    """Token statistics it reads."""
+    columns: tuple[str, ...] = ()
+    """Columns of the batch it reads, [B] each; examples of `weight` 0 are padding."""
+    couples_examples: bool = False
+    """Whether the loss of an example, or the next state, depends on other examples."""
+    init_state: Callable[[], Any] | None = None
+    """The state before the first batch, a pytree of arrays."""
+    inputs: tuple[str, ...] = ()
+    """Inputs its signature names, of `INPUTS`."""
+    hyper: Mapping[str, inspect.Parameter] = dataclasses.field(default_factory=dict)
+    """Hyper-parameters its signature names."""
+
+    @property
+    def name(self) -> str:
+        """The name a recipe calls it by."""
+        return self.fn.__name__
+
+    @property
+    def uses_ref(self) -> bool:
+        """Whether it compares the policy with a reference."""
+        return "ref" in self.inputs
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Call the loss function itself."""
+        return self.fn(*args, **kwargs)
+
+    def bind(self, **hyper: Any) -> Callable[..., Any]:
+        """Fix the hyper-parameters; numbers may be traced, their range is the config's to check.
+
+        Returns:
+          A function that takes `policy`, `ref`, `batch` and `state` by name, ignores those the
+          objective does not declare, and returns (`Loss`, metrics) or (`Loss`, metrics, state).
+          It raises a TypeError that names the inputs it lacks.
+
+        Raises:
+          TypeError: a hyper-parameter is unknown or missing, or a word is none of its choices;
+            the near miss is named.
+        """
+        types = typing.get_type_hints(self.fn, include_extras=True)
+        for key, value in hyper.items():
+            if key not in self.hyper:
+                hint = near_miss(key, self.hyper)
+                raise TypeError(f"objective '{self.name}' has no hyper-parameter '{key}'; {hint}")
+            if isinstance(value, str) and value not in (words := _words(types[key])):
+                wrong = f"has no choice '{value}'; {near_miss(value, words)}"
+                wrong = wrong if words else f"is a number; got '{value}'"
+                raise TypeError(f"objective '{self.name}': {key} {wrong}")
+        missing = [k for k, p in self.hyper.items() if p.default is p.empty and k not in hyper]
+        if missing:
+            raise TypeError(f"objective '{self.name}' needs {missing}: they have no default")
+        fn = cast(Callable[..., Any], self.fn)
+
+        def bound(**available: Any) -> Any:
+            if absent := [k for k in self.inputs if k not in available]:
+                raise TypeError(f"objective '{self.name}' reads {absent}; got {sorted(available)}")
+            return fn(**{k: available[k] for k in self.inputs}, **hyper)
+
+        return bound
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """The strings that an annotation allows."""
+    args = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return tuple(a for a in args if isinstance(a, str))
+    return tuple(w for a in args for w in _words(a))
+
+
+def objective(
+    data: type,
+    *,
+    source: str,
+    needs: tuple[TokenStat, ...] = (logp,),
+    columns: tuple[str, ...] = (),
+    couples_examples: bool = False,
+    init_state: Callable[[], Any] | None = None,
+) -> Callable[[Callable[P, Any]], Objective[P]]:
+    """Turn a loss function into an `Objective`, checking what it declares, at import.
+
+    Args:
+      data: the layout of responses it reads (`Demos`, `Pairs`, `Labeled`, `Mismatched`).
+      source: paper and equation.
+      needs: see `Objective`, as for the rest.
+      columns: columns of the batch.
+      couples_examples: whether examples meet.
+      init_state: makes the state before the first batch.
+
+    Raises:
+      TypeError: the signature and the declarations do not fit together.
+    """
+
+    def wrap(fn: Callable[P, Any]) -> Objective[P]:
+        params = inspect.signature(fn).parameters
+        inputs = tuple(k for k, p in params.items() if p.kind is not p.KEYWORD_ONLY)
+        hyper = {k: p for k, p in params.items() if p.kind is p.KEYWORD_ONLY}
+        where = f"{fn.__module__}.{fn.__name__}"
+        if not fn.__doc__:
+            raise TypeError(f"{where}: an objective needs a docstring")
+        if bad := [k for k in inputs if k not in INPUTS]:
+            raise TypeError(f"{where}: inputs are {INPUTS}, got {bad}; make the rest keyword-only")
+        if "policy" not in inputs:
+            raise TypeError(f"{where}: an objective needs a `policy` input")
+        if ("state" in inputs) != (init_state is not None):
+            raise TypeError(f"{where}: a `state` input and `init_state` come together")
+        if init_state is not None and not couples_examples:
+            raise TypeError(f"{where}: a running state summarises a batch; set couples_examples")
+        if bool(columns) != ("batch" in inputs):
+            raise TypeError(f"{where}: a `batch` input and `columns` come together")
+        if logp not in needs:
+            raise TypeError(f"{where}: `needs` must hold stats.logp; sequence sums come from it")
+        return Objective(
+            fn, data, source, needs, columns, couples_examples, init_state, inputs, hyper
+        )
+
+    return wrap

@@ -1,0 +1,11 @@
+"""The index of objectives: one import and one entry each."""
+
+from .bco import bco, bco_pair
+from .bnf import bnf, bnf_pair
+from .dpo import dpo
+from .kto import kto
+from .sft import sft
+from .simpo import simpo
+from .slpo import slpo
+
+OBJECTIVES = {o.name: o for o in (sft, dpo, simpo, kto, bco, bco_pair, bnf, bnf_pair, slpo)}

@@ -1,0 +1,54 @@
+"""What several objectives share: ranges of hyper-parameters, log-ratios, metrics."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import annotated_types
+import jax.numpy as jnp
+
+from ..types import Array, Metrics, Pairs, SequenceStats
+
+Positive = Annotated[float, annotated_types.Gt(0)]
+NonNegative = Annotated[float, annotated_types.Ge(0)]
+FlipRate = Annotated[float, annotated_types.Interval(ge=0, lt=0.5)]
+Fraction = Annotated[float, annotated_types.Interval(ge=0, le=1)]
+Decay = Annotated[float, annotated_types.Interval(ge=0, lt=1)]
+
+
+def log_ratio(policy: SequenceStats, ref: SequenceStats) -> Array:
+    """How much likelier than under the reference: log pi(y|x) - log pi_ref(y|x), nats."""
+    return policy.logp - ref.logp
+
+
+def label_sign(label: Array) -> Array:
+    """+1 for a desirable response (label 1), -1 for an undesirable one (label 0)."""
+    return jnp.where(label > 0.5, 1.0, -1.0).astype(label.dtype)
+
+
+def pair_metrics(policy: Pairs, chosen: Array, rejected: Array) -> Metrics:
+    """What every paired objective reports, [B] each, from the rewards `chosen` and `rejected`."""
+    return {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).astype(jnp.float32),
+        "logps/chosen": policy.chosen.logp,
+        "logps/rejected": policy.rejected.logp,
+    }
+
+
+def labeled_metrics(response: SequenceStats, reward: Array, margin: Array) -> Metrics:
+    """What every objective on labelled responses reports, [B] each.
+
+    Args:
+      response: under the policy.
+      reward: of the response.
+      margin: by how much the reward is on the side of zero that its label wants.
+    """
+    return {
+        "rewards/response": reward,
+        "rewards/margins": margin,
+        "rewards/accuracies": (margin > 0).astype(jnp.float32),
+        "logps/response": response.logp,
+    }

@@ -1,0 +1,93 @@
+"""Bidirectional negative feedback, on labelled responses and on pairs."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from ..numerics import log1mexp
+from ..objective import objective
+from ..types import Array, Labeled, Loss, Metrics, Pairs, SequenceStats, per_example
+from ._common import label_sign, labeled_metrics, log_ratio, pair_metrics
+
+
+def odds_weights(policy: SequenceStats, ref: SequenceStats) -> Array:
+    """min(1, odds of the token under the policy / odds under the reference), constant, [..., T].
+
+    Exact in log space: an epsilon on probabilities would cut the weight of rare tokens.
+    """
+    lp, rp = policy.token["logp"], ref.token["logp"]
+    log_odds_ratio = (lp - rp) - (log1mexp(lp) - log1mexp(rp))
+    return stop_gradient(jnp.exp(jnp.minimum(log_odds_ratio, 0.0)))
+
+
+def _feedback(policy: SequenceStats, ref: SequenceStats) -> tuple[Array, Array]:
+    """(sum_t w_t log p_t, sum_t w_t) / |y|, [B] each."""
+    weights = odds_weights(policy, ref)
+    length = jnp.maximum(policy.length, 1.0)
+    weighted = (weights * policy.token["logp"]).sum(-1) / length
+    return weighted, (weights * policy.mask).sum(-1) / length
+
+
+@objective(Labeled, source="Mao et al. 2025, arXiv:2410.04834, Eq. 6", columns=("label",))
+def bnf(policy: Labeled, ref: Labeled, batch: dict[str, Array]) -> tuple[Loss, Metrics]:
+    """BNF, (un)likelihood whose push dies out on both sides of the reference, token by token.
+
+    With p and r the probability of a token of y under policy and reference,
+
+        w    = min(1, p (1 - r) / (r (1 - p))),  constant
+        loss = -s/|y| sum_t w_t log p_t,  s = +1 if desirable, -1 if not
+
+    averaged over examples. When the policy is the reference every w is 1, so that it is the SFT
+    loss of desirable minus that of undesirable responses.
+
+    Args:
+      policy: the response under the policy. Reads token `logp`, [B, T], and `length`, [B].
+      ref: the same under the frozen reference. Reads token `logp`, [B, T].
+      batch: `label`, [B], 1 desirable, 0 undesirable.
+
+    Returns:
+      The loss, and [B] metrics `rewards/*` (log-ratios, nats), `logps/response` and
+      `weights/response` (mean of w).
+
+    Source:
+      Paper: Mao et al. 2025, ICLR, arXiv:2410.04834, Eq. 6.
+      Code: sail-sg/oat@c1a074c, `BNFLoss`, by the paper's author.
+      Differences: the gradient is that of the paper's cross-entropy with its dynamic target; the
+      value is not (that takes the whole vocabulary), nor is either a potential: watch
+      `logps/response`. |y| is each response's own length; oat takes the shortest of the batch.
+      oat adds 1e-6 to r, which halves the weight of tokens with r = 1e-6.
+    """
+    sign = label_sign(batch["label"])
+    reward = log_ratio(policy.response, ref.response)
+    feedback, weights = _feedback(policy.response, ref.response)
+    metrics = labeled_metrics(policy.response, reward, sign * reward)
+    return per_example(-sign * feedback), metrics | {"weights/response": weights}
+
+
+@objective(Pairs, source="Mao et al. 2025, arXiv:2410.04834, Eq. 6")
+def bnf_pair(policy: Pairs, ref: Pairs) -> tuple[Loss, Metrics]:
+    """BNF on pairs, chosen desirable and rejected undesirable.
+
+        loss = -1/|y_w| sum_t w_t log p_t (chosen) + 1/|y_l| sum_t w_t log p_t (rejected)
+
+    averaged over pairs, with the constant weights w of `bnf`. Nothing ties the two responses.
+
+    Args:
+      policy: chosen and rejected under the policy. Reads token `logp`, [B, T], `length`, [B].
+      ref: the same under the frozen reference. Reads token `logp`, [B, T].
+
+    Returns:
+      The loss, and [B] metrics `rewards/*` (log-ratios, nats), `logps/*` and `weights/*`.
+
+    Source:
+      Paper: Mao et al. 2025, ICLR, arXiv:2410.04834, Eq. 6.
+      Differences: as for `bnf`.
+    """
+    chosen, chosen_weights = _feedback(policy.chosen, ref.chosen)
+    rejected, rejected_weights = _feedback(policy.rejected, ref.rejected)
+    metrics = pair_metrics(
+        policy, log_ratio(policy.chosen, ref.chosen), log_ratio(policy.rejected, ref.rejected)
+    )
+    metrics |= {"weights/chosen": chosen_weights, "weights/rejected": rejected_weights}
+    return per_example(rejected - chosen), metrics

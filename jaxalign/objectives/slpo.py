@@ -1,0 +1,176 @@
+"""Supervised learning preference optimisation: probability mass moved from rejected to chosen."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jax.nn import logsumexp, softplus
+
+from .. import stats
+from ..errors import UserError
+from ..numerics import LOG_HALF, bernoulli_kl, kl_term, log1mexp
+from ..objective import objective
+from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ._common import Fraction, Positive, log_ratio, pair_metrics
+
+Two = tuple[Array, Array]  # of chosen and rejected, [B] each
+Complement = Literal["tree", "closed"]
+Temperature = Literal["length"] | Positive | None
+
+
+@objective(
+    Pairs,
+    source="Ho 2025, SLPO, TechRxiv preprint, Eq. 6-8 and Code 6.1",
+    needs=(stats.logp, stats.log_complement),
+)
+def slpo(
+    policy: Pairs,
+    ref: Pairs,
+    *,
+    form: Literal["split", "joint"] = "split",
+    alpha: Fraction = 1.0,
+    mass_shift: Literal["repo", "paper"] = "repo",
+    temperature: Temperature = "length",
+    complement: Complement = "tree",
+) -> tuple[Loss, Metrics]:
+    """SLPO, the policy is fitted to the probabilities that the two responses should have.
+
+    These are constants: the reference's, with mass moved from rejected to chosen. With
+    pi(not y|x) = 1 - pi(y|x), the probability of any other response,
+
+        w_w  = pi_ref(y_w|x) + alpha pi_ref(y_l|x),   w_l = (1 - alpha) pi_ref(y_l|x)
+        s(y) = log(pi(y|x) / pi(not y|x)) / N,        t_i = log(w_i / (1 - w_i)) / N
+        loss = 1/4 sum over i in (w, l) of KL(Bern(sigmoid(t_i)) || Bern(sigmoid(s(y_i))))
+
+    averaged over pairs. It is 0 when the policy is the reference and alpha is 0. The `joint` form
+    is KL((w_w, w_l, 1 - w_w - w_l) || (pi(y_w|x), pi(y_l|x), 1 - pi(y_w|x) - pi(y_l|x))).
+
+    With alpha = 1 training starts as unlikelihood of the rejected response: for two equally
+    likely responses of 128 tokens its gradient is 256 times the chosen one's, and 8e10 times if
+    it is 20 nats less likely, and it never stops; the chosen one is held near the reference.
+    With alpha < 1 the rejected one stops at 1 - alpha of its reference probability. Gradients
+    are small, 1e-6 to 1e-3 per nat: mind Adam's eps and the clipping threshold.
+
+    Args:
+      policy: chosen and rejected under the policy. Reads `logp`, `length`, [B], and token `logp`,
+        `log_complement`, [B, T].
+      ref: the same under the frozen reference.
+      form: `split`, two Bernoulli fits (Eq. 8); `joint`, one over three outcomes (Eq. 6 and 7).
+      alpha: fraction of the rejected response's mass that moves.
+      mass_shift: `repo` is above; `paper` sets w_w and w_l to alpha and 1 - alpha of
+        pi_ref(y_w|x) + pi_ref(y_l|x), which can be below the reference for y_w, above for y_l.
+      temperature: N; `length` is the response's tokens, None is 1, with which loss and gradient
+        vanish in float32 below -100 nats.
+      complement: `tree` is right however near to 1 pi(y|x) is; `closed`, 1 - exp of the summed
+        log-probability, is stuck where that sum is 0 in float32.
+
+    Returns:
+      The loss, and [B] metrics `rewards/*` (log-ratios, nats) and `logps/*`.
+
+    Raises:
+      UserError: a temperature with `joint`, which no source defines.
+
+    Source:
+      Paper: Ho 2025, SLPO, TechRxiv preprint, Eq. 8 (split), 6 and 7 (joint), Code 6.1.
+      Code: yaoshiang/slpo@d14289d, with one temperature for all responses.
+      Differences: KL, not cross-entropy (same gradient); the rejected half of Code 6.1, which
+      evaluates to NaN, is softplus(s)/4; a branch's prefix ends before the branching token, as in
+      the paper's text and code (its displayed formula is off by one).
+    """
+    if form == "joint" and temperature is not None:
+        raise UserError(
+            f"objective 'slpo': form 'joint' has no temperature; got {temperature!r}, wanted None; "
+            "set temperature to None (null in YAML), or form to 'split'"
+        )
+    shifts = _mass_shifts(ref, alpha, mass_shift)
+    if form == "joint":
+        loss = _joint(policy, ref, shifts, complement)
+    else:
+        loss = _split(policy, ref, shifts, complement, temperature)
+    rewards = log_ratio(policy.chosen, ref.chosen), log_ratio(policy.rejected, ref.rejected)
+    return per_example(loss), pair_metrics(policy, *rewards)
+
+
+def _mass_shifts(ref: Pairs, alpha: float | Array, mass_shift: str) -> Two:
+    """The shifts log(w_w / pi_ref(y_w|x)) and log(w_l / pi_ref(y_l|x)), nats; -inf where w is 0.
+
+    Apart from log w, because next to a reference of -800 nats float32 would lose the shift.
+    """
+    gap = ref.rejected.logp - ref.chosen.logp
+    moved, kept = jnp.log(alpha), jnp.log1p(-alpha)
+    if mass_shift == "paper":
+        return moved + softplus(gap), kept + softplus(-gap)
+    return softplus(gap + moved), jnp.broadcast_to(kept, gap.shape)
+
+
+def _split(
+    policy: Pairs, ref: Pairs, shifts: Two, complement: Complement, temperature: Temperature
+) -> Array:
+    """Eq. 8: a Bernoulli KL per response, [B]."""
+    rest = _log_rest(ref, complement)
+    log_w = ref.chosen.logp + shifts[0], ref.rejected.logp + shifts[1]
+
+    def kl(y: SequenceStats, ref_y: SequenceStats, shift: Array, log_w: Array, others: Array):
+        n = _temperature(y, temperature)
+        log_not_w = jnp.logaddexp(rest, others)
+        log_not_y = _log_complement(y, complement)
+        excess = (y.logp - ref_y.logp) - shift - (log_not_y - log_not_w)
+        return bernoulli_kl((y.logp - log_not_y) / n, (log_w - log_not_w) / n, excess / n)
+
+    # 1/4: Code 6.1 averages over two rows of a pair and over the two outcomes of each.
+    return 0.25 * (
+        kl(policy.chosen, ref.chosen, shifts[0], log_w[0], log_w[1])
+        + kl(policy.rejected, ref.rejected, shifts[1], log_w[1], log_w[0])
+    )
+
+
+def _joint(policy: Pairs, ref: Pairs, shifts: Two, complement: Complement) -> Array:
+    """Eq. 6 and 7: one KL over the outcomes chosen, rejected, anything else, [B]."""
+    rest, target_rest = _log_rest(policy, complement), _log_rest(ref, complement)
+    total = kl_term(rest, target_rest, rest - target_rest)
+    for name, shift in zip(("chosen", "rejected"), shifts, strict=True):
+        logp, ref_logp = getattr(policy, name).logp, getattr(ref, name).logp
+        total += kl_term(logp, ref_logp + shift, (logp - ref_logp) - shift)
+    return total
+
+
+def _temperature(y: SequenceStats, temperature: Temperature) -> Array | float:
+    if temperature is None:
+        return 1.0
+    return jnp.maximum(y.length, 1.0) if isinstance(temperature, str) else temperature
+
+
+def _log_complement(y: SequenceStats, complement: Complement) -> Array:
+    """That some token is not the one in y: log pi(not y|x), [B], nats.
+
+    The tree is the sum over t of the probability of following y up to t and leaving it there,
+
+        log pi(not y|x) = logsumexp_t (sum_{k<t} log p_k + log(1 - p_t)),
+
+    equal to log(1 - pi(y|x)). It has the digits when pi(y|x) is near 1; when pi(y|x) is small its
+    rounding (1e-7) is the larger one, and 1 - exp(log pi(y|x)) is exact.
+    """
+    closed = log1mexp(y.logp)
+    if complement == "closed":
+        return closed
+    near = (y.logp > LOG_HALF) & (y.length > 0)
+    followed = jnp.cumsum(y.token["logp"], -1) - y.token["logp"]
+    leaves = jnp.where(y.mask > 0, followed + y.token["log_complement"], -jnp.inf)
+    # logsumexp of padding, all -inf, has a NaN inside its gradient, where jax_debug_nans stops.
+    return jnp.where(near, logsumexp(jnp.where(near[..., None], leaves, 0.0), -1), closed)
+
+
+def _log_rest(pair: Pairs, complement: Complement) -> Array:
+    """Neither response: log(1 - pi(y_w|x) - pi(y_l|x)), [B], nats.
+
+    From the complement of the likelier one, which has the digits when it is near 1. The two are
+    exclusive unless one is a prefix of the other; then this is clamped, and finite.
+    """
+    chosen, rejected = pair.chosen, pair.rejected
+    likelier = chosen.logp > rejected.logp
+    first = jnp.where(
+        likelier, _log_complement(chosen, complement), _log_complement(rejected, complement)
+    )
+    second = jnp.where(likelier, rejected.logp, chosen.logp)
+    return first + log1mexp(second - first)

@@ -1,0 +1,147 @@
+"""Statistics to call objectives with, and the reduction that the step does."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.objectives import OBJECTIVES
+from jaxalign.stats import reduce_tokens
+
+
+def sequence_stats(log_odds, mask, needs=("logp", "log_complement")):
+    """Token log-odds [B, T] and mask [B, T] -> the statistics that the head would give."""
+    token = {"logp": -jax.nn.softplus(-log_odds), "log_complement": -jax.nn.softplus(log_odds)}
+    return reduce_tokens({k: token[k] for k in needs}, mask)
+
+
+def layout(o, log_odds, masks):
+    """{row: [B, T]} -> the responses that the objective asks for, with its `needs` only."""
+    needs = tuple(s.name for s in o.needs)
+    return o.data(**{r: sequence_stats(log_odds[r], masks[r], needs) for r in o.data.ROWS})
+
+
+def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
+    """A random case: policy, ref and previous policy log-odds, masks, columns.
+
+    Some responses have a probability near 1, most do not; policy and reference are independent.
+    """
+    rng = np.random.default_rng(seed)
+
+    def rows():
+        x = {r: rng.normal(shift, scale, (b, t)) for r in o.data.ROWS}
+        x[o.data.ROWS[0]][0] += 5.0
+        if "rejected" in x:
+            # The two responses part at their first token, so they exclude each other.
+            x["rejected"][:, 0] = np.minimum(x["rejected"][:, 0], -x["chosen"][:, 0] - 0.5)
+        return {r: jnp.asarray(v, jnp.float32) for r, v in x.items()}
+
+    lengths = {r: rng.integers(1, t + 1, b) for r in o.data.ROWS}
+    masks = {r: jnp.arange(t)[None, :] < n[:, None] for r, n in lengths.items()}
+    label = rng.permutation(np.arange(b) % 2)
+    columns = {"label": jnp.asarray(label, jnp.float32), "weight": jnp.ones(b, jnp.float32)}
+    return {"policy": rows(), "ref": rows(), "masks": masks, "columns": columns}
+
+
+def call(o, case, state=None, **hyper):
+    """(loss, metrics) or (loss, metrics, state), with exactly the declared columns."""
+    if o.init_state is not None and state is None:
+        state = o.init_state()
+    return o.bind(**hyper)(
+        policy=layout(o, case["policy"], case["masks"]),
+        ref=layout(o, case["ref"], case["masks"]),
+        batch={k: case["columns"][k] for k in o.columns},
+        state=state,
+    )
+
+
+def train_call(o, case, state=None, **hyper):
+    """As the training step: the next state first, then the loss under it."""
+    out = call(o, case, state, **hyper)
+    return call(o, case, out[2], **hyper) if o.init_state is not None else out
+
+
+def reduce(loss, weight):
+    """A `Loss` and example weights [B] -> the scalar that is differentiated."""
+    return sum(jnp.sum(weight * m.total) / jnp.sum(weight * m.count) for m in loss.terms)
+
+
+def value_and_grad(o, case, state=None, **hyper):
+    """The scalar, and its gradient with respect to the policy's token log-odds {row: [B, T]}."""
+    return _compiled(o.name, tuple(sorted(hyper.items())))(case["policy"], case, state)
+
+
+@functools.cache
+def _compiled(name, hyper):
+    o = OBJECTIVES[name]
+
+    def fn(policy, case, state):
+        out = train_call(o, case | {"policy": policy}, state, **dict(hyper))
+        return reduce(out[0], case["columns"]["weight"])
+
+    return jax.jit(jax.value_and_grad(fn))
+
+
+def ragged_logp(log_odds, masks):
+    """{row: [B, T]} log-odds -> {row: [[T_i]]} float64 log-probabilities."""
+    return {
+        r: [
+            -np.logaddexp(0.0, -np.asarray(m, np.float64)[np.asarray(k)])
+            for m, k in zip(log_odds[r], masks[r], strict=True)
+        ]
+        for r in log_odds
+    }
+
+
+def oracle_value_and_grad(oracle, case, previous=None, **hyper):
+    """The oracle's loss, and its gradient with respect to log-odds, {row: [B, T]}."""
+
+    def arguments(case):
+        columns = {k: np.asarray(v) for k, v in case["columns"].items()}
+        policy, ref = (ragged_logp(case[k], case["masks"]) for k in ("policy", "ref"))
+        return policy, ref, columns
+
+    before = None if previous is None else arguments(previous)
+    loss, grad = oracle(*arguments(case), before, **hyper)
+    dense = {}
+    for r, log_odds in case["policy"].items():
+        m, mask = np.asarray(log_odds, np.float64), np.asarray(case["masks"][r])
+        dense[r] = np.zeros(m.shape)
+        for i, g in enumerate(grad[r]):
+            dense[r][i, mask[i]] = g / (1 + np.exp(m[i, mask[i]]))
+    return loss, dense
+
+
+LOGITS = {
+    "chosen": [[1, 0.5, -0.5, 0.2], [0.1, 1.2, -0.3, 0.4], [0.7, -0.2, 0.3, 0.9]],
+    "rejected": [[0.2, 0.9, 0.1, -0.6], [1.1, -0.4, 0.6, 0.0]],
+}
+REF_LOGITS = {
+    "chosen": [[0.8, 0.6, -0.4, 0.1], [0.3, 0.9, -0.1, 0.5], [0.5, 0.1, 0.2, 1.1]],
+    "rejected": [[0.1, 0.7, 0.4, -0.5], [0.9, -0.2, 0.8, 0.1]],
+}
+TARGETS = {"chosen": [0, 1, 3], "rejected": [2, 0]}
+
+
+def logit_grads(name, **hyper):
+    """Gradient of a paired objective with respect to the logits of the example above."""
+    o = OBJECTIVES[name]
+
+    def build(logits):
+        out = {}
+        for row, z in logits.items():
+            y = jnp.asarray(TARGETS[row])
+            token = {s.name: s.fn(z, y)[None] for s in o.needs}
+            out[row] = reduce_tokens(token, jnp.ones((1, len(y)), bool))
+        return o.data(**out)
+
+    def as_arrays(tree):
+        return {k: jnp.asarray(v, jnp.float32) for k, v in tree.items()}
+
+    ref = build(as_arrays(REF_LOGITS))
+
+    def fn(logits):
+        return reduce(o.bind(**hyper)(policy=build(logits), ref=ref)[0], jnp.ones(1))
+
+    return jax.value_and_grad(fn)(as_arrays(LOGITS))
