@@ -1,0 +1,140 @@
+"""The order of examples, and batches of them by step."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+
+from ..batch import Batch
+from .examples import Examples
+from .pack import cell_size, pack
+
+Batches = Generator[Batch, None, None]
+
+AHEAD = 2
+"""Batches packed while the device is busy with another."""
+
+
+@lru_cache(maxsize=4)
+def order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """[n] the order of n examples in an epoch: the same for the same arguments, everywhere."""
+    bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
+    permutation = np.random.Generator(bits).permutation(n)
+    permutation.setflags(write=False)
+    return permutation
+
+
+class Loader:
+    """Batches of a data set; batch `step` depends on nothing but `step`.
+
+    The epochs' orders are joined end to end and cut into batches, so that every example is seen
+    once an epoch, none is padding and none is left over.
+
+    Attributes:
+      shapes_seen: the distinct (K, L, M) of the batches handed out by the iterators.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int,
+        microbatches: int,
+        shards: int,
+        row_length: int,
+        seed: int,
+        ref: Mapping[str, np.ndarray] | None = None,
+    ):
+        """Check that the batch can be cut, and that `ref` belongs to the examples.
+
+        Args:
+          examples: the data set.
+          batch_size: B, examples.
+          microbatches: n.
+          shards: S.
+          row_length: L, tokens.
+          seed: of the order.
+          ref: {token statistic: [scored tokens of the data set] float32}.
+
+        Raises:
+          UserError: B cannot be divided into microbatches and shards.
+          ValueError: a reference statistic is not as long as the data set has scored tokens.
+        """
+        cell_size(batch_size, microbatches, shards)
+        for name, values in (ref or {}).items():
+            if values.shape != (examples.offsets[-1],):
+                raise ValueError(
+                    f"ref['{name}'] has shape {values.shape}; the data set has "
+                    f"{examples.offsets[-1]} scored tokens"
+                )
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self.microbatches, self.shards, self.row_length = microbatches, shards, row_length
+        self.ref = dict(ref or {})
+        self.shapes_seen: set[tuple[int, int, int]] = set()
+
+    def steps(self, epochs: float) -> int:
+        """The least number of batches that covers `epochs` passes over the data."""
+        # The tolerance keeps 0.1 * 30 / 3 from being a hair above 1.
+        return math.ceil(epochs * len(self.examples) / self.batch_size - 1e-9)
+
+    def indices(self, step: int) -> np.ndarray:
+        """[B] the examples of batch `step`, counted from 0."""
+        n = len(self.examples)
+        at = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(at, n)
+        return np.concatenate(
+            [order(self.seed, int(e), n)[places[epochs == e]] for e in np.unique(epochs)]
+        )
+
+    def batch(self, step: int) -> Batch:
+        """Batch `step` of the endless stream."""
+        return self._pack(self.indices(step))
+
+    def batches(self, start: int, stop: int) -> Batches:
+        """Batches `start` to `stop - 1`, packed ahead in a thread that ends with the iterator."""
+        return self._ahead(self.batch, range(start, stop))
+
+    def sequential(self, start: int = 0, stop: int | None = None) -> Batches:
+        """Examples `start` to `stop - 1`, by default all, once each and in the order of the data.
+
+        Padding fills the last batch.
+        """
+        stop = len(self.examples) if stop is None else stop
+
+        def make(first: int) -> Batch:
+            indices = np.arange(first, first + self.batch_size)
+            return self._pack(np.where(indices < stop, indices, -1))
+
+        return self._ahead(make, range(start, stop, self.batch_size))
+
+    def _pack(self, indices: np.ndarray) -> Batch:
+        items = self.examples.items
+        return pack(
+            [items[i] if i >= 0 else None for i in indices],
+            indices,
+            responses=self.examples.responses,
+            microbatches=self.microbatches,
+            shards=self.shards,
+            row_length=self.row_length,
+            max_scored=self.examples.max_scored,
+            ref=self.ref,
+            offsets=self.examples.offsets,
+        )
+
+    def _ahead(self, make: Callable[[int], Batch], keys: Sequence[int]) -> Batches:
+        pool = ThreadPoolExecutor(1, thread_name_prefix="pack")
+        try:
+            waiting = deque(pool.submit(make, key) for key in keys[:AHEAD])
+            for i in range(len(keys)):
+                if i + AHEAD < len(keys):
+                    waiting.append(pool.submit(make, keys[i + AHEAD]))
+                batch = waiting.popleft().result()
+                self.shapes_seen.add((*batch.ids.shape[2:], batch.source.shape[2]))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,241 @@
+"""Examples to a `Batch`: cells of equal work, rows of packed tokens, prompts encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..batch import Batch
+from ..errors import UserError
+from .examples import Example
+
+
+class TokenCounts(NamedTuple):
+    """Tokens of a batch."""
+
+    real: int  # that are somebody's
+    slots: int  # that go through the model's body, padding included
+    scored: int  # that a statistic is computed of, padding left out
+
+
+class Place(NamedTuple):
+    """Where an example lies in its cell."""
+
+    row: int
+    offset: int
+    segment: int  # its number in the row, from 1
+
+
+def pack(
+    items: Sequence[Example | None],
+    indices: Sequence[int] | np.ndarray,
+    *,
+    responses: int,
+    microbatches: int,
+    shards: int,
+    row_length: int,
+    max_scored: int,
+    ref: Mapping[str, np.ndarray] | None = None,
+    offsets: np.ndarray | None = None,
+) -> Batch:
+    """Pack the examples of one update; the same arguments give the same batch.
+
+    Args:
+      items: B examples; None for padding.
+      indices: [B] the place of each example in its data set; not read for padding.
+      responses: R, responses per example.
+      microbatches: n; B must be a multiple of n * shards.
+      shards: S, parts of the batch that share no row.
+      row_length: L, tokens; doubled until the longest example of the batch fits in a row.
+      max_scored: T, the most scored tokens that a response may have.
+      ref: {token statistic: [scored tokens of the data set] float32}, in the order of `offsets`.
+      offsets: [N * R + 1] `Examples.offsets` of the data set; needed with `ref`.
+
+    Raises:
+      UserError: B cannot be divided into cells.
+    """
+    b = cell_size(len(items), microbatches, shards)
+    most = max((item.scored(r) for item in items if item for r in range(responses)), default=0)
+    if most > max_scored:
+        raise ValueError(f"a response has {most} scored tokens, over max_scored {max_scored}")
+    lengths = [item.length if item else 0 for item in items]
+    while row_length < max(lengths):
+        row_length *= 2
+    scored = [_scored(item) for item in items]
+    cells = _balance(lengths, scored, b)
+    places = [_first_fit([lengths[i] for i in cell], row_length) for cell in cells]
+    batch = _empty(
+        lead=len(cells),
+        rows=round_up(max(place.row for cell in places for place in cell) + 1, 1),
+        row_length=row_length,
+        scored=round_up(max(sum(scored[i] for i in cell) for cell in cells), 64),
+        answers=(b, responses, max_scored),
+        columns=next((tuple(item.columns) for item in items if item), ()),
+        stats=tuple(ref or ()),
+    )
+    for c, cell in enumerate(cells):
+        view = _map(batch, lambda x, c=c: x[c])
+        _fill(view, [items[i] for i in cell], [int(indices[i]) for i in cell], places[c])
+        if ref and offsets is not None:
+            _fill_ref(view, ref, offsets)
+    return _map(batch, lambda x: x.reshape(microbatches, shards, *x.shape[1:]))
+
+
+def cell_size(batch_size: int, microbatches: int, shards: int) -> int:
+    """b, the examples of one microbatch on one shard.
+
+    Raises:
+      UserError: they cannot be shared out evenly.
+    """
+    cells = microbatches * shards
+    if batch_size % cells:
+        below = batch_size // cells * cells
+        fitting = f"{below} or {below + cells}" if below else str(cells)
+        raise UserError(
+            f"batch_size {batch_size} cannot be divided into {microbatches} microbatches x "
+            f"{shards} shards; got a remainder of {batch_size % cells}; set it to {fitting}, or "
+            "change microbatches or the mesh"
+        )
+    return batch_size // cells
+
+
+def round_up(count: int, unit: int) -> int:
+    """The least of unit * (1, 1.5, 2, 3, 4, 6, 8, ...), whole, that is no less than count."""
+    size = unit
+    while size < count:
+        size *= 2
+    between = size * 3 // 4
+    return between if between >= max(count, unit) else size
+
+
+def token_counts(batch: Batch) -> TokenCounts:
+    """How many tokens a batch holds, how many it costs, and how many are scored."""
+    return TokenCounts(
+        int((batch.segment > 0).sum()), int(np.prod(batch.ids.shape)), int(batch.mask.sum())
+    )
+
+
+def tokens_saved(batch: Batch) -> int:
+    """Prompt tokens that were not encoded again for the second and later responses."""
+    prompts = int(((batch.segment > 0) & (batch.branch == 0)).sum())
+    return prompts * (batch.mask.shape[3] - 1)
+
+
+def _scored(item: Example | None) -> int:
+    return sum(item.scored(r) for r in range(len(item.responses))) if item else 0
+
+
+def _balance(lengths: Sequence[int], scored: Sequence[int], size: int) -> list[list[int]]:
+    """Share items out, `size` to a cell, evenly in tokens and in scored tokens.
+
+    The largest first, each to the cell whose larger share stays smallest.
+    """
+    work = np.array([lengths, scored], np.float64).T  # [B, 2]
+    work /= np.maximum(work.sum(0), 1.0)
+    cells: list[list[int]] = [[] for _ in range(len(lengths) // size)]
+    load = np.zeros((len(cells), 2))
+    for i in np.argsort(-work.max(1), kind="stable").tolist():
+        c = int((load + work[i]).max(1).argmin())
+        cells[c].append(i)
+        load[c] += work[i] if len(cells[c]) < size else np.inf
+    return [sorted(cell) for cell in cells]
+
+
+def _first_fit(lengths: Sequence[int], row_length: int) -> list[Place]:
+    """Where each item goes: the longest first, into the first row that has room."""
+    places = [Place(0, 0, 0)] * len(lengths)
+    used: list[int] = []
+    held: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((k for k, u in enumerate(used) if u + lengths[i] <= row_length), len(used))
+        if row == len(used):
+            used.append(0)
+            held.append(0)
+        held[row] += 1
+        places[i] = Place(row, used[row], held[row])
+        used[row] += lengths[i]
+    return places
+
+
+def _empty(
+    *,
+    lead: int,
+    rows: int,
+    row_length: int,
+    scored: int,
+    answers: tuple[int, int, int],
+    columns: Sequence[str],
+    stats: Sequence[str],
+) -> Batch:
+    """A batch of `lead` cells of padding; `answers` is (b, R, T)."""
+    b = answers[0]
+
+    def tokens() -> np.ndarray:
+        return np.zeros((lead, rows, row_length), np.int32)
+
+    return Batch(
+        ids=tokens(),
+        positions=tokens(),
+        segment=tokens(),
+        branch=tokens(),
+        source=np.zeros((lead, scored), np.int32),
+        target=np.zeros((lead, scored), np.int32),
+        slot=np.full((lead, scored), np.prod(answers), np.int32),
+        mask=np.zeros((lead, *answers), bool),
+        weight=np.zeros((lead, b), np.float32),
+        example=np.full((lead, b), -1, np.int32),
+        columns={name: np.zeros((lead, b), np.float32) for name in columns},
+        ref={name: np.zeros((lead, *answers), np.float32) for name in stats},
+    )
+
+
+def _map(batch: Batch, fn: Callable[[np.ndarray], np.ndarray]) -> Batch:
+    columns, ref = ({name: fn(x) for name, x in d.items()} for d in (batch.columns, batch.ref))
+    return Batch(*map(fn, batch[:10]), columns=columns, ref=ref)
+
+
+def _fill(
+    cell: Batch, items: Sequence[Example | None], indices: Sequence[int], places: Sequence[Place]
+) -> None:
+    """Write the examples of one cell, in place."""
+    ids, positions, segment, branch = (x.reshape(-1) for x in cell[:4])
+    row_length, (_, n_responses, max_scored) = cell.ids.shape[1], cell.mask.shape
+    done = 0
+    for e, (item, index, place) in enumerate(zip(items, indices, places, strict=True)):
+        if item is None:
+            continue
+        cell.weight[e], cell.example[e] = 1.0, index
+        for name, value in item.columns.items():
+            cell.columns[name][e] = value
+        start = place.row * row_length + place.offset
+        prompt = len(item.prompt)
+        segment[start : start + item.length] = place.segment
+        ids[start : start + prompt] = item.prompt
+        positions[start : start + prompt] = np.arange(prompt)
+        last_of_prompt = start + prompt - 1
+        at = start + prompt
+        for r, response in enumerate(item.responses):
+            n, scored = len(response), item.scored(r)
+            ids[at : at + n] = response
+            positions[at : at + n] = prompt + np.arange(n)
+            branch[at : at + n] = r + 1
+            predictors = np.arange(at - 1, at + n - 1)
+            predictors[:1] = last_of_prompt
+            span = slice(done, done + scored)
+            cell.source[span] = predictors[n - scored :]
+            cell.target[span] = response[n - scored :]
+            cell.slot[span] = (e * n_responses + r) * max_scored + np.arange(scored)
+            cell.mask[e, r, :scored] = True
+            at, done = at + n, done + scored
+
+
+def _fill_ref(cell: Batch, ref: Mapping[str, np.ndarray], offsets: np.ndarray) -> None:
+    """Write the reference statistics of one cell's scored tokens, in place."""
+    n_responses = cell.mask.shape[1]
+    for e in np.flatnonzero(cell.weight):
+        for r in range(n_responses):
+            first, end = offsets[cell.example[e] * n_responses + r :][:2]
+            for name, values in ref.items():
+                cell.ref[name][e, r, : end - first] = values[first:end]

@@ -1,0 +1,281 @@
+"""Text to token ids: the prompt's end, special tokens, truncation."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError, near_miss
+from ..settings import Data
+from .chat import Messages, render
+from .examples import RESPONSES, Example, Examples, Report, preview
+from .schema import Row, read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Example", "Examples", "Report", "encode_prompts", "load_examples", "preview"]
+
+CHUNK = 1000
+"""Rows tokenised in one call, so that the tokenizer's threads have work."""
+
+Ids = list[int]
+
+
+class _Specials(NamedTuple):
+    """Special tokens of a tokenizer."""
+
+    bos: int | None
+    eos: int | None
+    prefix: Ids  # what the tokenizer puts in front of a text by itself: BOS or nothing
+
+
+@dataclasses.dataclass
+class _Counts:
+    """What happens to the rows, counted as they pass."""
+
+    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+    prompt_cut: int = 0
+    response_cut: Counter[str] = dataclasses.field(default_factory=Counter)
+    eos_lost: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def report(self, kept: int, names: Sequence[str]) -> Report:
+        cut, lost = ({n: c[n] for n in names} for c in (self.response_cut, self.eos_lost))
+        return Report(kept, dict(+self.dropped), self.prompt_cut, cut, lost)
+
+
+def load_examples(
+    settings: Data,
+    path: str,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: str,
+    *,
+    seed: int,
+) -> Examples:
+    """Read and tokenise a data set.
+
+    The prompt is what the token ids of the prompt alone and of the prompt with every response
+    have in common from the start; the rest of each joint tokenisation is the response, so no
+    byte is lost where a token spans the boundary. BOS is put in front where the tokenizer would
+    put it, EOS at the end of text responses; each at most once, neither around a chat template.
+
+    Args:
+      settings: limits and what to do at them; `path` and `split` are given apart.
+      path: a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub.
+      split: the split to read, where `path` is no file.
+      tokenizer: a Hugging Face tokenizer; a pad token is not needed.
+      layout: "Demos", "Pairs", "Labeled" or "Mismatched".
+      seed: chooses the partners of "Mismatched"; the other layouts do not depend on it.
+
+    Raises:
+      UserError: the data, the limits and the tokenizer do not fit together; says how.
+    """
+    if layout not in RESPONSES:
+        raise UserError(f"layout '{layout}' is unknown; {near_miss(layout, RESPONSES)}")
+    if settings.max_prompt >= settings.max_length:
+        raise UserError(
+            f"data: max_prompt {settings.max_prompt} leaves no room for a response in max_length "
+            f"{settings.max_length}, tokens; lower max_prompt or raise max_length"
+        )
+    counts = _Counts()
+    names = RESPONSES[layout]
+    rows = read_rows(settings, path, split, layout, counts.dropped)
+    specials = _specials(tokenizer)
+    items = [
+        example
+        for row, sequences in _encode(rows, tokenizer, specials)
+        if (example := _example(row, sequences, specials, settings, names, counts)) is not None
+    ]
+    if not items:
+        reasons = ", ".join(f"{n} dropped: {reason}" for reason, n in counts.dropped.items())
+        raise UserError(f"{path}: no example is left; {reasons or 'it has no rows'}")
+    if layout == "Mismatched":
+        items = _with_mismatched(items, settings.max_length, seed, path, counts)
+    return Examples(items, layout, counts.report(len(items), names))
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Messages], where: str
+) -> list[np.ndarray]:
+    """Prompts to be answered -> token ids, each [length], with the special tokens of training.
+
+    Args:
+      tokenizer: a Hugging Face tokenizer.
+      prompts: text, or messages for the chat template.
+      where: what to call them in errors.
+
+    Raises:
+      UserError: the chat template is missing or refuses the messages.
+    """
+    bos = _specials(tokenizer).prefix
+    encoded = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            (ids,) = _ids(tokenizer, [prompt])
+            ids = ids if ids[:1] == bos else bos + ids
+        else:
+            (ids,) = _ids(tokenizer, render(tokenizer, prompt, [], where))
+        encoded.append(_array(ids))
+    return encoded
+
+
+def _encode(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, specials: _Specials
+) -> Iterator[tuple[Row, list[Ids]]]:
+    """Rows, each with the ids of its prompt alone and of its prompt with each response."""
+    rows = iter(rows)
+    while chunk := list(itertools.islice(rows, CHUNK)):
+        texts = [_texts(row, tokenizer) for row in chunk]
+        ids = iter(_ids(tokenizer, [text for group in texts for text in group]))
+        for row, group in zip(chunk, texts, strict=True):
+            sequences = [next(ids) for _ in group]
+            if isinstance(row.prompt, str):
+                sequences = _with_specials(sequences, specials, row.where)
+            yield row, sequences
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
+    return tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+
+
+def _specials(tokenizer: PreTrainedTokenizerBase) -> _Specials:
+    bos, eos = (
+        token if isinstance(token, int) else None
+        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    )
+    first = tokenizer("a")["input_ids"][:1]
+    return _Specials(bos, eos, [bos] if bos is not None and first == [bos] else [])
+
+
+def _texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    if isinstance(row.prompt, str):
+        return [row.prompt, *(row.prompt + str(response) for response in row.responses)]
+    responses = [response for response in row.responses if isinstance(response, list)]
+    return render(tokenizer, row.prompt, responses, row.where)
+
+
+def _with_specials(sequences: list[Ids], specials: _Specials, where: str) -> list[Ids]:
+    _, eos, prefix = specials
+    if eos is None:
+        raise UserError(
+            f"{where}: the tokenizer has no EOS token, so a model could not learn to stop; "
+            "set 'eos_token' in tokenizer_config.json"
+        )
+    prompt, *full = (ids if ids[:1] == prefix else prefix + ids for ids in sequences)
+    return [prompt, *(ids if ids[-1:] == [eos] else [*ids, eos] for ids in full)]
+
+
+def _common_prefix(sequences: Sequence[Ids]) -> int:
+    """How many ids all sequences have in common from the start."""
+    shortest = min(map(len, sequences))
+    stacked = np.array([ids[:shortest] for ids in sequences])
+    differ = (stacked != stacked[0]).any(0)
+    return int(differ.argmax()) if differ.any() else shortest
+
+
+def _example(
+    row: Row,
+    sequences: list[Ids],
+    specials: _Specials,
+    settings: Data,
+    names: Sequence[str],
+    counts: _Counts,
+) -> Example | None:
+    """The example of a row; None, and counted, where there is nothing to learn from it."""
+    boundary = _common_prefix(sequences)
+    prompt, full = sequences[1][:boundary], sequences[1:]
+    responses = [ids[boundary:] for ids in full]
+    over = _over_limit(prompt, responses, settings)
+    if over and settings.too_long == "error":
+        raise UserError(
+            f"{row.where}: {over}; shorten it, raise the limit or set data.too_long to "
+            "'truncate' or 'drop'"
+        )
+    if over and settings.too_long == "drop":
+        counts.dropped["too long"] += 1
+        return None
+    kept_prompt = _cut_prompt(prompt, settings.max_prompt, specials.bos)
+    room = settings.max_length - len(kept_prompt)
+    kept = [ids[:room] for ids in responses]
+    columns = {} if row.label is None else {"label": row.label}
+    example = Example(_array(kept_prompt), tuple(map(_array, kept)), columns, row.where)
+    if any(example.scored(r) == 0 for r in range(len(kept))):
+        counts.dropped["no scored token"] += 1
+        return None
+    if len(kept) == 2 and kept[0] == kept[1]:
+        counts.dropped["identical responses"] += 1
+        return None
+    counts.prompt_cut += len(kept_prompt) < len(prompt)
+    for name, before, after in zip(names, responses, kept, strict=False):
+        counts.response_cut[name] += len(after) < len(before)
+        lost = specials.eos in before[len(after) :] and specials.eos not in after
+        counts.eos_lost[name] += lost
+    return example
+
+
+def _over_limit(prompt: Ids, responses: Sequence[Ids], settings: Data) -> str:
+    """What is longer than its limit, in words; empty if nothing is."""
+    if len(prompt) > settings.max_prompt:
+        return f"prompt has {len(prompt)} tokens; data.max_prompt is {settings.max_prompt}"
+    longest = len(prompt) + max(map(len, responses))
+    if longest > settings.max_length:
+        return f"prompt + response has {longest} tokens; data.max_length is {settings.max_length}"
+    return ""
+
+
+def _cut_prompt(prompt: Ids, limit: int, bos: int | None) -> Ids:
+    """The last `limit` ids of a prompt, the first of them BOS if the prompt began with it."""
+    if len(prompt) <= limit:
+        return prompt
+    kept = prompt[-limit:]
+    return [prompt[0], *kept[1:]] if prompt[0] == bos else kept
+
+
+def _array(ids: Ids) -> np.ndarray:
+    return np.array(ids, np.int32)
+
+
+def _with_mismatched(
+    items: list[Example], max_length: int, seed: int, path: str, counts: _Counts
+) -> list[Example]:
+    """Give every example, as second response, that of an example with another prompt."""
+    partners = _partners([item.prompt.tobytes() for item in items], seed)
+    if partners is None:
+        raise UserError(
+            f"{path}: the mismatched responses of this objective come from other prompts, but "
+            f"all {len(items)} examples have the same prompt; give data with several prompts"
+        )
+    out = []
+    for item, partner in zip(items, partners, strict=True):
+        response = items[partner].responses[0]
+        kept = response[: max_length - len(item.prompt)]
+        counts.response_cut["mismatched"] += len(kept) < len(response)
+        out.append(item._replace(responses=(*item.responses, kept)))
+    return out
+
+
+def _partners(prompts: Sequence[bytes], seed: int) -> list[int] | None:
+    """For each example the next one, around a random ring, whose prompt differs; None if none."""
+    if len(set(prompts)) < 2:
+        return None
+    ring = np.random.default_rng(seed).permutation(len(prompts)).tolist()
+    partner = list(range(len(prompts)))
+    after = ring[0]
+    # Backwards, so that an example with its neighbour's prompt takes its neighbour's partner; the
+    # second round settles those whose search passes the ring's seam.
+    for i in ring[::-1] * 2:
+        partner[i] = after if prompts[after] != prompts[i] else partner[after]
+        after = i
+    return partner

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import chex
+import numpy as np
+import pytest
+from helpers_pack import contexts, expected_contexts, make_example, unshared_batch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxalign import types
+from jaxalign.data.examples import RESPONSES, Examples, Report
+from jaxalign.data.pack import cell_size, pack, round_up, token_counts, tokens_saved
+from jaxalign.errors import UserError
+
+NOTHING = Report(0, {}, 0, {}, {})
+TOKENS = st.integers(1, 500)
+
+
+@st.composite
+def calls(draw):
+    """Arguments of `pack`: any lengths, empty prompts, padding examples, any division."""
+    responses = draw(st.sampled_from([1, 2, 3]))
+    microbatches, shards, b = (draw(st.integers(1, 3)) for _ in range(3))
+    items = []
+    for _ in range(microbatches * shards * b):
+        prompt = draw(st.lists(TOKENS, max_size=12))
+        shortest = 1 if prompt else 2
+        answers = [draw(st.lists(TOKENS, min_size=shortest, max_size=9)) for _ in range(responses)]
+        items.append(make_example(prompt, *answers, label=1.0))
+    n_padding = draw(st.integers(0, len(items) - 1))
+    items[len(items) - n_padding :] = [None] * n_padding
+    indices = draw(st.permutations(range(100, 100 + len(items))))
+    options = {
+        "responses": responses,
+        "microbatches": microbatches,
+        "shards": shards,
+        "max_scored": draw(st.sampled_from([9, 16])),
+    }
+    return items, indices, draw(st.sampled_from([8, 16, 32])), options
+
+
+@given(calls())
+@settings(max_examples=60, deadline=None)
+def test_every_scored_token_sees_its_prompt_and_its_own_branch_and_nothing_else(call):
+    items, indices, row_length, options = call
+    batch = pack(items, indices, row_length=row_length, **options)
+    assert contexts(batch) == expected_contexts(items, indices)
+
+
+@given(calls())
+@settings(max_examples=30, deadline=None)
+def test_the_reference_packer_shows_the_same_contexts(call):
+    items, indices, _, options = call
+    batch = unshared_batch(items, indices, **options)
+    assert contexts(batch) == expected_contexts(items, indices)
+
+
+@given(calls())
+@settings(max_examples=30, deadline=None)
+def test_every_example_is_in_exactly_one_cell(call):
+    items, indices, row_length, options = call
+    batch = pack(items, indices, row_length=row_length, **options)
+    real = [index for item, index in zip(items, indices, strict=True) if item]
+    assert sorted(batch.example[batch.weight == 1].tolist()) == sorted(real)
+    assert (batch.example[batch.weight == 0] == -1).all()
+
+
+@given(calls())
+@settings(max_examples=30, deadline=None)
+def test_every_token_of_every_example_is_in_one_row(call):
+    items, indices, row_length, options = call
+    batch = pack(items, indices, row_length=row_length, **options)
+    rows = batch.ids.reshape(-1, batch.ids.shape[-1])
+    segments = batch.segment.reshape(rows.shape)
+    found = [
+        ids[segment == s].tolist()
+        for ids, segment in zip(rows, segments, strict=True)
+        for s in range(1, segment.max() + 1)
+    ]
+    wanted = [np.concatenate([x.prompt, *x.responses]).tolist() for x in items if x]
+    assert sorted(found) == sorted(wanted)
+
+
+@given(calls())
+@settings(max_examples=20, deadline=None)
+def test_packing_is_deterministic(call):
+    items, indices, row_length, options = call
+    chex.assert_trees_all_equal(
+        pack(items, indices, row_length=row_length, **options),
+        pack(items, indices, row_length=row_length, **options),
+    )
+
+
+@given(calls())
+@settings(max_examples=30, deadline=None)
+def test_padding_is_zero_everywhere_and_its_slots_are_out_of_range(call):
+    items, indices, row_length, options = call
+    batch = pack(items, indices, row_length=row_length, **options)
+    empty = batch.segment == 0
+    for array in (batch.ids, batch.positions, batch.branch):
+        assert (array[empty] == 0).all()
+    unused = batch.slot == np.prod(batch.mask.shape[2:])
+    assert (batch.source[unused] == 0).all()
+    assert (batch.columns["label"] == batch.weight).all()
+
+
+def one_batch(items, **changes):
+    options = dict(
+        responses=len(next(x for x in items if x).responses),
+        microbatches=1,
+        shards=1,
+        row_length=64,
+        max_scored=16,
+    )
+    return pack(items, np.arange(len(items)), **(options | changes))
+
+
+def test_a_batch_has_the_dtypes_and_shapes_of_its_contract():
+    items = [make_example([1, 2], [3, 4], [5], label=1.0)] * 6
+    batch = one_batch(items, microbatches=3, shards=2)
+    assert batch.ids.shape == batch.segment.shape == (3, 2, 1, 64)
+    assert batch.source.shape == batch.target.shape == batch.slot.shape == (3, 2, 64)
+    assert batch.mask.shape == (3, 2, 1, 2, 16)
+    assert batch.columns["label"].shape == batch.weight.shape == (3, 2, 1)
+    ints = (*batch[:7], batch.example)
+    assert {x.dtype for x in ints} == {np.dtype("int32")}
+    assert {x.dtype for x in (batch.weight, batch.columns["label"])} == {np.dtype("float32")}
+    assert batch.mask.dtype == bool
+
+
+def test_a_small_batch_is_packed_as_by_hand():
+    batch = one_batch([make_example([1, 2], [3, 4], [5])], row_length=8)
+    assert batch.ids[0, 0].tolist() == [[1, 2, 3, 4, 5, 0, 0, 0]]
+    assert batch.positions[0, 0].tolist() == [[0, 1, 2, 3, 2, 0, 0, 0]]
+    assert batch.segment[0, 0].tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]
+    assert batch.branch[0, 0].tolist() == [[0, 0, 1, 1, 2, 0, 0, 0]]
+    assert batch.source[0, 0, :4].tolist() == [1, 2, 1, 0]
+    assert batch.target[0, 0, :4].tolist() == [3, 4, 5, 0]
+    assert batch.slot[0, 0, :4].tolist() == [0, 1, 16, 32]
+
+
+def test_without_a_prompt_the_first_token_has_no_predictor():
+    batch = one_batch([make_example([], [7, 8, 9])])
+    assert batch.target[0, 0, :3].tolist() == [8, 9, 0]
+    assert batch.mask.sum() == 2
+
+
+def test_row_length_doubles_until_the_longest_example_fits():
+    items = [make_example(range(1, 41), range(1, 21), range(1, 11))]
+    assert one_batch(items, row_length=16, max_scored=32).ids.shape[-1] == 128
+
+
+def test_an_example_as_long_as_a_row_fits_in_one_row():
+    items = [make_example([1] * 10, [2] * 3, [3] * 3)] * 2
+    assert one_batch(items, row_length=16).ids.shape[2:] == (2, 16)
+
+
+def test_a_batch_that_cannot_be_divided_names_sizes_that_can():
+    with pytest.raises(UserError, match=r"batch_size 10 cannot be .* set it to 8 or 12"):
+        cell_size(10, 2, 2)
+
+
+def test_a_batch_smaller_than_its_cells_names_the_least_size():
+    with pytest.raises(UserError, match=r"batch_size 3 cannot be .* set it to 4, or"):
+        cell_size(3, 2, 2)
+
+
+def test_a_response_longer_than_max_scored_is_refused():
+    with pytest.raises(ValueError, match="a response has 5 scored tokens, over max_scored 4"):
+        one_batch([make_example([1], [2] * 5)], max_scored=4)
+
+
+def test_sizes_are_rounded_up_to_a_small_set():
+    assert [round_up(n, 1) for n in range(1, 14)] == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
+    assert [round_up(n, 64) for n in (0, 64, 65, 97, 129, 200, 257)] == [
+        *(64, 64, 96, 128, 192, 256, 384)
+    ]
+
+
+def test_cells_are_balanced_in_tokens_and_in_scored_tokens():
+    rng = np.random.default_rng(0)
+    items = [
+        make_example([1] * p, [2] * a) for p, a in zip(*rng.integers(1, 200, (2, 64)), strict=True)
+    ]
+    batch = one_batch(items, microbatches=4, shards=2, row_length=512, max_scored=200)
+    tokens = (batch.segment > 0).sum((2, 3))
+    scored = batch.mask.sum((2, 3, 4))
+    assert tokens.max() / tokens.mean() < 1.06
+    assert scored.max() / scored.mean() < 1.06
+
+
+def test_hh_like_lengths_fill_over_80_percent_of_the_slots():
+    rng = np.random.default_rng(0)
+    real = slots = 0
+    for _ in range(20):
+        prompts = np.clip(rng.lognormal(4.5, 0.75, 32), 5, 500).astype(int)
+        answers = np.clip(rng.lognormal(3.4, 0.85, (32, 2)), 2, 250).astype(int)
+        items = [
+            make_example([1] * p, [2] * a, [3] * b)
+            for p, (a, b) in zip(prompts, answers, strict=True)
+        ]
+        counts = token_counts(one_batch(items, row_length=512, max_scored=256))
+        real, slots = real + counts.real, slots + counts.slots
+    assert real / slots > 0.8
+
+
+def test_counts_tell_real_tokens_slots_and_scored_tokens():
+    batch = one_batch([make_example([1, 2, 3], [4, 5], [6]), make_example([7], [8], [9])])
+    assert token_counts(batch) == (9, 64, 5)
+
+
+def test_sharing_saves_the_prompt_once_for_every_further_response():
+    items = [make_example([1, 2, 3], [4, 5], [6], [7]), make_example([7], [8], [9], [10])]
+    assert tokens_saved(one_batch(items)) == 2 * 3 + 2 * 1
+
+
+def test_reference_statistics_go_where_their_tokens_go():
+    items = [make_example([1, 2], [3, 4], [5]), make_example([], [6, 7], [8, 9, 10])]
+    data = Examples(items, "Pairs", NOTHING)
+    flat = np.arange(1, data.offsets[-1] + 1, dtype=np.float32)
+    batch = one_batch(items, ref={"logp": flat}, offsets=data.offsets)
+    values = batch.ref["logp"]
+    assert (values != 0).tolist() == batch.mask.tolist()
+    order = np.argsort(batch.example[0, 0])
+    assert values[0, 0][order][batch.mask[0, 0][order]].tolist() == flat.tolist()
+
+
+def test_response_names_are_those_of_the_layouts():
+    assert {name: getattr(types, name).ROWS for name in RESPONSES} == RESPONSES
