@@ -1,0 +1,293 @@
+"""Reading a Hugging Face folder: configuration, weights straight onto the mesh, fingerprints."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+
+from ..errors import UserError
+from ..models.decoder import Model, Params
+from .names import BUFFERS, HEADS, Weight, hf_shape, read_part, weights
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
+FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of an open safetensors file; nothing is read before it is sliced."""
+
+    name: str
+    file: Path
+    slices: Any
+    """Indexed by slices, gives a numpy array of that part."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in the file."""
+        return tuple(self.slices.get_shape())
+
+    @property
+    def dtype(self) -> str:
+        """Dtype in the file, in the words of safetensors: F32, F16, BF16, ..."""
+        return self.slices.get_dtype()
+
+
+def resolve(path: str) -> Path:
+    """A local folder, else a snapshot of the hub repository of that name.
+
+    Raises:
+      UserError: neither exists, or the hub cannot be reached.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
+        raise UserError(f"model.path: no folder {path}; give a checkpoint folder or a hub name")
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(DOWNLOADED)))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"model.path: '{path}' is neither a folder here nor a repository that the hub gives "
+            f"({reason}); check the name, the network and your access"
+        ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      UserError: the file is missing, or holds no JSON object.
+    """
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing; is {file.parent} a complete checkpoint?") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error}); download it again") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: got {type(raw).__name__}, wanted an object; download it again")
+    return raw
+
+
+def load_config(folder: Path) -> dict[str, Any]:
+    """The contents of `config.json`, for `ModelConfig.from_hf`.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    return read_json(Path(folder) / "config.json")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in order of name.
+
+    Raises:
+      UserError: there are none, or one that the index names is missing.
+    """
+    folder = Path(folder)
+    if (folder / INDEX).is_file():
+        parts = read_json(folder / INDEX).get("weight_map", {}).values()
+        files = [folder / Path(name).name for name in sorted(set(parts))]
+    else:
+        files = [folder / SINGLE]
+    for file in files:
+        if not file.is_file():
+            pickled = sorted(folder.glob("*.bin"))
+            hint = (
+                f"{pickled[0].name} is a pickle, which is not read; convert it to safetensors"
+                if pickled
+                else "download the checkpoint again"
+            )
+            raise UserError(f"{file}: missing; {hint}")
+    return files
+
+
+@contextlib.contextmanager
+def open_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
+    """All tensors of a checkpoint by name, readable until the context ends.
+
+    Raises:
+      UserError: a file is missing or damaged.
+    """
+    with contextlib.ExitStack() as stack:
+        tensors = {}
+        for file in weight_files(folder):
+            try:
+                handle = stack.enter_context(safe_open(file, framework="np"))
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{file}: not readable as safetensors ({error}); download it again"
+                ) from error
+            names = handle.keys()
+            tensors |= {name: Tensor(name, file, handle.get_slice(name)) for name in names}
+        yield tensors
+
+
+def load_params(folder: Path, model: Model) -> Params:
+    """Parameters from a checkpoint, each shard read by the host that holds it.
+
+    Tensors are sliced in the file and converted to the model's parameter dtype slice by slice.
+
+    Args:
+      folder: a checkpoint with safetensors, in one file or several.
+      model: the decoder the weights are for.
+
+    Returns:
+      A nested dict as `model.abstract`.
+
+    Raises:
+      UserError: a file is missing or damaged; a tensor is missing, unexpected, not of floats, or
+        of a shape that config.json does not give.
+    """
+    with open_tensors(folder) as tensors:
+        plan = weights(model.config)
+        found = {w: _layers_of(w, tensors, model, Path(folder)) for w in plan}
+        _refuse_unexpected(tensors, {t.name for ts in found.values() for t in ts}, model)
+        placed = {w.path: _place(w, found[w], w.of(model.abstract), model) for w in plan}
+    return unflatten_dict(placed)
+
+
+def _layers_of(weight: Weight, tensors: dict, model: Model, folder: Path) -> list[Tensor]:
+    """The tensors of one parameter, layer by layer, checked against the configuration."""
+    shape = weight.of(model.abstract).shape
+    wanted = hf_shape(weight, shape[1:] if weight.stacked else shape)
+    found = []
+    for layer in range(model.config.layers if weight.stacked else 1):
+        name = weight.name.format(layer)
+        tensor = next((tensors[n] for n in (name, *weight.other_names) if n in tensors), None)
+        if tensor is None:
+            raise UserError(
+                f"{folder}: tensor '{name}' is missing; got {len(tensors)} tensors; "
+                "does config.json belong to these weights?"
+            )
+        if tensor.shape != wanted:
+            raise UserError(
+                f"{tensor.file}: tensor '{name}': got shape {tensor.shape}, wanted {wanted} by "
+                "config.json; does it belong to these weights?"
+            )
+        if tensor.dtype not in FLOATS:
+            raise UserError(
+                f"{tensor.file}: tensor '{name}': got dtype {tensor.dtype}, wanted one of "
+                f"{', '.join(FLOATS)}; use the unquantized checkpoint"
+            )
+        found.append(tensor)
+    return found
+
+
+def _refuse_unexpected(tensors: dict[str, Tensor], used: set[str], model: Model) -> None:
+    for name, tensor in tensors.items():
+        if name in used or name.endswith(BUFFERS):
+            continue
+        embed = tensors[weights(model.config)[0].name]
+        if model.config.tied and name in HEADS and _equal(tensor, embed):
+            continue
+        tied = " (config.json ties the head to the embedding)" if model.config.tied else ""
+        raise UserError(
+            f"{tensor.file}: tensor '{name}' {tensor.shape} has no place in model_type "
+            f"'{model.config.family}'{tied}; does config.json belong to these weights?"
+        )
+
+
+def _equal(a: Tensor, b: Tensor, rows: int = 8192) -> bool:
+    if a.shape != b.shape:
+        return False
+    parts = (slice(i, min(i + rows, a.shape[0])) for i in range(0, a.shape[0], rows))
+    return all(np.array_equal(a.slices[part], b.slices[part]) for part in parts)
+
+
+def _place(weight: Weight, layers: list[Tensor], leaf: Any, model: Model) -> jax.Array:
+    """One parameter on the mesh, read by shards."""
+
+    @functools.cache  # devices that hold the same part share one read
+    def read(*bounds: tuple[int, int]) -> np.ndarray:
+        index = tuple(slice(*b) for b in bounds)
+        own = index[1:] if weight.stacked else index
+        chosen = layers[index[0]] if weight.stacked else layers
+        parts = [read_part(weight, t.slices, own, model.config.head_width) for t in chosen]
+        out = np.empty([b - a for a, b in bounds], leaf.dtype)
+        for i, part in enumerate(parts):
+            out[i if weight.stacked else ...] = part
+        return out
+
+    def callback(index: Any) -> np.ndarray:
+        ranges = (s.indices(size) for s, size in zip(index, leaf.shape, strict=True))
+        return read(*((start, stop) for start, stop, _ in ranges))
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, callback)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """SHA-256 over the safetensors files, in order of name; hexadecimal."""
+    total = hashlib.sha256()
+    for file in weight_files(folder):
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+PROBE = (
+    "Hello world! It's 2024,  don't <b>panic</b>\n\n\tdef f(x):\r\n    return x+1  "
+    "Über café 漢字かな🙂 1234567 I'LL"
+)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint, with its special tokens and chat template.
+
+    `tokenizer.json` is read as it stands. The tokenizer classes that transformers chooses by model
+    type rebuild parts of it, and can give other ids for the same text.
+
+    Returns:
+      A `transformers.PreTrainedTokenizerFast`.
+
+    Raises:
+      UserError: `tokenizer.json` is missing or damaged, or gives other ids than the tokenizer that
+        was made of it.
+    """
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    file = Path(folder) / "tokenizer.json"
+    read_json(file)
+    try:
+        plain = tokenizers.Tokenizer.from_file(str(file))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # `tokenizers` raises bare exceptions
+        raise UserError(f"{file}: not a usable tokenizer ({error}); download it again") from error
+    wanted = plain.encode(PROBE, add_special_tokens=False).ids
+    got = tokenizer.encode(PROBE, add_special_tokens=False)
+    if got != wanted:
+        raise UserError(
+            f"{file}: transformers gives other ids than the file itself on a probe text; got "
+            f"{got[:8]}..., wanted {wanted[:8]}...; check tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """SHA-256 over what turns messages into ids: tokenizer, chat template, special tokens."""
+    total = hashlib.sha256()
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        file = Path(folder) / name
+        total.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
+    file = Path(folder) / "tokenizer_config.json"
+    config = read_json(file) if file.is_file() else {}
+    keys = ("chat_template", "bos_token", "eos_token", "add_bos_token", "add_eos_token")
+    total.update(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode())
+    return total.hexdigest()

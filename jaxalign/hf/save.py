@@ -1,0 +1,199 @@
+"""Writing a Hugging Face folder that transformers loads as it is: never half of one."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from ..errors import UserError
+from ..models.decoder import Model, Params
+from ..sharding import replicated
+from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors
+from .names import Weight, hf_shape, weights, write_tensor
+
+COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+def save_checkpoint(
+    folder: Path,
+    params: Params,
+    model: Model,
+    *,
+    source: Path,
+    dtype: str | None = None,
+    card: str,
+    max_shard_bytes: float = 5e9,
+) -> None:
+    """Write parameters as a Hugging Face checkpoint.
+
+    Everything is written to a sibling folder that then takes the place of `folder`: a kill or a
+    full disk leaves an older checkpoint of that name whole. Every process of a run must call this;
+    the first one writes, and holds one file's tensors at a time.
+
+    Args:
+      folder: where to; replaced if it exists.
+      params: as `model.abstract`.
+      model: the decoder.
+      source: the checkpoint the run started from: its configuration, tokenizer and generation
+        settings are copied.
+      dtype: dtype of all tensors: float32, bfloat16 or float16; None keeps, tensor by tensor, that
+        of `source`.
+      card: text of the model card, README.md.
+      max_shard_bytes: start another file when one would become larger, bytes.
+
+    Raises:
+      UserError: the folder cannot be written, or a value is not finite in `dtype`.
+    """
+    folder, source = Path(folder).absolute(), Path(source)
+    partial = folder.with_name(f".{folder.name}.partial")
+    writer = jax.process_index() == 0
+    try:
+        if writer:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _write_texts(partial, source, dtype, card)
+        _write_weights(partial if writer else None, params, model, source, dtype, max_shard_bytes)
+        if writer:
+            _replace(folder, partial)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: cannot write the checkpoint ({error}); free space or choose another folder"
+        ) from error
+    finally:
+        if writer:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Put `new` where `folder` is; until then the older one is whole at one of two names."""
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_texts(folder: Path, source: Path, dtype: str | None, card: str) -> None:
+    config = load_config(source)
+    if dtype is not None:
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
+        config |= dict.fromkeys(keys, dtype)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _write_weights(
+    folder: Path | None,
+    params: Params,
+    model: Model,
+    source: Path,
+    dtype: str | None,
+    max_shard_bytes: float,
+) -> None:
+    """Gather tensor by tensor, on all processes; write where `folder` is given."""
+    plan = _plan(model, source, dtype)
+    files = _split({n: math.prod(s) * np.dtype(d).itemsize for n, s, d in plan}, max_shard_bytes)
+    kinds = {name: kind for name, _, kind in plan}
+    tensors = _gathered(params, model, kinds)
+    weight_map = {}
+    for number, names in enumerate(files, 1):
+        file = SINGLE
+        if len(files) > 1:
+            file = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        held = {name: tensor for name, tensor in (next(tensors) for _ in names) if folder}
+        if folder:
+            save_file(held, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if folder and len(files) > 1:
+        size = sum(math.prod(s) * np.dtype(d).itemsize for _, s, d in plan)
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _named(model: Model) -> Iterator[tuple[str, int, list[Weight]]]:
+    """Every tensor of the checkpoint: its name, its layer, and the parameters it is made of."""
+    groups: dict[str, list[Weight]] = {}
+    for weight in weights(model.config):
+        groups.setdefault(weight.name, []).append(weight)
+    whole = [parts for parts in groups.values() if not parts[0].stacked]
+    stacked = [parts for parts in groups.values() if parts[0].stacked]
+    yield whole[0][0].name, 0, whole[0]
+    for layer in range(model.config.layers):
+        for parts in stacked:
+            yield parts[0].name.format(layer), layer, parts
+    for parts in whole[1:]:
+        yield parts[0].name, 0, parts
+
+
+def _plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str, tuple, Any]]:
+    """Name, shape and dtype of every tensor to write, in order."""
+    kept = {}
+    if dtype is None:
+        with open_tensors(source) as tensors:
+            kept = {name: FLOATS[tensor.dtype] for name, tensor in tensors.items()}
+    plan = []
+    for name, _, parts in _named(model):
+        shape = parts[0].of(model.abstract).shape
+        shape = hf_shape(parts[0], shape[1:] if parts[0].stacked else shape)
+        names = (name, *parts[0].other_names)
+        kind = dtype or next(kept[n] for n in names if n in kept)
+        plan.append((name, shape, jax.numpy.dtype(kind)))
+    return plan
+
+
+def _split(sizes: dict[str, int], limit: float) -> list[list[str]]:
+    """Names in order, cut into runs of at most `limit` bytes (a larger tensor stands alone)."""
+    files: list[list[str]] = []
+    room = 0.0
+    for name, size in sizes.items():
+        if size > room:
+            files.append([])
+            room = limit
+        files[-1].append(name)
+        room -= size
+    return files
+
+
+def _gathered(
+    params: Params, model: Model, kinds: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor as it goes to the file; a collective, so all processes must draw them all."""
+    whole = replicated(model.mesh)
+    cut = jax.jit(lambda x, i, kind: x[i].astype(kind), static_argnums=2, out_shardings=whole)
+    cast = jax.jit(lambda x, kind: x.astype(kind), static_argnums=1, out_shardings=whole)
+    for name, layer, parts in _named(model):
+        kind = kinds[name]
+        arrays = [
+            cut(w.of(params), layer, kind) if w.stacked else cast(w.of(params), kind) for w in parts
+        ]
+        host = [np.asarray(a.addressable_data(0)) for a in arrays]
+        tensor = write_tensor(parts[0].axes, host, model.config.head_width)
+        if not np.isfinite(tensor).all():
+            raise UserError(
+                f"tensor '{name}': got values that are not finite in {np.dtype(kind).name}; "
+                "export in another dtype, or from an earlier checkpoint"
+            )
+        yield name, np.ascontiguousarray(tensor)

@@ -1,0 +1,1 @@
+"""Decoder language models as flax.nnx modules, read from Hugging Face configurations."""

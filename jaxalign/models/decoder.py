@@ -1,0 +1,208 @@
+"""The decoder: embedding, a scan over stacked layers, the final norm; and its functional record."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from ..sharding import RULES, check_divisible, constrain
+from ..types import Array
+from .attention import attend, branch_mask
+from .config import ModelConfig
+from .layers import Block, Linear, Norm, normal_param
+from .rope import rope_tables
+
+Params = dict[str, Any]
+Cache = dict[str, Array]
+Remat = Literal["none", "full", "dots"]
+
+
+class Decoder(nnx.Module):
+    """A causal language model up to its head. Layers are stacked on a leading axis."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any):
+        self.config = config
+        self.embed = normal_param(rngs, (config.vocab, config.width), ("vocab", "embed"), dtype)
+        stack = nnx.vmap(
+            lambda r: Block(config, r, dtype), transform_metadata={nnx.PARTITION_NAME: "layers"}
+        )
+        self.layers = stack(rngs.split(config.layers))
+        self.norm = Norm(config, dtype)
+        head = (config.width, config.vocab), ("embed", "vocab")
+        self.head = None if config.tied else Linear(rngs, *head, bias=False, dtype=dtype)
+
+    def embedded(self, ids: Array, dtype: Any) -> Array:
+        """Tokens [K, L] -> their embeddings [K, L, D]."""
+        # Gathering from a table that is sharded over its width makes XLA replicate the result.
+        table = constrain(self.embed[...].astype(dtype), "vocab", None)
+        return constrain(table[ids], "batch", None, None)
+
+    def head_matrix(self, dtype: Any) -> Array:
+        """The matrix [D, V] that turns hidden states into logits."""
+        kernel = self.embed[...].T if self.head is None else self.head.kernel[...]
+        return kernel.astype(dtype)
+
+    def __call__(
+        self, ids: Array, positions: Array, mask: Array, dtype: Any, remat: Remat
+    ) -> Array:
+        """[K, L] ids and positions, [K, 1, L, L] mask -> final hidden states [K, L, D]."""
+        tables = rope_tables(self.config.rope, positions)
+
+        def layer(x, block):
+            return block(x, tables, lambda q, k, v: (attend(q, k, v, mask), None))
+
+        if remat != "none":
+            policies = jax.checkpoint_policies
+            policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        x, _ = jax.lax.scan(layer, self.embedded(ids, dtype), self.layers)
+        return self.norm(x)
+
+    def extend(
+        self, ids: Array, positions: Array, mask: Array, cache: Cache, at: Array
+    ) -> tuple[Array, Cache]:
+        """Like a call, with keys and values of earlier columns taken from `cache`."""
+        tables = rope_tables(self.config.rope, positions)
+
+        def layer(carry, indexed):
+            x, keys, values = carry
+            block, i = indexed
+
+            def cached(q, k, v):
+                new_keys = jax.lax.dynamic_update_slice(keys, k[None], (i, 0, at, 0, 0))
+                new_values = jax.lax.dynamic_update_slice(values, v[None], (i, 0, at, 0, 0))
+                return attend(q, new_keys[i], new_values[i], mask), (new_keys, new_values)
+
+            x, (keys, values) = block(x, tables, cached)
+            return (x, keys, values), None
+
+        x = self.embedded(ids, cache["keys"].dtype)
+        start = (x, cache["keys"], cache["values"])
+        indexed = (self.layers, jnp.arange(self.config.layers))
+        (x, keys, values), _ = jax.lax.scan(layer, start, indexed)
+        return self.norm(x), {"keys": keys, "values": values}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A decoder without its parameters: static, to close over in jitted functions.
+
+    Parameters are a nested dict of arrays, layers stacked on the leading axis.
+    """
+
+    config: ModelConfig
+    mesh: Mesh
+    graph: nnx.GraphDef
+    abstract: Params
+    """Nested dict of `jax.ShapeDtypeStruct`, each with its `NamedSharding` on `mesh`."""
+    dtype: np.dtype
+    """Dtype of activations and matrix products."""
+    param_dtype: np.dtype
+    remat: Remat
+
+    def _bind(self, params: Params) -> Decoder:
+        return nnx.merge(self.graph, nnx.State(params))
+
+    def forward(
+        self, params: Params, ids: Array, positions: Array, segment: Array, branch: Array
+    ) -> tuple[Array, Array]:
+        """Hidden states of packed rows, and the head that turns them into logits.
+
+        Args:
+          params: as `abstract`.
+          ids: [K, L] int tokens.
+          positions: [K, L] int position of each token in its own sequence.
+          segment: [K, L] int example within the row; 0 is padding.
+          branch: [K, L] int 0 in the prompt, r + 1 in response r.
+
+        Returns:
+          hidden [K, L, D] after the final norm and head [D, V], both in `dtype`. At padding the
+          hidden states are finite and mean nothing.
+        """
+        decoder = self._bind(params)
+        mask = branch_mask(segment, branch)
+        hidden = decoder(ids, positions, mask, self.dtype, self.remat)
+        return hidden, decoder.head_matrix(self.dtype)
+
+    def init(self, key: Array) -> Params:
+        """Random parameters, each created on its own shards: normal(0.02), biases 0, scales 1."""
+
+        def create(key):
+            with nnx.logical_axis_rules(tuple(RULES.items())):
+                decoder = Decoder(self.config, nnx.Rngs(key), self.param_dtype)
+            return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
+
+        shardings = jax.tree.map(lambda p: p.sharding, self.abstract)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(create, out_shardings=shardings)(key)
+
+    def init_cache(self, rows: int, columns: int) -> Cache:
+        """Empty keys and values of `columns` positions, each [layers, rows, columns, G, C]."""
+        c = self.config
+        shape = (c.layers, rows, columns, c.kv_heads, c.head_width)
+        blank = constrain(jnp.zeros(shape, self.dtype), None, "batch", None, "heads", None)
+        return {"keys": blank, "values": blank}
+
+    def extend(
+        self,
+        params: Params,
+        cache: Cache,
+        ids: Array,
+        positions: Array,
+        mask: Array,
+        at: int | Array,
+    ) -> tuple[Array, Array, Cache]:
+        """Read L more tokens of each row into the cache: a prompt, or one token of a response.
+
+        Args:
+          params: as `abstract`.
+          cache: from `init_cache`, S columns.
+          ids: [K, L] int tokens.
+          positions: [K, L] int position of each token in its own sequence.
+          mask: [K, 1, L, S] bool; which columns each new token sees, its own among them.
+          at: first column to write.
+
+        Returns:
+          hidden [K, L, D], head [D, V] and the cache with columns at ... at + L - 1 filled.
+        """
+        decoder = self._bind(params)
+        hidden, cache = decoder.extend(ids, positions, mask, cache, jnp.asarray(at))
+        return hidden, decoder.head_matrix(self.dtype), cache
+
+
+def build(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    remat: Remat = "none",
+) -> Model:
+    """Lay a decoder out on a mesh. Uses no memory: parameters come from `init` or a checkpoint.
+
+    Args:
+      config: what the decoder computes.
+      mesh: mesh (data, fsdp, tensor) with Auto axes.
+      dtype: dtype of activations and matrix products; norms, rotary angles and softmax are
+        float32 whatever it is.
+      param_dtype: dtype in which parameters are kept.
+      remat: what the backward pass computes again: nothing, whole layers, or all but products of
+        activations with weights.
+
+    Raises:
+      UserError: a mesh axis does not divide a dimension of a parameter; names both.
+    """
+    kept = jnp.dtype(param_dtype)
+    with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple(RULES.items())):
+        graph, state = nnx.get_abstract_model(lambda: Decoder(config, nnx.Rngs(0), kept), mesh)
+    abstract = nnx.to_pure_dict(state)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+        name = ".".join(str(key.key) for key in path)
+        check_divisible(name, leaf.shape, leaf.sharding.spec, mesh)
+    return Model(config, mesh, graph, abstract, jnp.dtype(dtype), kept, remat)
