@@ -1,0 +1,55 @@
+"""The training state: what it looks like on the mesh, and its first value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .hf import load
+from .models.decoder import Model
+from .objective import Objective
+from .sharding import replicated
+from .step import TrainState
+
+
+def abstract_state(
+    model: Model, tx: optax.GradientTransformation, objective: Objective[Any]
+) -> TrainState:
+    """Shapes, dtypes and shardings of a training state; moments lie where their parameter does."""
+    whole = replicated(model.mesh)
+
+    def place(x: Any, sharding: Any = whole) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    opt_state = optax.tree_utils.tree_map_params(
+        tx,
+        # Factored moments (adafactor) have fewer axes than their parameter.
+        lambda o, p: place(o, p.sharding if o.shape == p.shape else whole),
+        jax.eval_shape(tx.init, model.abstract),
+        model.abstract,
+        transform_non_params=place,
+    )
+    state = objective.init_state() if objective.init_state else None
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return TrainState(model.abstract, opt_state, step, jax.tree.map(place, state))
+
+
+def initial_state(
+    model: Model,
+    source: Path,
+    objective: Objective[Any],
+    tx: optax.GradientTransformation,
+    abstract: TrainState,
+) -> TrainState:
+    """The state before the first update, from the stage's starting checkpoint."""
+    init = objective.init_state
+    params = load.load_params(source, model)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+    rest = (jnp.int32(0), init() if init else None)
+    step, objective_state = jax.device_put(rest, (shardings.step, shardings.objective_state))
+    return TrainState(params, opt_state, step, objective_state)

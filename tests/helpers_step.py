@@ -1,0 +1,99 @@
+"""A small decoder and examples for it, and the step's mathematics done the plain way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data.examples import RESPONSES, Example
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.decoder import build
+from jaxalign.types import SequenceStats, select_rows
+
+T = 16
+VOCAB = 64
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+
+
+def small_model(mesh, remat="none"):
+    return build(ModelConfig.from_hf(LLAMA), mesh, remat=remat)
+
+
+def parameters(model, seed=0):
+    """Random parameters large enough for log-probabilities to differ between responses."""
+    rng = np.random.default_rng(seed)
+
+    def draw(x):
+        values = rng.normal(size=x.shape) * (0.3 / np.sqrt(x.shape[-2]) if x.ndim > 1 else 0.1) * 3
+        return jax.device_put((values + (x.ndim < 3) * 0.5).astype(np.float32), x.sharding)
+
+    return jax.tree.map(draw, model.abstract)
+
+
+def some_examples(layout, n, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def tokens(low, high):
+        return rng.integers(0, VOCAB, rng.integers(low, high)).astype(np.int32)
+
+    responses = len(RESPONSES[layout])
+    return [
+        Example(
+            tokens(1, 14),
+            tuple(tokens(1, T) for _ in range(responses)),
+            {"label": float(i % 2)} if layout in ("Labeled", "Mismatched") else {},
+            f"example {i}",
+        )
+        for i in range(n)
+    ]
+
+
+def dense_stats(model, params, items, needs):
+    """Statistics [B, R] from full logits of one padded row per sequence."""
+    sequences = [(item.prompt, r) for item in items for r in item.responses]
+    width = max(len(p) + len(r) for p, r in sequences)
+    ids = np.zeros((len(sequences), width + 1), np.int32)
+    inside = np.zeros((len(sequences), width), np.int32)
+    scored = np.zeros((len(sequences), width), bool)
+    for row, (p, r) in enumerate(sequences):
+        n = len(p) + len(r)
+        ids[row, :n] = np.concatenate([p, r])
+        inside[row, :n] = 1
+        scored[row, len(p) - 1 : n - 1] = True
+    at = np.broadcast_to(np.arange(width), inside.shape)
+    hidden, head = model.forward(params, ids[:, :-1], at, inside, np.zeros_like(inside))
+    log_p = jax.nn.log_softmax(hidden @ head)
+    log_p = jnp.take_along_axis(log_p, ids[:, 1:, None], -1)[..., 0]
+    token = {"logp": log_p, "log_complement": jnp.log(-jnp.expm1(log_p))}
+    token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs}
+    mask = scored.astype(np.float32)
+    stats = SequenceStats(token["logp"].sum(-1), mask.sum(-1), mask, token)
+    return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)
+
+
+def dense_loss(objective, hyper, model, params, ref_params, items, state=None):
+    """The loss of a whole batch at once, without packing, microbatches or chunks."""
+    columns = {k: jnp.asarray([e.columns[k] for e in items]) for k in items[0].columns}
+    columns["weight"] = jnp.ones(len(items))
+    ref = None
+    if objective.uses_ref:
+        ref = select_rows(objective.data, dense_stats(model, ref_params, items, objective.needs))
+    policy = select_rows(objective.data, dense_stats(model, params, items, objective.needs))
+    bound = objective.bind(**hyper)
+    if objective.init_state is not None:
+        frozen = jax.lax.stop_gradient(policy)
+        state = bound(policy=frozen, ref=ref, batch=columns, state=state)[2]
+    loss = bound(policy=policy, ref=ref, batch=columns, state=state)[0]
+    return sum(t.total.sum() / t.count.sum() for t in loss.terms)

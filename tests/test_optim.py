@@ -1,0 +1,61 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.optim import decayed, learning_rate, optimizer
+from jaxalign.settings import Optimizer
+
+PARAMS = {"q": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}}
+GRADS = {
+    "q": {"kernel": jnp.full((2, 2), 0.3), "bias": jnp.full(2, -0.2)},
+    "norm": {"scale": jnp.full(2, 0.1)},
+}
+
+
+def test_warmup_wastes_no_update_and_peaks_at_its_last():
+    rate = learning_rate(Optimizer(learning_rate=1.0, warmup=4, schedule="constant"), 10)
+    np.testing.assert_allclose([rate(i) for i in range(6)], [0.25, 0.5, 0.75, 1, 1, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_decay_reaches_its_final_fraction_one_update_after_the_last(schedule):
+    rate = learning_rate(Optimizer(learning_rate=2.0, schedule=schedule, final=0.1, warmup=2), 12)
+    np.testing.assert_allclose([rate(2), rate(12)], [2.0, 0.2], rtol=1e-6)
+    assert rate(11) > 0.2
+
+
+def test_biases_and_norms_are_not_decayed():
+    assert decayed(PARAMS) == {"q": {"kernel": True, "bias": False}, "norm": {"scale": False}}
+
+
+def test_adamw_equals_the_textbook_update():
+    settings = Optimizer(
+        learning_rate=0.1, schedule="constant", weight_decay=0.5, b1=0.8, b2=0.9, eps=1e-3,
+        clip_norm=None,
+    )  # fmt: skip
+    tx = optimizer(settings, 10)
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    # After bias correction the first update is g / (|g| + eps), whatever the decays are.
+    np.testing.assert_allclose(updates["q"]["kernel"], -0.1 * (0.3 / 0.301 + 0.5), rtol=1e-5)
+    np.testing.assert_allclose(updates["q"]["bias"], 0.1 * 0.2 / 0.201, rtol=1e-5)
+
+
+def test_clipping_is_by_the_global_norm():
+    tx = optimizer(Optimizer(name="sgd", learning_rate=1.0, schedule="constant", clip_norm=0.1), 1)
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    norm = np.sqrt(4 * 0.3**2 + 2 * 0.2**2 + 2 * 0.1**2)
+    np.testing.assert_allclose(updates["q"]["kernel"], -0.3 * 0.1 / norm, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "sgd"])
+def test_every_rule_moves_parameters_against_the_gradient(name):
+    tx = optimizer(Optimizer(name=name, learning_rate=0.01), 10)
+    updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    assert bool((updates["q"]["kernel"] < 0).all())
+    assert bool((updates["q"]["bias"] > 0).all())
+
+
+def test_a_value_the_rule_does_not_read_is_refused():
+    with pytest.raises(UserError, match=r"optimizer.eps: lion does not read it"):
+        optimizer(Optimizer(name="lion", eps=1e-8), 10)
