@@ -1,0 +1,224 @@
+"""The command line: arguments, devices, logging, exit codes.
+
+Exit codes: 0 done; 1 the run failed (a full disk, a loss of NaN); 2 a mistake in what was given;
+130 interrupted; 143 stopped by SIGTERM after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import RunError, UserError, near_miss
+from .settings import Run
+
+RECIPE = "recipe, a YAML file; its values are flags too: `RECIPE --help` lists them"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # XLA reports every compilation detail at INFO; warnings of ours and theirs still show.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        return _dispatch(argv)
+    except UserError as e:
+        print(f"jaxalign: {e}", file=sys.stderr)
+        return 2
+    except (RunError, OSError) as e:
+        print(f"jaxalign: {e}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("jaxalign: interrupted; the last checkpoint is intact", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = [
+            f"  {name:<10} {(f.__doc__ or '').splitlines()[0]}" for name, f in COMMANDS.items()
+        ]
+        print("usage: jaxalign COMMAND ...\n\n" + "\n".join(lines))
+        print("\n`jaxalign COMMAND --help` tells more.")
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        raise UserError(f"no command '{argv[0]}'; {near_miss(argv[0], COMMANDS)}")
+    return COMMANDS[argv[0]](argv[1:])
+
+
+def _recipe(command: str, argv: list[str], *extra: tuple[str, dict[str, Any]]) -> tuple[Any, Any]:
+    """Arguments of a command that takes a recipe -> (the command's own, the recipe)."""
+    parser = argparse.ArgumentParser(f"jaxalign {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("recipe", help=RECIPE)
+    for flag, options in extra:
+        parser.add_argument(flag, **options)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(COMMANDS[command].__doc__)
+        parser.print_help()
+        raise SystemExit(0 if argv else 2)
+    own, flags = parser.parse_known_args(argv)
+    from .config import read
+
+    return own, read(own.recipe, flags, prog=f"jaxalign {command} {own.recipe}")
+
+
+def _start(run: Any, mesh: Any) -> tuple[Any, Any]:
+    """Join the other hosts, set jax up and build (mesh, console)."""
+    import jax
+    from rich.console import Console
+
+    from .sharding import make_mesh
+
+    if run.compile_cache is not None:
+        jax.config.update("jax_compilation_cache_dir", run.compile_cache)
+    if run.distributed:
+        jax.distributed.initialize()
+    return make_mesh(mesh), Console(quiet=jax.process_index() != 0)
+
+
+def _train(argv: list[str]) -> int:
+    """Train the stages of a recipe, or go on where an earlier process stopped."""
+    _, recipe = _recipe("train", argv)
+    from . import showcase, train
+
+    mesh, console = _start(recipe.run, recipe.mesh)
+    began = time.monotonic()
+    try:
+        train.train(recipe, mesh, console)
+    except train.Stopped as e:
+        print(f"jaxalign: {e}; the same command goes on from there", file=sys.stderr)
+        return 143
+    if recipe.world is not None:
+        showcase.show(recipe, mesh, console, time.monotonic() - began)
+    return 0
+
+
+STAGE: tuple[str, dict[str, Any]] = ("--stage", {"help": "name of a stage; none: the last"})
+
+
+def _prepared(argv: list[str], command: str, *extra: tuple[str, dict[str, Any]]) -> Any:
+    own, recipe = _recipe(command, argv, STAGE, *extra)
+    from . import train
+    from .hf.load import resolve
+    from .stage import prepare
+
+    mesh, console = _start(recipe.run, recipe.mesh)
+    train.claim(recipe)
+    names = list(recipe.stages)
+    name = own.stage or names[-1]
+    if name not in names:
+        raise UserError(f"--stage {name}: the recipe has no such stage; {near_miss(name, names)}")
+    before = names[: names.index(name)]
+    source = train.model_folder(recipe, before[-1]) if before else recipe.locate(recipe.model.path)
+    if before and not Path(source).exists():
+        raise UserError(f"--stage {name}: it starts from {source}, which is not there; train first")
+    return own, prepare(recipe, name, resolve(str(source)), mesh, console)
+
+
+def _reference(argv: list[str]) -> int:
+    """Compute the reference statistics of a stage, which training then reads from disk."""
+    import jax
+
+    _, prepared = _prepared(argv, "reference")
+    from .stage import cached_reference
+
+    with jax.set_mesh(prepared.mesh):
+        splits = ["train"] + (["held_out"] if prepared.held_out is not None else [])
+        if cached_reference(prepared, "train") is None:
+            name, objective = prepared.name, prepared.task.objective.name
+            raise UserError(f"--stage {name}: '{objective}' reads no cached reference")
+        for split in splits:
+            cached_reference(prepared, split)
+    prepared.console.print(f"reference statistics are in {prepared.folder / 'reference'}")
+    return 0
+
+
+def _evaluate(argv: list[str]) -> int:
+    """Evaluate a stage's model, or any checkpoint of its architecture, on the held-out data."""
+    own, prepared = _prepared(
+        argv,
+        "evaluate",
+        (
+            "--checkpoint",
+            {"help": "Hugging Face folder or hub repository; none: the stage's model"},
+        ),
+    )
+    import jax
+
+    from . import train
+    from .evaluate import evaluator
+    from .hf.load import load_params, resolve
+    from .stage import live_reference
+
+    with jax.set_mesh(prepared.mesh):
+        loader = prepared.held_out_loader()
+        if loader is None:
+            raise UserError(f"stages.{prepared.name}.data.eval_path: give data to evaluate on")
+        trained = train.model_folder(prepared.recipe, prepared.name)
+        params = load_params(resolve(own.checkpoint or str(trained)), prepared.model)
+        init = prepared.task.objective.init_state
+        run = evaluator(prepared.task, prepared.mesh, live_reference(prepared))
+        metrics = run(params, init() if init else None, loader.sequential())
+    for name, value in metrics.items():
+        prepared.console.print(f"{name:<24} {value:.6g}")
+    return 0
+
+
+def _export(argv: list[str]) -> int:
+    """Write the newest checkpoint of an unfinished stage as a Hugging Face folder."""
+    own, prepared = _prepared(
+        argv, "export", ("--out", {"required": True, "help": "folder to write; it must not exist"})
+    )
+    import jax
+
+    from . import export
+
+    with jax.set_mesh(prepared.mesh):
+        step = export.write_checkpoint(prepared, Path(own.out))
+    prepared.console.print(f"the model after update {step} is in {own.out}")
+    return 0
+
+
+def _generate(argv: list[str]) -> int:
+    """Sample answers from a model, one JSON line for each prompt."""
+    import tyro
+
+    from .answer import Sampling, answer, read_prompts
+    from .hf.load import resolve
+
+    settings = tyro.cli(
+        Sampling, args=argv, prog="jaxalign generate", description=_generate.__doc__
+    )
+    prompts = read_prompts(settings)
+    mesh, _ = _start(Run(dir="."), settings.mesh)
+    answers = answer(resolve(settings.model), settings, mesh, prompts)
+    lines = [
+        json.dumps({"prompt": p, "answer": a}, ensure_ascii=False) + "\n"
+        for p, a in zip(prompts, answers, strict=True)
+    ]
+    if settings.out is None:
+        sys.stdout.writelines(lines)
+    else:
+        Path(settings.out).write_text("".join(lines), encoding="utf-8")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "reference": _reference,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "export": _export,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

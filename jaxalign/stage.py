@@ -1,0 +1,214 @@
+"""A stage of a recipe made ready to run: its model, its data, its reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerFast
+
+from . import reference
+from .batch import Batch
+from .config import objective_settings
+from .data.loader import Loader
+from .data.tokenize import Examples, load_examples, preview
+from .errors import UserError
+from .hf import load
+from .models.config import ModelConfig
+from .models.decoder import Model, build
+from .settings import Model as ModelSettings
+from .settings import Recipe, Stage
+from .sharding import batch_shards, put_batch, replicated
+from .step import Task, sequence_stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What training, the reference pass and evaluation share."""
+
+    recipe: Recipe
+    name: str
+    mesh: Mesh
+    source: Path  # the checkpoint that the stage starts from
+    model: Model
+    tokenizer: PreTrainedTokenizerFast
+    task: Task
+    train: Examples
+    held_out: Examples | None
+    console: Console
+
+    @property
+    def stage(self) -> Stage:
+        """The stage's settings."""
+        return self.recipe.stages[self.name]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the stage in the folder of the run."""
+        return Path(self.recipe.run.dir) / self.name
+
+    def loader(self, examples: Examples, ref: dict[str, np.ndarray] | None = None) -> Loader:
+        """Batches of a data set as this stage's mesh and microbatches want them."""
+        return Loader(
+            examples,
+            batch_size=self.stage.batch_size,
+            microbatches=self.stage.microbatches,
+            shards=batch_shards(self.mesh),
+            row_length=self.stage.data.row_length,
+            seed=self.recipe.run.seed,
+            ref=ref,
+        )
+
+    def held_out_loader(self) -> Loader | None:
+        """Batches of the held-out data with their cached reference; None where there is none."""
+        if self.held_out is None:
+            return None
+        return self.loader(self.held_out, cached_reference(self, "held_out"))
+
+
+def open_model(path: Path, settings: ModelSettings, mesh: Mesh) -> Model:
+    """The model that a Hugging Face folder describes, without its weights."""
+    config = ModelConfig.from_hf(load.load_config(path))
+    return build(
+        config,
+        mesh,
+        dtype=settings.dtype,
+        param_dtype=settings.param_dtype,
+        remat=settings.remat,
+    )
+
+
+def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Console) -> Prepared:
+    """Read a stage's data and describe its model; print what became of the rows.
+
+    Args:
+      recipe: the resolved recipe.
+      name: of the stage.
+      source: folder of the checkpoint that it starts from.
+      mesh: of all devices.
+      console: where to print.
+
+    Raises:
+      UserError: something in the recipe, the checkpoint or the data does not fit.
+    """
+    stage = recipe.stages[name]
+    objective, hyper = objective_settings(stage)
+    model = open_model(source, recipe.model, mesh)
+    tokenizer = load.load_tokenizer(source)
+    read = functools.partial(
+        load_examples,
+        stage.data,
+        tokenizer=tokenizer,
+        layout=objective.data.__name__,
+        seed=recipe.run.seed,
+    )
+    train = read(path=recipe.locate(stage.data.path), split=stage.data.split)
+    held_out = None
+    if stage.data.eval_path is not None:
+        held_out = read(path=recipe.locate(stage.data.eval_path), split=stage.data.eval_split)
+    if (top := max(int(x.max()) for e in train.items for x in e.responses)) >= len(tokenizer):
+        raise UserError(f"tokenizer {source}: token {top} lies beyond its {len(tokenizer)} tokens")
+    show_data(console, name, train, held_out, tokenizer)
+    task = Task(objective, hyper, model.forward)
+    return Prepared(recipe, name, mesh, source, model, tokenizer, task, train, held_out, console)
+
+
+def show_data(
+    console: Console,
+    name: str,
+    train: Examples,
+    held_out: Examples | None,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Print what was kept, dropped and cut, and the first two examples with what is scored."""
+    for what, examples in (("training", train), ("held out", held_out)):
+        if examples is not None:
+            table = Table(title=f"{name}: {what} data", title_justify="left", box=None)
+            rows = examples.report.table()
+            for column in rows[0]:
+                table.add_column(column, justify="left" if column == rows[0][0] else "right")
+            for row in rows[1:]:
+                table.add_row(*row)
+            console.print(table)
+    console.print(Text("first examples; what is scored is underlined", style="dim"))
+    for example in train.items[:2]:
+        text = Text()
+        for piece, scored in preview(example, tokenizer):
+            text.append(piece, style="underline green" if scored else "")
+        console.print(text, soft_wrap=True)
+
+
+def reference_source(prepared: Prepared) -> Path:
+    """The folder of the reference's checkpoint: the stage's own, or the start of the stage."""
+    path = prepared.stage.reference.path
+    return prepared.source if path is None else load.resolve(prepared.recipe.locate(path))
+
+
+def live_reference(prepared: Prepared) -> Any | None:
+    """The parameters of a reference that runs beside the policy; None where none does."""
+    if not prepared.task.objective.uses_ref or prepared.stage.reference.mode != "live":
+        return None
+    source = reference_source(prepared)
+    if ModelConfig.from_hf(load.load_config(source)) != prepared.model.config:
+        raise UserError(
+            f"stages.{prepared.name}.reference: {source} is another architecture than the policy; "
+            "a live reference must be the same, use mode: cached"
+        )
+    return load.load_params(source, prepared.model)
+
+
+def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | None:
+    """The reference statistics of a data set, computed now if they are not on disk.
+
+    Args:
+      prepared: the stage.
+      split: "train" or "held_out".
+
+    Returns:
+      {statistic: flat float32} by example, response, scored token; None where the objective has
+      no reference or it runs live.
+    """
+    stage, task = prepared.stage, prepared.task
+    if not task.objective.uses_ref or stage.reference.mode != "cached":
+        return None
+    examples = prepared.train if split == "train" else prepared.held_out
+    assert examples is not None
+    source = reference_source(prepared)
+    fingerprint = {
+        "weights": load.weights_fingerprint(source),
+        "tokenizer": load.tokenizer_fingerprint(prepared.source),
+        "data": examples.fingerprint,
+        "dtype": prepared.recipe.model.dtype,
+        "needs": ", ".join(s.name for s in task.objective.needs),
+    }
+
+    def compute() -> reference.Compute:
+        prepared.console.print(f"{prepared.name}: reference pass over {split} data with {source}")
+        return reference_forward(prepared, source)
+
+    def progress(done: int, total: int) -> None:
+        prepared.console.print(f"{prepared.name}: reference {split} {done}/{total} examples")
+
+    folder = prepared.folder / "reference" / split
+    return reference.cached(folder, fingerprint, prepared.loader(examples), compute, progress)
+
+
+def reference_forward(prepared: Prepared, source: Path) -> reference.Compute:
+    """Load a reference and compile its forward pass over packed batches."""
+    model = open_model(source, prepared.recipe.model, prepared.mesh)
+    params = load.load_params(source, model)
+    task = dataclasses.replace(prepared.task, forward=model.forward)
+
+    @functools.partial(jax.jit, out_shardings=replicated(prepared.mesh))
+    def forward(params: Any, batch: Batch) -> Any:
+        return jax.lax.map(lambda cells: sequence_stats(task, params, cells).token, batch)
+
+    return lambda batch: forward(params, put_batch(batch, prepared.mesh))

@@ -1,0 +1,305 @@
+"""Train the stages of a recipe, one after another; go on where an earlier process stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from . import export
+from .batch import Batch
+from .checkpoint import Checkpoints, write_atomic
+from .config import differences, dump, read, resolved
+from .data.loader import Loader
+from .data.pack import token_counts
+from .errors import RunError, UserError
+from .evaluate import evaluator, means
+from .hf import load
+from .optim import learning_rate, optimizer
+from .settings import Recipe
+from .sharding import put_batch, replicated
+from .stage import Prepared, cached_reference, live_reference, prepare
+from .state import abstract_state, initial_state
+from .step import TrainState, train_step
+from .tracking import Tracker
+from .world_model import make_world
+
+FREE_TO_CHANGE = ("run.dir", "run.log_every", "run.tensorboard", "run.wandb", "run.compile_cache",
+                  "run.distributed", "mesh.")  # fmt: skip
+
+
+class Stopped(Exception):  # noqa: N818
+    """The run was asked to stop (SIGTERM) and has saved its state."""
+
+
+def train(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
+    """Train every stage that is not finished; returns the folder of the last exported model.
+
+    Raises:
+      UserError: the recipe, its data or checkpoints do not fit, or the folder is another run's.
+      RunError: a loss is not finite, or a checkpoint could not be saved.
+      Stopped: SIGTERM came; the state is saved and the same command goes on from it.
+    """
+    claim(recipe)
+    with jax.set_mesh(mesh):
+        make_world(recipe, mesh)
+    source = load.resolve(recipe.locate(recipe.model.path))
+    for name in recipe.stages:
+        out = model_folder(recipe, name)
+        if out.exists():
+            console.print(f"{name}: finished before, its model is in {out}")
+        else:
+            with jax.set_mesh(mesh):
+                train_stage(prepare(recipe, name, source, mesh, console))
+        source = out
+    return source
+
+
+def model_folder(recipe: Recipe, name: str) -> Path:
+    """Where a finished stage's model lies; the folder is there only once it is whole."""
+    return Path(recipe.run.dir) / name / "model"
+
+
+def claim(recipe: Recipe) -> None:
+    """Take the folder of the run, or go on in it if it holds this very recipe.
+
+    Raises:
+      UserError: it holds another run; names what differs.
+    """
+    folder = Path(recipe.run.dir)
+    path = folder / "recipe.yaml"
+    if path.exists():
+        before = resolved(read(str(path), []))
+        changed = differences(before, resolved(recipe))
+        changed = [c for c in changed if not c.startswith(FREE_TO_CHANGE)]
+        if changed:
+            raise UserError(
+                f"run.dir: {folder} holds another run, which differs in\n  "
+                + "\n  ".join(changed)
+                + "\nchoose another --run.dir, or delete that folder"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"run.dir: {folder} is not empty and holds no run; choose another folder")
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, dump(recipe))
+        write_atomic(folder / "environment.json", json.dumps(export.environment(), indent=1))
+
+
+def train_stage(prepared: Prepared) -> None:
+    """Train one stage to its end and export its model."""
+    stage = prepared.stage
+    loader = prepared.loader(prepared.train, cached_reference(prepared, "train"))
+    held_out = prepared.held_out_loader()
+    total = stage.steps or loader.steps(stage.epochs)
+    tx = optimizer(stage.optimizer, total)
+    abstract = abstract_state(prepared.model, tx, prepared.task.objective)
+    checkpoints = Checkpoints(prepared.folder / "checkpoints", stage.keep)
+    with contextlib.closing(checkpoints):
+        start, state = checkpoints.restore(abstract) or (0, None)
+        if state is None:
+            state = initial_state(
+                prepared.model, prepared.source, prepared.task.objective, tx, abstract
+            )
+        else:
+            prepared.console.print(f"{prepared.name}: goes on after update {start} of {total}")
+        loop = Loop(prepared, tx, abstract, live_reference(prepared), held_out)
+        state, metrics = loop.run(loader, state, start, total, checkpoints)
+        out = model_folder(prepared.recipe, prepared.name)
+        export.write_model(prepared, state.params, out, metrics)
+    prepared.console.print(f"{prepared.name}: model written to {out}")
+
+
+class Loop:
+    """The updates of one stage: step, report, evaluate, save, stop."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        tx: optax.GradientTransformation,
+        abstract: TrainState,
+        ref_params: Any,
+        held_out: Loader | None,
+    ):
+        """Compile nothing yet; `jax.jit` does so at the first batch of each shape."""
+        self._prepared = prepared
+        self._ref_params = ref_params
+        self._held_out = held_out
+        mesh = prepared.mesh
+        shardings = jax.tree.map(lambda x: x.sharding, abstract)
+        self._step = jax.jit(
+            functools.partial(train_step, prepared.task, tx),
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(mesh)),
+        )
+        self._evaluate = evaluator(prepared.task, mesh, ref_params)
+
+    def run(
+        self, loader: Loader, state: TrainState, start: int, total: int, checkpoints: Checkpoints
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Updates `start` + 1 to `total`.
+
+        Returns:
+          The last state, and its held-out metrics.
+        """
+        prepared, stage = self._prepared, self._prepared.stage
+        reporter = Reporter(prepared, total)
+        held_out: dict[str, float] = {}
+        if start == total:
+            return state, self._evaluation(state)
+        batches = loader.batches(start, total)
+        with (
+            contextlib.closing(batches),
+            stop_signal() as stopping,
+            tracker(prepared, start, total) as out,
+        ):
+            for step, batch in enumerate(batches, start + 1):
+                on_mesh = put_batch(batch, prepared.mesh)
+                state, metrics = self._step(state, on_mesh, self._ref_params)
+                reporter.add(out, step, batch, metrics)
+                checkpoints.check()
+                stop = stopping(step)
+                last = step == total
+                if _due(step, stage.eval_every) or last:
+                    reporter.flush(out)
+                    held_out = self._evaluation(state)
+                    if held_out:
+                        out.log(step, held_out, evaluation=True)
+                    reporter.restart_clock()
+                if _due(step, stage.save_every) or stop or last:
+                    reporter.flush(out)  # a state is saved only once its loss is known to be finite
+                    checkpoints.save(step, state)
+                if stop and not last:
+                    checkpoints.wait()
+                    raise Stopped(f"{prepared.name}: stopped and saved after update {step}")
+        checkpoints.wait()
+        return state, held_out
+
+    def _evaluation(self, state: TrainState) -> dict[str, float]:
+        if self._held_out is None:
+            return {}
+        batches = self._held_out.sequential()
+        return self._evaluate(state.params, state.objective_state, batches)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+class Reporter:
+    """Reads metrics one update behind, so that the device is never kept waiting for the host."""
+
+    def __init__(self, prepared: Prepared, total: int):
+        """Start the clock."""
+        self._folder = prepared.folder
+        self._every = prepared.recipe.run.log_every
+        rate = learning_rate(prepared.stage.optimizer, total)
+        self._rates = np.asarray(jax.vmap(rate)(jnp.arange(total)))
+        self._total = total
+        self._pending: tuple[int, Batch, Any] | None = None
+        self._shapes: set[Any] = set()
+        self._tokens = np.zeros(2)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out of the rates what is not training."""
+        self._since = time.monotonic()
+        self._tokens[:] = 0
+
+    def add(self, out: Tracker, step: int, batch: Batch, metrics: Any) -> None:
+        """Take an update's metrics, still being computed, and report those of the one before."""
+        self.flush(out)
+        self._shapes.add(tuple(x.shape for x in jax.tree.leaves(batch)))
+        self._pending = (step, batch, metrics)
+
+    def flush(self, out: Tracker) -> None:
+        """Report what is pending.
+
+        Raises:
+          RunError: its loss or gradient is not finite; the batch is described on disk.
+        """
+        if self._pending is None:
+            return
+        step, batch, metrics = self._pending
+        self._pending = None
+        # To the host first: any jax operation would wait in the device's queue for the next update.
+        metrics = jax.device_get(metrics)
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise self._not_finite(step, batch, metrics)
+        real, slots, _ = token_counts(batch)
+        self._tokens += (real, slots)
+        if step % self._every and step != self._total:
+            return
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        real_rate, slot_rate = self._tokens / seconds
+        values = {"loss": loss, "grad_norm": norm, "learning_rate": float(self._rates[step - 1])}
+        values |= means(metrics["sums"])
+        values |= {
+            "tokens": real,
+            "fill": real / slots,
+            "compiles": len(self._shapes),
+            "time/tokens_per_second": real_rate,
+            "time/slots_per_second": slot_rate,
+        }
+        out.log(step, values)
+        self.restart_clock()
+
+    def _not_finite(self, step: int, batch: Batch, metrics: Any) -> RunError:
+        path = self._folder / f"not_finite-{step:08d}.json"
+        examples = {k: np.asarray(v).tolist() for k, v in metrics["examples"].items()}
+        ids = batch.example.reshape(-1).tolist()
+        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        record = {"step": step, "loss": loss, "grad_norm": norm, "example": ids, **examples}
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(record))
+        return RunError(
+            f"update {step}: loss {loss}, gradient norm {norm} are not finite; the batch's "
+            f"examples and statistics are in {path}; the last checkpoint is intact"
+        )
+
+
+def tracker(prepared: Prepared, start: int, total: int) -> Tracker:
+    """The record of a stage's metrics."""
+    run = prepared.recipe.run
+    return Tracker(
+        prepared.folder,
+        stage=prepared.name,
+        total=total,
+        start=start,
+        tensorboard=run.tensorboard,
+        wandb=run.wandb,
+        config=resolved(prepared.recipe),
+        console=prepared.console,
+        enabled=jax.process_index() == 0,
+    )
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Any]:
+    """Gives a function step -> whether SIGTERM has come, which all hosts answer alike."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield lambda step: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
