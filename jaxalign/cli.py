@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RunError, UserError, near_miss
-from .settings import Run
+from .settings import Mesh, Run
 
 RECIPE = "recipe, a YAML file; its values are flags too: `RECIPE --help` lists them"
 
@@ -71,7 +71,7 @@ def _recipe(command: str, argv: list[str], *extra: tuple[str, dict[str, Any]]) -
     return own, read(own.recipe, flags, prog=f"jaxalign {command} {own.recipe}")
 
 
-def _start(run: Any, mesh: Any) -> tuple[Any, Any]:
+def _start(run: Run, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
     """Join the other hosts, set jax up and build (mesh, console)."""
     import jax
     from rich.console import Console
@@ -80,6 +80,9 @@ def _start(run: Any, mesh: Any) -> tuple[Any, Any]:
 
     if run.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", run.compile_cache)
+    if dtype == "float32":
+        # Accelerators round float32 operands to fewer bits unless they are told not to.
+        jax.config.update("jax_default_matmul_precision", "highest")
     if run.distributed:
         jax.distributed.initialize()
     return make_mesh(mesh), Console(quiet=jax.process_index() != 0)
@@ -90,7 +93,7 @@ def _train(argv: list[str]) -> int:
     _, recipe = _recipe("train", argv)
     from . import showcase, train
 
-    mesh, console = _start(recipe.run, recipe.mesh)
+    mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
     began = time.monotonic()
     try:
         train.train(recipe, mesh, console)
@@ -111,7 +114,7 @@ def _prepared(argv: list[str], command: str, *extra: tuple[str, dict[str, Any]])
     from .hf.load import resolve
     from .stage import prepare
 
-    mesh, console = _start(recipe.run, recipe.mesh)
+    mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
     train.claim(recipe)
     names = list(recipe.stages)
     name = own.stage or names[-1]
@@ -154,7 +157,7 @@ def _evaluate(argv: list[str]) -> int:
     )
     import jax
 
-    from . import train
+    from . import export, train
     from .evaluate import evaluator
     from .hf.load import load_params, resolve
     from .stage import live_reference
@@ -165,9 +168,12 @@ def _evaluate(argv: list[str]) -> int:
             raise UserError(f"stages.{prepared.name}.data.eval_path: give data to evaluate on")
         trained = train.model_folder(prepared.recipe, prepared.name)
         params = load_params(resolve(own.checkpoint or str(trained)), prepared.model)
-        init = prepared.task.objective.init_state
+        objective_state = None
+        if prepared.task.objective.init_state is not None:
+            # A running state, such as BCO's shift, is no part of a Hugging Face checkpoint.
+            objective_state = export.newest_state(prepared)[1].objective_state
         run = evaluator(prepared.task, prepared.mesh, live_reference(prepared))
-        metrics = run(params, init() if init else None, loader.sequential())
+        metrics = run(params, objective_state, loader.sequential())
     for name, value in metrics.items():
         prepared.console.print(f"{name:<24} {value:.6g}")
     return 0
@@ -199,7 +205,7 @@ def _generate(argv: list[str]) -> int:
         Sampling, args=argv, prog="jaxalign generate", description=_generate.__doc__
     )
     prompts = read_prompts(settings)
-    mesh, _ = _start(Run(dir="."), settings.mesh)
+    mesh, _ = _start(Run(dir="."), settings.mesh, settings.dtype)
     answers = answer(resolve(settings.model), settings, mesh, prompts)
     lines = [
         json.dumps({"prompt": p, "answer": a}, ensure_ascii=False) + "\n"

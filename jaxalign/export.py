@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
@@ -17,6 +18,7 @@ from .hf.save import save_checkpoint
 from .optim import optimizer
 from .stage import Prepared
 from .state import abstract_state
+from .step import TrainState
 
 PACKAGES = ("jaxalign", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets")
 
@@ -37,6 +39,23 @@ def environment() -> dict[str, Any]:
     }
 
 
+def newest_state(prepared: Prepared) -> tuple[int, TrainState]:
+    """The newest training checkpoint of a stage: updates made, and the state after them.
+
+    Raises:
+      UserError: the stage has none, or it is damaged.
+    """
+    stage = prepared.stage
+    tx = optimizer(stage.optimizer, stage.steps or 1)
+    abstract = abstract_state(prepared.model, tx, prepared.task.objective)
+    folder = prepared.folder / "checkpoints"
+    with contextlib.closing(Checkpoints(folder, stage.keep)) as checkpoints:
+        found = checkpoints.restore(abstract)
+    if found is None:
+        raise UserError(f"{folder}: no checkpoint of stage {prepared.name}; train first")
+    return found
+
+
 def write_checkpoint(prepared: Prepared, folder: Path) -> int:
     """Export the newest training checkpoint of a stage.
 
@@ -52,15 +71,7 @@ def write_checkpoint(prepared: Prepared, folder: Path) -> int:
     """
     if folder.exists():
         raise UserError(f"--out: {folder} exists; choose a new folder")
-    stage = prepared.stage
-    tx = optimizer(stage.optimizer, stage.steps or 1)
-    abstract = abstract_state(prepared.model, tx, prepared.task.objective)
-    checkpoints = Checkpoints(prepared.folder / "checkpoints", stage.keep)
-    found = checkpoints.restore(abstract)
-    checkpoints.close()
-    if found is None:
-        raise UserError(f"{prepared.folder}/checkpoints: no checkpoint to export; train first")
-    step, state = found
+    step, state = newest_state(prepared)
     write_model(prepared, state.params, folder, {})
     return step
 

@@ -91,8 +91,9 @@ class Report:
 
     title: str
     summary: Summary
-    accuracy_before: Estimate  # share of held-out pairs whose chosen response is preferred
-    accuracy_after: Estimate
+    accuracy: Estimate  # share of held-out pairs whose chosen response has the higher reward, after
+    ranking_before: Estimate  # the share with more log-probability per token instead
+    ranking_after: Estimate
     metrics: Mapping[str, Sequence[Mapping[str, Any]]]  # {stage: lines of its metrics.jsonl}
     exported: Path  # folder of the aligned checkpoint
     timings: Mapping[str, float]  # {part of the run: seconds}
@@ -174,12 +175,14 @@ def render_text(report: Report) -> Group:
 
 def _score_rows(report: Report) -> list[tuple[str, str, str, str]]:
     s = report.summary
-    change = report.accuracy_after.mean - report.accuracy_before.mean
-    accuracies = str(report.accuracy_before), str(report.accuracy_after), f"{change:+.3f}"
+    change = report.ranking_after.mean - report.ranking_before.mean
+    rankings = str(report.ranking_before), str(report.ranking_after), f"{change:+.3f}"
     return [
         ("true reward of an answer", str(s.before), str(s.after), _signed(s.gain)),
         ("win rate over before, ties half", "", str(s.win_rate), ""),
-        ("accuracy on held-out pairs", *accuracies),
+        # The reward is measured from the model before: there every pair is a tie.
+        ("reward accuracy, held-out pairs", "all ties", str(report.accuracy), ""),
+        ("same, by log-probability per token", *rankings),
     ]
 
 

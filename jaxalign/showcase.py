@@ -47,6 +47,7 @@ def show(recipe: Recipe, mesh: Mesh, console: Console, seconds: float) -> Path:
     held_out = Path(recipe.world_dir) / "held_out.jsonl"
     prompts = [json.loads(line)["prompt"] for line in held_out.read_text().splitlines()]
     how = Sampling(model="", max_new=LONGEST, dtype="float32", seed=recipe.run.seed, batch_size=256)
+    metrics = {name: read_metrics(Path(recipe.run.dir) / name / "metrics.jsonl") for name in names}
     report = Report(
         title=f"{recipe.run.dir}: {names[0]} (before) and {names[-1]} (after)",
         summary=evaluate_answers(
@@ -55,11 +56,10 @@ def show(recipe: Recipe, mesh: Mesh, console: Console, seconds: float) -> Path:
             answer(after, how, mesh, prompts),
             world.reward,
         ),
-        accuracy_before=pair_accuracy(recipe, before, mesh),
-        accuracy_after=pair_accuracy(recipe, after, mesh),
-        metrics={
-            name: read_metrics(Path(recipe.run.dir) / name / "metrics.jsonl") for name in names
-        },
+        accuracy=share(metrics[names[-1]][-1]["eval/rewards/accuracies"], len(prompts)),
+        ranking_before=ranking(recipe, before, mesh),
+        ranking_after=ranking(recipe, after, mesh),
+        metrics=metrics,
         exported=after,
         timings={"training": seconds, "sampling": time.monotonic() - began},
     )
@@ -69,7 +69,12 @@ def show(recipe: Recipe, mesh: Mesh, console: Console, seconds: float) -> Path:
     return path
 
 
-def pair_accuracy(recipe: Recipe, folder: Path, mesh: Mesh) -> Estimate:
+def share(mean: float, count: int) -> Estimate:
+    """The mean of `count` values of 0 or 1, with its standard error."""
+    return Estimate(mean, math.sqrt(mean * (1 - mean) / count))
+
+
+def ranking(recipe: Recipe, folder: Path, mesh: Mesh) -> Estimate:
     """Share of held-out pairs whose chosen response has more log-probability per token."""
     model = open_model(folder, recipe.model, mesh)
     examples = load_examples(
@@ -88,5 +93,4 @@ def pair_accuracy(recipe: Recipe, folder: Path, mesh: Mesh) -> Estimate:
         # SimPO's reward is the log-probability per token, times a positive number.
         run = evaluator(Task(OBJECTIVES["simpo"], {}, model.forward), mesh)
         metrics = run(load.load_params(folder, model), None, loader.sequential())
-    share = metrics["rewards/accuracies"]
-    return Estimate(share, math.sqrt(share * (1 - share) / len(examples)))
+    return share(metrics["rewards/accuracies"], len(examples))

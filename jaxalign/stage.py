@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,23 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
     held_out = None
     if stage.data.eval_path is not None:
         held_out = read(path=recipe.locate(stage.data.eval_path), split=stage.data.eval_split)
-    if (top := max(int(x.max()) for e in train.items for x in e.responses)) >= len(tokenizer):
-        raise UserError(f"tokenizer {source}: token {top} lies beyond its {len(tokenizer)} tokens")
+    for examples in (train, held_out):
+        _check_ids(examples, model.config.vocab, source)
     show_data(console, name, train, held_out, tokenizer)
     task = Task(objective, hyper, model.forward)
     return Prepared(recipe, name, mesh, source, model, tokenizer, task, train, held_out, console)
+
+
+def _check_ids(examples: Examples | None, vocab: int, source: Path) -> None:
+    """Refuse token ids that the model has no row for; inside jit they would be clamped."""
+    if examples is None:
+        return
+    top = max(int(ids.max(initial=0)) for e in examples.items for ids in (e.prompt, *e.responses))
+    if top >= vocab:
+        raise UserError(
+            f"{source}: its tokenizer gives token {top}, but the model's vocabulary has {vocab}; "
+            "does the tokenizer belong to the model?"
+        )
 
 
 def show_data(
@@ -182,8 +195,10 @@ def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | 
     examples = prepared.train if split == "train" else prepared.held_out
     assert examples is not None
     source = reference_source(prepared)
+    config = repr(ModelConfig.from_hf(load.load_config(source)))
     fingerprint = {
         "weights": load.weights_fingerprint(source),
+        "config": hashlib.sha256(config.encode()).hexdigest(),
         "tokenizer": load.tokenizer_fingerprint(prepared.source),
         "data": examples.fingerprint,
         "dtype": prepared.recipe.model.dtype,

@@ -36,8 +36,9 @@ def make_report(tmp_path, **changes) -> Report:
     report = Report(
         title="Quickstart",
         summary=evaluate_answers(*answers, by_length),
-        accuracy_before=Estimate(0.5, 0.05),
-        accuracy_after=Estimate(0.75, 0.04),
+        accuracy=Estimate(0.875, 0.03),
+        ranking_before=Estimate(0.5, 0.05),
+        ranking_after=Estimate(0.75, 0.04),
         metrics={"sft": lines("sft"), "slpo": lines("slpo")},
         exported=tmp_path / "model",
         timings={"sft": 61.2, "slpo": 35.0},
