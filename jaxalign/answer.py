@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +11,7 @@ import tyro
 from jax.sharding import Mesh
 
 from .data.chat import Messages
+from .data.schema import FILES, prompts_of
 from .data.tokenize import encode_prompts
 from .errors import UserError
 from .generate import generate
@@ -33,10 +32,10 @@ class Sampling:
     prompt: str | None = None
     """One prompt, text."""
     prompts: str | None = None
-    """File of prompts: .jsonl or .jsonl.gz with a column `prompt`, or one prompt a line."""
+    """File of prompts: .jsonl, .jsonl.gz or .parquet with a column `prompt`, or one a line."""
     out: str | None = None
     """File to write; none: standard output."""
-    max_new: int = 256
+    max_new: int = 128
     """Most tokens drawn for a prompt."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the likeliest token."""
@@ -67,19 +66,12 @@ def read_prompts(settings: Sampling) -> list[Prompt]:
     path = Path(settings.prompts)
     if not path.is_file():
         raise UserError(f"--prompts: no file {path}")
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as f:
-        lines = [line.rstrip("\n") for line in f if line.strip()]
-    if ".jsonl" in path.suffixes:
-        return [_prompt(line, f"{path} line {i}") for i, line in enumerate(lines, 1)]
-    return list(lines)
-
-
-def _prompt(line: str, where: str) -> Prompt:
+    if path.name.endswith(FILES):
+        return list(prompts_of(str(path)))
     try:
-        return json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{where}: wanted a JSON object with a 'prompt', got {line[:60]!r}") from e
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as e:
+        raise UserError(f"--prompts: {path} is not UTF-8 text ({e}); convert it") from None
 
 
 def answer(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Prompt]) -> list[str]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -158,7 +159,9 @@ class Checkpoints:
     def _failed(self, step: int, error: BaseException) -> RunError:
         good = [s for s in self.steps() if s != step]
         last = f"the checkpoint of step {good[-1]} is intact" if good else "none was saved before"
-        reason = str(error).strip().split("\n")[0][:300]
+        # Tensorstore's errors are long, and what the system said stands anywhere in them.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        reason = os.strerror(int(code[1])) if code else str(error).strip().split("\n")[0][:300]
         return RunError(
             f"checkpoint {self._path(step)} could not be saved: {reason}; {last}; "
             "make room on the disk and run the same command again"

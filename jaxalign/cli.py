@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # XLA reports every compilation detail at INFO; warnings of ours and theirs still show.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Orbax logs with a traceback what it then raises.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return _dispatch(argv)
     except UserError as e:
@@ -57,14 +58,18 @@ def _dispatch(argv: list[str]) -> int:
 
 def _recipe(command: str, argv: list[str], *extra: tuple[str, dict[str, Any]]) -> tuple[Any, Any]:
     """Arguments of a command that takes a recipe -> (the command's own, the recipe)."""
-    parser = argparse.ArgumentParser(f"jaxalign {command}", add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        f"jaxalign {command}", usage="%(prog)s RECIPE [FLAGS]", add_help=False, allow_abbrev=False
+    )
     parser.add_argument("recipe", help=RECIPE)
     for flag, options in extra:
         parser.add_argument(flag, **options)
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
+        raise UserError(f"{command}: no recipe; give the path of a YAML file, see --help")
+    if argv[0] in ("-h", "--help"):
         print(COMMANDS[command].__doc__)
         parser.print_help()
-        raise SystemExit(0 if argv else 2)
+        raise SystemExit(0)
     own, flags = parser.parse_known_args(argv)
     from .config import read
 
@@ -84,8 +89,11 @@ def _start(run: Run, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
         # Accelerators round float32 operands to fewer bits unless they are told not to.
         jax.config.update("jax_default_matmul_precision", "highest")
     if run.distributed:
-        jax.distributed.initialize()
-    return make_mesh(mesh), Console(quiet=jax.process_index() != 0)
+        # jax recognises TPU pods, Slurm, Kubernetes and MPI; elsewhere, as for the address of the
+        # coordinator, the environment says who is who.
+        place = {k: os.environ.get(f"JAX_{k.upper()}") for k in ("num_processes", "process_id")}
+        jax.distributed.initialize(**{k: int(v) for k, v in place.items() if v is not None})
+    return make_mesh(mesh), Console(quiet=jax.process_index() != 0, soft_wrap=True)
 
 
 def _train(argv: list[str]) -> int:

@@ -46,7 +46,7 @@ def newest_state(prepared: Prepared) -> tuple[int, TrainState]:
       UserError: the stage has none, or it is damaged.
     """
     stage = prepared.stage
-    tx = optimizer(stage.optimizer, stage.steps or 1)
+    tx = optimizer(stage.optimizer, prepared.updates)
     abstract = abstract_state(prepared.model, tx, prepared.task.objective)
     folder = prepared.folder / "checkpoints"
     with contextlib.closing(Checkpoints(folder, stage.keep)) as checkpoints:

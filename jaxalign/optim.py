@@ -55,8 +55,13 @@ def optimizer(settings: Optimizer, total: int) -> optax.GradientTransformation:
       total: updates of the whole stage, for the schedule.
 
     Raises:
-      UserError: a value is set that the chosen rule does not read.
+      UserError: a value is set that the chosen rule does not read, or the warm-up would not end.
     """
+    if settings.warmup > total:
+        raise UserError(
+            f"optimizer.warmup: {settings.warmup} updates of warm-up in a stage of {total}; "
+            "lower it, or train for more steps"
+        )
     reads = READS[settings.name]
     given = {k: getattr(settings, k) for k in ("b1", "b2", "eps")}
     given = {k: v for k, v in given.items() if v is not None}

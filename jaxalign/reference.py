@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from .batch import Batch
 from .checkpoint import write_atomic
@@ -66,9 +67,7 @@ def cached(
             values = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
             _write(_part(folder, start), values)
         progress(stop, total)
-    if missing and jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
+    if missing:
         multihost_utils.sync_global_devices(f"reference {folder}")
     parts = [_read(_part(folder, start)) for start in starts]
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

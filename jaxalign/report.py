@@ -179,10 +179,10 @@ def _score_rows(report: Report) -> list[tuple[str, str, str, str]]:
     rankings = str(report.ranking_before), str(report.ranking_after), f"{change:+.3f}"
     return [
         ("true reward of an answer", str(s.before), str(s.after), _signed(s.gain)),
-        ("win rate over before, ties half", "", str(s.win_rate), ""),
+        ("win rate (a tie is half)", "", str(s.win_rate), ""),
         # The reward is measured from the model before: there every pair is a tie.
-        ("reward accuracy, held-out pairs", "all ties", str(report.accuracy), ""),
-        ("same, by log-probability per token", *rankings),
+        ("reward accuracy, pairs", "all ties", str(report.accuracy), ""),
+        ("same, by logp per token", *rankings),
     ]
 
 

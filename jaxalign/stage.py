@@ -56,6 +56,11 @@ class Prepared:
         """The folder of the stage in the folder of the run."""
         return Path(self.recipe.run.dir) / self.name
 
+    @property
+    def updates(self) -> int:
+        """Updates of the whole stage."""
+        return self.stage.steps or self.loader(self.train).steps(self.stage.epochs)
+
     def loader(self, examples: Examples, ref: dict[str, np.ndarray] | None = None) -> Loader:
         """Batches of a data set as this stage's mesh and microbatches want them."""
         return Loader(
@@ -116,20 +121,27 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
     if stage.data.eval_path is not None:
         held_out = read(path=recipe.locate(stage.data.eval_path), split=stage.data.eval_split)
     for examples in (train, held_out):
-        _check_ids(examples, model.config.vocab, source)
+        _check_ids(examples, model, source)
     show_data(console, name, train, held_out, tokenizer)
     task = Task(objective, hyper, model.forward)
     return Prepared(recipe, name, mesh, source, model, tokenizer, task, train, held_out, console)
 
 
-def _check_ids(examples: Examples | None, vocab: int, source: Path) -> None:
-    """Refuse token ids that the model has no row for; inside jit they would be clamped."""
+def _check_ids(examples: Examples | None, model: Model, source: Path) -> None:
+    """Refuse tokens and positions that the model does not have; jax would clamp them in silence."""
     if examples is None:
         return
+    vocab, positions = model.config.vocab, model.config.max_positions
+    longest = max(len(e.prompt) + max(map(len, e.responses)) for e in examples.items)
+    if longest > positions:
+        raise UserError(
+            f"data.max_length: a prompt with its response has {longest} tokens, but {source} was "
+            f"made for {positions} positions; set data.max_length to {positions} or less"
+        )
     top = max(int(ids.max(initial=0)) for e in examples.items for ids in (e.prompt, *e.responses))
     if top >= vocab:
         raise UserError(
-            f"{source}: its tokenizer gives token {top}, but the model's vocabulary has {vocab}; "
+            f"{source}: the data has token {top}, but this model's vocabulary has {vocab}; "
             "does the tokenizer belong to the model?"
         )
 
@@ -151,11 +163,11 @@ def show_data(
             for row in rows[1:]:
                 table.add_row(*row)
             console.print(table)
-    console.print(Text("first examples; what is scored is underlined", style="dim"))
+    console.print(Text("first examples; what is scored stands in ⟦ ⟧", style="dim"))
     for example in train.items[:2]:
         text = Text()
         for piece, scored in preview(example, tokenizer):
-            text.append(piece, style="underline green" if scored else "")
+            text.append(f"⟦{piece}⟧" if scored else piece, style="green" if scored else "")
         console.print(text, soft_wrap=True)
 
 
@@ -219,6 +231,8 @@ def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | 
 def reference_forward(prepared: Prepared, source: Path) -> reference.Compute:
     """Load a reference and compile its forward pass over packed batches."""
     model = open_model(source, prepared.recipe.model, prepared.mesh)
+    for examples in (prepared.train, prepared.held_out):
+        _check_ids(examples, model, source)
     params = load.load_params(source, model)
     task = dataclasses.replace(prepared.task, forward=model.forward)
 

@@ -8,7 +8,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -39,6 +40,8 @@ from .world_model import make_world
 
 FREE_TO_CHANGE = ("run.dir", "run.log_every", "run.tensorboard", "run.wandb", "run.compile_cache",
                   "run.distributed", "mesh.")  # fmt: skip
+CLAIM = {f"{name}{end}" for name in ("recipe.yaml", "environment.json") for end in ("", ".tmp")}
+"""What the folder of a run holds before anything has come of it."""
 
 
 class Stopped(Exception):  # noqa: N818
@@ -74,29 +77,43 @@ def model_folder(recipe: Recipe, name: str) -> Path:
 
 
 def claim(recipe: Recipe) -> None:
-    """Take the folder of the run, or go on in it if it holds this very recipe.
+    """Take the folder of the run, or go on in it if what it holds was made by this recipe.
 
     Raises:
       UserError: it holds another run; names what differs.
     """
     folder = Path(recipe.run.dir)
     path = folder / "recipe.yaml"
-    if path.exists():
-        before = resolved(read(str(path), []))
-        changed = differences(before, resolved(recipe))
-        changed = [c for c in changed if not c.startswith(FREE_TO_CHANGE)]
+    held = {f.name for f in folder.iterdir()} if folder.exists() else set()
+    if not held <= CLAIM and not path.exists():
+        raise UserError(f"run.dir: {folder} is not empty and holds no run; choose another folder")
+    if not held <= CLAIM:
+        before = read(str(path), [])
+        then, now = (_begun(stages, held) for stages in (before.stages, recipe.stages))
+        # A stage of which nothing has come yet may still be mended.
+        pending = {*before.stages, *recipe.stages} - {*then, *now}
+        free = (*FREE_TO_CHANGE, *(f"stages.{name}." for name in pending))
+        changed = differences(resolved(before), resolved(recipe))
+        changed = [c for c in changed if not c.startswith(free)]
+        changed += [f"stages: {then} -> {now}"] if then != now else []
         if changed:
             raise UserError(
                 f"run.dir: {folder} holds another run, which differs in\n  "
                 + "\n  ".join(changed)
                 + "\nchoose another --run.dir, or delete that folder"
             )
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"run.dir: {folder} is not empty and holds no run; choose another folder")
+    # Every host has looked before the first one writes.
+    multihost_utils.sync_global_devices("claim")
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, dump(recipe))
         write_atomic(folder / "environment.json", json.dumps(export.environment(), indent=1))
+
+
+def _begun(stages: Iterable[str], held: Collection[str]) -> list[str]:
+    """The stages up to the last one that has left something in the folder."""
+    names = list(stages)
+    return names[: max((i for i, name in enumerate(names, 1) if name in held), default=0)]
 
 
 def train_stage(prepared: Prepared) -> None:
@@ -104,7 +121,7 @@ def train_stage(prepared: Prepared) -> None:
     stage = prepared.stage
     loader = prepared.loader(prepared.train, cached_reference(prepared, "train"))
     held_out = prepared.held_out_loader()
-    total = stage.steps or loader.steps(stage.epochs)
+    total = prepared.updates
     tx = optimizer(stage.optimizer, total)
     abstract = abstract_state(prepared.model, tx, prepared.task.objective)
     checkpoints = Checkpoints(prepared.folder / "checkpoints", stage.keep)
@@ -171,7 +188,6 @@ class Loop:
                 state, metrics = self._step(state, on_mesh, self._ref_params)
                 reporter.add(out, step, batch, metrics)
                 checkpoints.check()
-                stop = stopping(step)
                 last = step == total
                 if _due(step, stage.eval_every) or last:
                     reporter.flush(out)
@@ -179,10 +195,11 @@ class Loop:
                     if held_out:
                         out.log(step, held_out, evaluation=True)
                     reporter.restart_clock()
+                stop = stopping(step)
                 if _due(step, stage.save_every) or stop or last:
                     reporter.flush(out)  # a state is saved only once its loss is known to be finite
                     checkpoints.save(step, state)
-                if stop and not last:
+                if stop:
                     checkpoints.wait()
                     raise Stopped(f"{prepared.name}: stopped and saved after update {step}")
         checkpoints.wait()
@@ -293,8 +310,6 @@ def tracker(prepared: Prepared, start: int, total: int) -> Tracker:
 def stop_signal() -> Iterator[Any]:
     """Gives a function step -> whether SIGTERM has come, which all hosts answer alike."""
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         yield multihost_utils.reached_preemption_sync_point
         return
     came: list[int] = []

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from . import world
@@ -26,6 +27,7 @@ def make_world(recipe: Recipe, mesh: Mesh) -> None:
         )
         world.make_tokenizer(folder / "start")
         (folder / "start" / "config.json").write_text(json.dumps(world.model_config(), indent=1))
+    multihost_utils.sync_global_devices("world")
     model = open_model(folder / "start", recipe.model, mesh)
     params = model.init(jax.random.key(settings.seed))
     save_checkpoint(

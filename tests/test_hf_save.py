@@ -12,7 +12,7 @@ from helpers_hf import (
     torch_logits,
 )
 
-from jaxalign.errors import UserError
+from jaxalign.errors import RunError, UserError
 from jaxalign.hf import save as hf_save
 from jaxalign.hf.load import (
     load_config,
@@ -97,13 +97,13 @@ def test_a_failed_save_leaves_the_older_export_whole(source, tmp_path, monkeypat
         raise error
 
     monkeypatch.setattr(hf_save, "save_file", fail)
-    with pytest.raises((UserError, KeyboardInterrupt)):
+    with pytest.raises((RunError, KeyboardInterrupt)):
         save_checkpoint(older, load_params(folder, model), model, source=folder, card=CARD)
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
     assert weights_fingerprint(older) == weights_fingerprint(folder)
 
 
-def test_a_full_disk_is_a_user_error(source, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_clear_error(source, tmp_path, monkeypatch):
     folder = source("llama-gqa")
     model = small_model(folder)
 
@@ -111,7 +111,7 @@ def test_a_full_disk_is_a_user_error(source, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(hf_save, "save_file", fail)
-    with pytest.raises(UserError, match=r"cannot write the checkpoint \(No space left on device"):
+    with pytest.raises(RunError, match=r"cannot write the checkpoint \(No space left on device"):
         save_checkpoint(tmp_path / "o", load_params(folder, model), model, source=folder, card="")
 
 

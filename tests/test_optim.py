@@ -59,3 +59,8 @@ def test_every_rule_moves_parameters_against_the_gradient(name):
 def test_a_value_the_rule_does_not_read_is_refused():
     with pytest.raises(UserError, match=r"optimizer.eps: lion does not read it"):
         optimizer(Optimizer(name="lion", eps=1e-8), 10)
+
+
+def test_a_warmup_longer_than_the_stage_is_refused():
+    with pytest.raises(UserError, match=r"warmup: 11 updates of warm-up in a stage of 10"):
+        optimizer(Optimizer(warmup=11), 10)

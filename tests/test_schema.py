@@ -199,7 +199,7 @@ def test_text_beside_messages_becomes_a_message_of_its_role(tmp_path):
 @pytest.mark.parametrize("name", ["chosen", "rejected"])
 @pytest.mark.parametrize("empty", ["", "  \n", [{"role": "assistant", "content": ""}]])
 def test_an_empty_response_stops_with_its_line_and_column(tmp_path, name, empty):
-    message = f"data.jsonl line 1: '{name}' is empty; drop it or pass --data.skip-empty"
+    message = f"data.jsonl line 1: '{name}' is empty; drop it or set data.skip_empty"
     with pytest.raises(UserError, match=message):
         one(tmp_path, PAIR | {name: empty})
 

@@ -66,6 +66,15 @@ def read_rows(
                 dropped["empty response"] += 1
 
 
+def prompts_of(path: str) -> list[Field]:
+    """The column `prompt` of a .jsonl, .jsonl.gz or .parquet file.
+
+    Raises:
+      UserError: the file is missing or broken, or a row has no prompt.
+    """
+    return [_field(record, "prompt", where) for where, record in _records(path, "")]
+
+
 def parse(record: Mapping[str, Any], where: str) -> Row | None:
     """A record, by the columns it has; None where two transcripts share no prompt.
 
@@ -291,7 +300,7 @@ def _all_filled(row: Row, skip_empty: bool) -> bool:
         if not "".join(texts).strip():
             if skip_empty:
                 return False
-            raise UserError(f"{row.where}: '{name}' is empty; drop it or pass --data.skip-empty")
+            raise UserError(f"{row.where}: '{name}' is empty; drop it or set data.skip_empty")
     return True
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from ..errors import UserError
+from ..errors import RunError, UserError
 from ..models.decoder import Model, Params
 from ..sharding import replicated
 from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors
@@ -61,7 +62,8 @@ def save_checkpoint(
       max_shard_bytes: start another file when one would become larger, bytes.
 
     Raises:
-      UserError: the folder cannot be written, or a value is not finite in `dtype`.
+      RunError: the folder cannot be written.
+      UserError: a value is not finite in `dtype`.
     """
     folder, source = Path(folder).absolute(), Path(source)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -75,12 +77,14 @@ def save_checkpoint(
         if writer:
             _replace(folder, partial)
     except (OSError, SafetensorError) as error:
-        raise UserError(
+        raise RunError(
             f"{folder}: cannot write the checkpoint ({error}); free space or choose another folder"
         ) from error
     finally:
         if writer:
             shutil.rmtree(partial, ignore_errors=True)
+    # The next stage reads the folder on every host.
+    multihost_utils.sync_global_devices(f"saved {folder.name}")
 
 
 def _replace(folder: Path, new: Path) -> None:
