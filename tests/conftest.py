@@ -4,7 +4,10 @@ import atexit
 import functools
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
+import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAXALIGN_TEST_PLATFORM", "cpu")
@@ -13,8 +16,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 CACHE = tempfile.mkdtemp(prefix="jaxalign-tests-")
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
+import helpers_run as h
 import jax
 import pytest
+
+from jaxalign.cli import main
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", CACHE)
@@ -49,3 +55,83 @@ def source(tmp_path_factory):
 def copy(source, tmp_path):
     """A copy of the small Llama checkpoint, to damage."""
     return shutil.copytree(source("llama-gqa"), tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    return h.write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def trained(inputs, cache, tmp_path_factory):
+    """A finished run, its recipe, and the process that made it."""
+    folder = tmp_path_factory.mktemp("trained")
+    held_out = {"stages__dpo__data__eval_path": f"{inputs}/held_out.jsonl"}
+    recipe = h.write_recipe(folder / "recipe.yaml", h.values(inputs, folder / "run", **held_out))
+    return folder / "run", recipe, h.cli("train", recipe, cache=cache)
+
+
+@pytest.fixture(scope="session")
+def endless(inputs, cache, tmp_path_factory):
+    """`endless(number)` is a run too long to finish, its recipe, and how it took a signal."""
+
+    def start(number):
+        folder = tmp_path_factory.mktemp("endless")
+        values = h.values(inputs, folder / "run", "sft", stages__sft__steps=100_000)
+        recipe = h.write_recipe(folder / "recipe.yaml", values)
+        process = subprocess.Popen(
+            h.command("train", recipe),
+            env=h.environment(cache),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while not h.sealed(folder / "run" / "sft"):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        return folder / "run", recipe, process.returncode, errors
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def stopped(endless):
+    """A run that SIGTERM has stopped."""
+    return endless(signal.SIGTERM)
+
+
+@pytest.fixture
+def run(capsys):
+    """`run(*argv)`: (exit code, standard output, standard error), in this process."""
+
+    def call(*argv):
+        try:
+            code = main([str(a) for a in argv])
+        except SystemExit as e:
+            code = e.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    """`refused(*argv)`: the one error line of a command that exits with 2."""
+
+    def call(*argv):
+        code, _, err = run(*argv)
+        assert code == 2, err
+        assert err.startswith("jaxalign: ")
+        assert err.count("jaxalign: ") == 1
+        assert "Traceback" not in err
+        return err
+
+    return call

@@ -1,0 +1,1 @@
+"""Measurements against other programs and against closed forms; each prints one table."""
