@@ -91,8 +91,11 @@ def _start(run: Run, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
     if run.distributed:
         # jax recognises TPU pods, Slurm, Kubernetes and MPI; elsewhere, as for the address of the
         # coordinator, the environment says who is who.
-        place = {k: os.environ.get(f"JAX_{k.upper()}") for k in ("num_processes", "process_id")}
-        jax.distributed.initialize(**{k: int(v) for k, v in place.items() if v is not None})
+        count, number = (os.environ.get(k) for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count),
+            process_id=None if number is None else int(number),
+        )
     return make_mesh(mesh), Console(quiet=jax.process_index() != 0, soft_wrap=True)
 
 

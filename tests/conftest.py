@@ -28,15 +28,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
-@pytest.fixture
-def single_mesh():
-    """The mesh of one device."""
-    from jaxalign.settings import Mesh
-    from jaxalign.sharding import make_mesh
-
-    return make_mesh(Mesh(), jax.devices()[:1])
-
-
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
     """`source(name, **options)` is the folder of a random Hugging Face checkpoint, written once."""
