@@ -183,11 +183,13 @@ def main() -> int:
                 continue
             path = write_recipe(folder, objective.name, model, data)
             seconds = train(path)
-            batch = first_batch(path, model) or seen[objective.data]
-            seen[objective.data] = batch
+            batch = first_batch(path, model) or seen.get(objective.data)
             metrics = read_metrics(folder / objective.name / objective.name / "metrics.jsonl")
             hyper = {k: p.default for k, p in objective.hyper.items()}
-            form = closed_form(objective.name, batch, hyper)
+            form = None
+            if batch is not None:
+                seen[objective.data] = batch
+                form = closed_form(objective.name, batch, hyper)
             row, as_it_must = report(objective.name, metrics, form, seconds)
             rows.append(row)
             good &= as_it_must

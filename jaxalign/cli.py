@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # XLA reports every compilation detail at INFO; warnings of ours and theirs still show.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    # Only its tokenizers are used; that torch is missing is no news.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # Orbax logs with a traceback what it then raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
