@@ -1,7 +1,7 @@
 """The command line: arguments, devices, logging, exit codes.
 
 Exit codes: 0 done; 1 the run failed (a full disk, a loss of NaN); 2 a mistake in what was given;
-130 interrupted; 143 stopped by SIGTERM after saving.
+130 interrupted (Ctrl-C); 143 stopped by SIGTERM. In training both are answered after saving.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _train(argv: list[str]) -> int:
         train.train(recipe, mesh, console)
     except train.Stopped as e:
         print(f"jaxalign: {e}; the same command goes on from there", file=sys.stderr)
-        return 143
+        return 128 + e.number
     if recipe.world is not None:
         showcase.show(recipe, mesh, console, time.monotonic() - began)
     return 0

@@ -45,7 +45,12 @@ CLAIM = {f"{name}{end}" for name in ("recipe.yaml", "environment.json") for end 
 
 
 class Stopped(Exception):  # noqa: N818
-    """The run was asked to stop (SIGTERM) and has saved its state."""
+    """The run was asked to stop by a signal and has saved its state."""
+
+    def __init__(self, message: str, number: int):
+        """`number` is that of the signal."""
+        super().__init__(message)
+        self.number = number
 
 
 def train(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
@@ -54,7 +59,7 @@ def train(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
     Raises:
       UserError: the recipe, its data or checkpoints do not fit, or the folder is another run's.
       RunError: a loss is not finite, or a checkpoint could not be saved.
-      Stopped: SIGTERM came; the state is saved and the same command goes on from it.
+      Stopped: SIGTERM or SIGINT came; the state is saved and the same command goes on from it.
     """
     claim(recipe)
     with jax.set_mesh(mesh):
@@ -201,7 +206,7 @@ class Loop:
                     checkpoints.save(step, state)
                 if stop:
                     checkpoints.wait()
-                    raise Stopped(f"{prepared.name}: stopped and saved after update {step}")
+                    raise Stopped(f"{prepared.name}: stopped and saved after update {step}", stop)
         checkpoints.wait()
         return state, held_out
 
@@ -308,13 +313,20 @@ def tracker(prepared: Prepared, start: int, total: int) -> Tracker:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Any]:
-    """Gives a function step -> whether SIGTERM has come, which all hosts answer alike."""
+    """Gives a function step -> the signal that asks to stop, or 0; all hosts answer alike.
+
+    SIGINT is handled like SIGTERM: a KeyboardInterrupt that is raised inside a callback of a
+    library is printed there and lost.
+    """
     if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
+        reached = multihost_utils.reached_preemption_sync_point
+        yield lambda step: signal.SIGTERM if reached(step) else 0
         return
     came: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(n, lambda number, frame: came.append(number)) for n in numbers]
     try:
-        yield lambda step: bool(came)
+        yield lambda step: came[0] if came else 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
