@@ -117,12 +117,6 @@ def token_counts(batch: Batch) -> TokenCounts:
     )
 
 
-def tokens_saved(batch: Batch) -> int:
-    """Prompt tokens that were not encoded again for the second and later responses."""
-    prompts = int(((batch.segment > 0) & (batch.branch == 0)).sum())
-    return prompts * (batch.mask.shape[3] - 1)
-
-
 def _scored(item: Example | None) -> int:
     return sum(item.scored(r) for r in range(len(item.responses))) if item else 0
 

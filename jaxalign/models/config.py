@@ -188,24 +188,17 @@ def _gpt_neox(f: _Fields) -> ModelConfig:
 
 def _llama(f: _Fields) -> ModelConfig:
     biased = f.get("attention_bias", bool, False)
-    return _checked(
-        f,
-        kv_heads=f.get("num_key_value_heads", int, f.get("num_attention_heads", int)),
-        head_width=f.get("head_dim", int, None) or _head_width(f),
-        norm="rms",
-        norm_eps=f.get("rms_norm_eps", float, 1e-6),
-        activation=_activation(f, "silu"),
-        rope=_rope(f, partial=1.0),
-        gated=True,
-        qkv_bias=biased,
-        out_bias=biased,
-        mlp_bias=f.get("mlp_bias", bool, False),
-        parallel_residual=False,
-    )
+    mlp_bias = f.get("mlp_bias", bool, False)
+    return _gated_rms(f, qkv_bias=biased, out_bias=biased, mlp_bias=mlp_bias)
 
 
 def _qwen2(f: _Fields) -> ModelConfig:
     _refuse_sliding_window(f)
+    return _gated_rms(f, qkv_bias=True, out_bias=False, mlp_bias=False)
+
+
+def _gated_rms(f: _Fields, **biases: bool) -> ModelConfig:
+    """What Llama and Qwen2 share: all but where they have biases."""
     return _checked(
         f,
         kv_heads=f.get("num_key_value_heads", int, f.get("num_attention_heads", int)),
@@ -215,10 +208,8 @@ def _qwen2(f: _Fields) -> ModelConfig:
         activation=_activation(f, "silu"),
         rope=_rope(f, partial=1.0),
         gated=True,
-        qkv_bias=True,
-        out_bias=False,
-        mlp_bias=False,
         parallel_residual=False,
+        **biases,
     )
 
 
