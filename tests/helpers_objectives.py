@@ -127,13 +127,14 @@ TARGETS = {"chosen": [0, 1, 3], "rejected": [2, 0]}
 def logit_grads(name, **hyper):
     """Gradient of a paired objective with respect to the logits of the example above."""
     o = OBJECTIVES[name]
+    longest = max(map(len, TARGETS.values()))
 
     def build(logits):
         out = {}
         for row, z in logits.items():
-            y = jnp.asarray(TARGETS[row])
-            token = {s.name: s.fn(z, y)[None] for s in o.needs}
-            out[row] = reduce_tokens(token, jnp.ones((1, len(y)), bool))
+            y, pad = jnp.asarray(TARGETS[row]), (0, longest - len(TARGETS[row]))
+            token = {s.name: jnp.pad(s.fn(z, y), pad)[None] for s in o.needs}
+            out[row] = reduce_tokens(token, jnp.arange(longest)[None] < len(y))
         return o.data(**out)
 
     def as_arrays(tree):

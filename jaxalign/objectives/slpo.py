@@ -97,7 +97,7 @@ def _mass_shifts(ref: Pairs, alpha: float | Array, mass_shift: str) -> Two:
 
     Apart from log w, because next to a reference of -800 nats float32 would lose the shift.
     """
-    gap = ref.rejected.logp - ref.chosen.logp
+    gap = _difference(ref.rejected, ref.chosen)
     moved, kept = jnp.log(alpha), jnp.log1p(-alpha)
     if mass_shift == "paper":
         return moved + softplus(gap), kept + softplus(-gap)
@@ -115,7 +115,7 @@ def _split(
         n = _temperature(y, temperature)
         log_not_w = jnp.logaddexp(rest, others)
         log_not_y = _log_complement(y, complement)
-        excess = (y.logp - ref_y.logp) - shift - (log_not_y - log_not_w)
+        excess = _difference(y, ref_y) - shift - (log_not_y - log_not_w)
         return bernoulli_kl((y.logp - log_not_y) / n, (log_w - log_not_w) / n, excess / n)
 
     # 1/4: Code 6.1 averages over two rows of a pair and over the two outcomes of each.
@@ -130,9 +130,14 @@ def _joint(policy: Pairs, ref: Pairs, shifts: Two, complement: Complement) -> Ar
     rest, target_rest = _log_rest(policy, complement), _log_rest(ref, complement)
     total = kl_term(rest, target_rest, rest - target_rest)
     for name, shift in zip(("chosen", "rejected"), shifts, strict=True):
-        logp, ref_logp = getattr(policy, name).logp, getattr(ref, name).logp
-        total += kl_term(logp, ref_logp + shift, (logp - ref_logp) - shift)
+        y, ref_y = getattr(policy, name), getattr(ref, name)
+        total += kl_term(y.logp, ref_y.logp + shift, _difference(y, ref_y) - shift)
     return total
+
+
+def _difference(a: SequenceStats, b: SequenceStats) -> Array:
+    """The log-ratio log p(a) / p(b), [B], nats; token by token, as the two sums may be large."""
+    return jnp.sum(a.token["logp"] - b.token["logp"], -1)
 
 
 def _temperature(y: SequenceStats, temperature: Temperature) -> Array | float:
