@@ -12,17 +12,18 @@ class Batch(NamedTuple):
 
     Leading axes [n, S] everywhere: n microbatches, S shards of the batch (the product of the mesh
     axes `data` and `fsdp`). A cell [i, s] is self-contained: it holds b examples, all their
-    responses, and every index below points inside the cell. K rows of L tokens, M scored
-    positions, R responses per example, at most T scored tokens per response; B = n * S * b.
+    responses, and every index below points inside the cell. K rows of L tokens, R responses per
+    example, at most T scored tokens per response; B = n * S * b. The logits of a cell exist one
+    chunk at a time: chunk g of G holds the M scored positions of examples g * b/G and following.
     """
 
     ids: Array  # [n, S, K, L] int32  tokens; 0 where `segment` is 0
     positions: Array  # [n, S, K, L] int32  position in its sequence; goes on from the prompt's end
     segment: Array  # [n, S, K, L] int32  0 is padding; 1, 2, ... number the examples of a row
     branch: Array  # [n, S, K, L] int32  0 is the prompt; r + 1 is response r
-    source: Array  # [n, S, M] int32  index into K * L of the position that predicts the token
-    target: Array  # [n, S, M] int32  the token predicted
-    slot: Array  # [n, S, M] int32  index into b * R * T; b * R * T (dropped) for padding
+    source: Array  # [n, S, G, M] int32  index into K * L of the position that predicts the token
+    target: Array  # [n, S, G, M] int32  the token predicted
+    slot: Array  # [n, S, G, M] int32  index into b/G * R * T; its end (dropped) for padding
     mask: Array  # [n, S, b, R, T] bool  True on scored tokens
     weight: Array  # [n, S, b] float32  weight of the example; 0 for padding
     example: Array  # [n, S, b] int32  index of the example in its data set; -1 for padding

@@ -85,8 +85,9 @@ def _start(run: Run, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
 
     from .sharding import make_mesh
 
-    if run.compile_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", run.compile_cache)
+    shared = str(Path(run.dir).absolute().parent / "compile_cache")
+    folder = run.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or shared
+    jax.config.update("jax_compilation_cache_dir", None if folder == "off" else folder)
     if dtype == "float32":
         # Accelerators round float32 operands to fewer bits unless they are told not to.
         jax.config.update("jax_default_matmul_precision", "highest")
@@ -218,7 +219,7 @@ def _generate(argv: list[str]) -> int:
         Sampling, args=argv, prog="jaxalign generate", description=_generate.__doc__
     )
     prompts = read_prompts(settings)
-    mesh, _ = _start(Run(dir="."), settings.mesh, settings.dtype)
+    mesh, _ = _start(Run(dir=".", compile_cache="off"), settings.mesh, settings.dtype)
     answers = answer(resolve(settings.model), settings, mesh, prompts)
     lines = [
         json.dumps({"prompt": p, "answer": a}, ensure_ascii=False) + "\n"

@@ -36,7 +36,7 @@ class Run:
     distributed: bool = False
     """Join the other hosts of a pod with `jax.distributed.initialize` before anything else."""
     compile_cache: str | None = None
-    """Folder of XLA's persistent compilation cache; none: off."""
+    """Folder of compiled programs, or `off`; none: $JAX_COMPILATION_CACHE_DIR, or beside `dir`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from . import reference
 from .batch import Batch
 from .config import objective_settings
 from .data.loader import Loader
+from .data.pack import cell_size, head_chunks
 from .data.tokenize import Examples, load_examples, preview
 from .errors import UserError
 from .hf import load
@@ -62,12 +63,16 @@ class Prepared:
         return self.stage.steps or self.loader(self.train).steps(self.stage.epochs)
 
     def loader(self, examples: Examples, ref: dict[str, np.ndarray] | None = None) -> Loader:
-        """Batches of a data set as this stage's mesh and microbatches want them."""
+        """Batches of a data set as this stage's mesh, microbatches and vocabulary want them."""
+        size, microbatches = self.stage.batch_size, self.stage.microbatches
+        shards, vocab = batch_shards(self.mesh), self.model.config.vocab
+        cell = cell_size(size, microbatches, shards)
         return Loader(
             examples,
-            batch_size=self.stage.batch_size,
-            microbatches=self.stage.microbatches,
-            shards=batch_shards(self.mesh),
+            batch_size=size,
+            microbatches=microbatches,
+            shards=shards,
+            chunks=head_chunks(cell, examples.offsets[-1] / len(examples), vocab),
             row_length=self.stage.data.row_length,
             seed=self.recipe.run.seed,
             ref=ref,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,37 +12,68 @@ import jax.numpy as jnp
 from .types import Array, SequenceStats
 
 
+class Row(NamedTuple):
+    """Rows of logits and what every statistic of them may share."""
+
+    logits: Array  # [..., V] float32
+    target: Array  # [...] int
+    log_odds: Array  # [...] of the target, nats
+
+    @classmethod
+    def of(cls, logits: Array, target: Array) -> Row:
+        """Rows with the log-odds of their targets."""
+        return cls(logits, target, log_odds(logits, target))
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenStat:
-    """A named statistic `fn(logits [..., V] float32, target [...] int) -> [...]`."""
+    """A named statistic of a token, `fn(row) -> [...]`."""
 
     name: str
-    fn: Callable[[Array, Array], Array]
+    fn: Callable[[Row], Array]
+
+    def __call__(self, logits: Array, target: Array) -> Array:
+        """[..., V] float32 logits and [...] targets -> [...]."""
+        return self.fn(Row.of(logits, target))
 
 
+@jax.custom_vjp
 def log_odds(logits: Array, target: Array) -> Array:
     """Log-odds of the target, m = z_y - logsumexp of the other logits; [...], nats.
 
-    From it log p = -softplus(-m) and log(1 - p) = -softplus(m), both accurate at both ends. The
-    target is picked with a comparison, not a gather, so a vocabulary-sharded row stays sharded.
+    From it log p = -softplus(-m) and log(1 - p) = -softplus(m), both accurate at both ends.
     """
-    hit = jax.lax.broadcasted_iota(target.dtype, logits.shape, logits.ndim - 1) == target[..., None]
-    z = jnp.sum(jnp.where(hit, logits, 0.0), -1)
-    return z - jax.nn.logsumexp(jnp.where(hit, -jnp.inf, logits), -1)
+    return _log_odds(logits, target)[0]
 
 
-def _logp(logits: Array, target: Array) -> Array:
-    return -jax.nn.softplus(-log_odds(logits, target))
+def _put(logits: Array, target: Array, values: Array | float) -> Array:
+    """Logits with those of the targets replaced; in place, where a comparison reads all of V."""
+    return jnp.put_along_axis(logits, target[..., None], values, -1, inplace=False)
 
 
-def _log_complement(logits: Array, target: Array) -> Array:
-    return -jax.nn.softplus(log_odds(logits, target))
+def _log_odds(logits: Array, target: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    z = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
+    # Reading z to write -inf orders the two, so that XLA need not copy the logits.
+    others = _put(logits, target, jnp.where(jnp.isnan(z), z, -jnp.inf)[..., None])
+    total = jax.nn.logsumexp(others, -1)
+    return z - total, (others, target, total)
 
 
-logp = TokenStat("logp", _logp)
+def _log_odds_bwd(saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, None]:
+    # Written out, so that one pass over the logits gives their gradient, and they are all that is
+    # kept for it.
+    others, target, total = saved
+    share = jnp.exp(others - total[..., None])
+    return _put(-g[..., None] * share, target, g[..., None]), None
+
+
+log_odds.defvjp(_log_odds, _log_odds_bwd)
+
+
+logp = TokenStat("logp", lambda row: -jax.nn.softplus(-row.log_odds))
 """log p(target), nats."""
 
-log_complement = TokenStat("log_complement", _log_complement)
+log_complement = TokenStat("log_complement", lambda row: -jax.nn.softplus(row.log_odds))
 """log(1 - p(target)), nats, without cancellation when p(target) is close to 1."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from .batch import Batch
-from .head import token_stats
+from .head import accumulate, sum_over_chunks, token_stats
 from .objective import Objective
 from .sharding import constrain
 from .stats import reduce_tokens
@@ -45,24 +45,64 @@ class Task:
         self.objective.bind(**self.hyper)  # an unknown hyper-parameter raises here, not in a trace
 
 
-def sequence_stats(task: Task, params: Params, cells: Batch) -> SequenceStats:
-    """One forward pass over a microbatch, [S, ...] -> statistics with leading axes [S, b, R]."""
+def scored_hidden(task: Task, params: Params, cells: Batch) -> tuple[Array, Array]:
+    """One pass of a microbatch, [S, ...], through the body.
+
+    Returns:
+      The hidden states at the scored positions, [G, S, M, D], and the head, [D, V].
+    """
     s, k, length = cells.ids.shape
     rows = (cells.ids, cells.positions, cells.segment, cells.branch)
     rows = (constrain(x.reshape(s * k, length), "batch", None) for x in rows)
     hidden, head = task.forward(params, *rows)
     hidden = constrain(hidden.reshape(s, k * length, -1), "batch", None, None)
-    scored = jax.vmap(lambda h, i: h[i])(hidden, cells.source)
-    token = token_stats(scored, head, cells.target, task.objective.needs)
-    return reduce_tokens({k: scatter(v, cells) for k, v in token.items()}, cells.mask)
+    return jnp.moveaxis(jax.vmap(lambda h, i: h[i])(hidden, cells.source), 1, 0), head
 
 
-def scatter(values: Array, cells: Batch) -> Array:
-    """Values at scored positions, [S, M] -> the same by example and response, [S, b, R, T]."""
-    s, b, r, t = cells.mask.shape
+class Chunk(NamedTuple):
+    """The examples whose logits are alive together; G of them in a microbatch."""
+
+    target: Array  # [S, M]
+    slot: Array  # [S, M]
+    mask: Array  # [S, b/G, R, T]
+
+    @classmethod
+    def of(cls, cells: Batch) -> Chunk:
+        """The chunks of a microbatch, on a leading axis G."""
+        target, slot = (jnp.moveaxis(x, 1, 0) for x in (cells.target, cells.slot))
+        return cls(target, slot, _cut(cells.mask, cells.target.shape[1]))
+
+
+def _cut(x: Array, chunks: int) -> Array:
+    """Examples [S, b, ...] -> by chunk, [G, S, b/G, ...]."""
+    return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+
+
+def _join(x: Array) -> Array:
+    """The inverse of `_cut`."""
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def chunk_stats(task: Task, hidden: Array, head: Array, chunk: Chunk) -> SequenceStats:
+    """Hidden states at scored positions, [S, M, D] -> statistics with leading axes [S, b/G, R]."""
+    token = token_stats(hidden, head, chunk.target, task.objective.needs)
+    return reduce_tokens({k: scatter(v, chunk) for k, v in token.items()}, chunk.mask)
+
+
+def scatter(values: Array, chunk: Chunk) -> Array:
+    """Values at scored positions, [S, M] -> the same by example and response, [S, b/G, R, T]."""
+    s, b, r, t = chunk.mask.shape
     blank = jnp.zeros((s, b * r * t), values.dtype)
     put = jax.vmap(lambda x, i, v: x.at[i].set(v, mode="drop"))
-    return put(blank, cells.slot, values).reshape(s, b, r, t)
+    return put(blank, chunk.slot, values).reshape(s, b, r, t)
+
+
+def sequence_stats(task: Task, params: Params, cells: Batch) -> SequenceStats:
+    """One forward pass over a microbatch, [S, ...] -> statistics with leading axes [S, b, R]."""
+    hidden, head = scored_hidden(task, params, cells)
+    stats = jax.lax.map(lambda x: chunk_stats(task, x[0], head, x[1]), (hidden, Chunk.of(cells)))
+    return jax.tree.map(_join, stats)
 
 
 def cached_stats(batch: Batch) -> SequenceStats | None:
@@ -72,25 +112,22 @@ def cached_stats(batch: Batch) -> SequenceStats | None:
 
 @flax.struct.dataclass
 class Side:
-    """What the loss reads besides the policy; never differentiated. Leading axis [B]."""
+    """What the loss reads besides the policy; never differentiated. Any leading axes, alike."""
 
     ref: SequenceStats | None
     columns: dict[str, Array]
     weight: Array
 
-
-def _side(batch: Batch, ref: SequenceStats | None, lead: int) -> Side:
-    columns = batch.columns | {"weight": batch.weight}
-    return jax.tree.map(lambda x: _flat(x, lead), Side(ref, columns, batch.weight))
-
-
-def _flat(x: Array, lead: int) -> Array:
-    """Merge the first `lead` axes, which number the examples."""
-    return x.reshape(-1, *x.shape[lead:])
+    @classmethod
+    def of(cls, batch: Batch, ref: SequenceStats | None) -> Side:
+        """That of a batch, or of a microbatch."""
+        return cls(ref, batch.columns | {"weight": batch.weight}, batch.weight)
 
 
 def _call(task: Task, policy: SequenceStats, side: Side, state: Any) -> Any:
-    """The objective on statistics with leading axes [B, R]."""
+    """The objective on statistics with leading axes [..., R], the first of them merged to [B]."""
+    lead = side.weight.ndim
+    policy, side = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), (policy, side))
     layout = task.objective.data
     ref = None if side.ref is None else select_rows(layout, side.ref)
     bound = task.objective.bind(**task.hyper)
@@ -107,16 +144,17 @@ def next_state(task: Task, policy: SequenceStats, side: Side, state: Any) -> Any
 def loss_and_metrics(
     task: Task, policy: SequenceStats, side: Side, state: Any, counts: list[Array] | None = None
 ) -> tuple[Array, tuple[Metrics, list[tuple[Array, Array]]]]:
-    """Statistics [B, R] -> the loss, and ([B] metrics, (total, count) of each term).
+    """Statistics [..., R] -> the loss, and ([...] metrics, (total, count) of each term).
 
     Example weights are applied here and nowhere else. `counts` overrides the denominators, so
-    that a microbatch is divided by the totals of the whole batch.
+    that a part of the batch is divided by the totals of the whole.
     """
     loss, metrics = _call(task, policy, side, state)[:2]
-    real = side.weight > 0
-    totals = [jnp.sum(jnp.where(real, side.weight * t.total, 0.0)) for t in loss.terms]
+    metrics = {k: v.reshape(side.weight.shape) for k, v in metrics.items()}
+    weight = side.weight.reshape(-1)
+    totals = [jnp.sum(jnp.where(weight > 0, weight * t.total, 0.0)) for t in loss.terms]
     if counts is None:
-        counts = [jnp.sum(jnp.where(real, side.weight * t.count, 0.0)) for t in loss.terms]
+        counts = [jnp.sum(jnp.where(weight > 0, weight * t.count, 0.0)) for t in loss.terms]
     value = sum(
         (t / jnp.maximum(c, 1e-30) for t, c in zip(totals, counts, strict=True)), jnp.float32(0)
     )
@@ -136,7 +174,7 @@ def value_and_grad(
       ref_params: a live reference, where `batch.ref` holds no cached statistics.
 
     Returns:
-      ((loss, ([B] metrics, next state)), gradient).
+      ((loss, ([n, S, b] metrics, next state)), gradient).
     """
     if task.objective.couples_examples:
         return _coupled(task, params, batch, state, ref_params)
@@ -155,25 +193,43 @@ def _separable(task: Task, params: Params, batch: Batch, ref_params: Params | No
     """Denominators from the masks alone, then one forward and backward pass per microbatch."""
     zero = jnp.zeros(batch.mask.shape, jnp.float32)
     blank = reduce_tokens({s.name: zero for s in task.objective.needs}, batch.mask)
-    blank = jax.tree.map(lambda x: _flat(x, 3), blank)
-    side = _side(batch, cached_stats(batch), 3)
-    if task.objective.uses_ref and side.ref is None:
-        side = dataclasses.replace(side, ref=blank)
-    terms = loss_and_metrics(task, blank, side, None)[1][1]
-    counts = [count for _, count in terms]
+    ref = (cached_stats(batch) or blank) if task.objective.uses_ref else None
+    counts = [c for _, c in loss_and_metrics(task, blank, Side.of(batch, ref), None)[1][1]]
 
     def one(cells: Batch) -> Any:
-        side = _side(cells, _reference(task, cells, ref_params), 2)
+        side = Side.of(cells, _reference(task, cells, ref_params))
 
-        def loss(p: Params) -> Any:
-            policy = jax.tree.map(lambda x: _flat(x, 2), sequence_stats(task, p, cells))
-            return loss_and_metrics(task, policy, side, None, counts)
+        def loss(hidden: Array, head: Array, item: tuple[Chunk, Side]) -> Any:
+            policy = chunk_stats(task, hidden, head, item[0])
+            value, (metrics, _) = loss_and_metrics(task, policy, item[1], None, counts)
+            return value, metrics
 
-        (value, (metrics, _)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (value, metrics), grads = _through_body(task, params, cells, loss, side)
         return (value, grads), metrics
 
-    (value, grads), metrics = _accumulate(one, batch, params)
+    (value, grads), metrics = accumulate(one, batch)
     return (value, (metrics, None)), grads
+
+
+def _through_body(
+    task: Task, params: Params, cells: Batch, loss: Callable[..., Any], extra: Any
+) -> tuple[tuple[Array, Any], Params]:
+    """Value and gradient of a sum over the chunks of a microbatch.
+
+    Args:
+      task: objective, hyper-parameters, forward pass.
+      params: the policy's parameters.
+      cells: a microbatch.
+      loss: (hidden [S, M, D], head [D, V], (`Chunk`, its part of `extra`)) -> (value, auxiliary).
+      extra: what else `loss` reads, leading axes [S, b].
+
+    Returns:
+      ((value, auxiliary with leading axes [S, b]), gradient).
+    """
+    chunks = Chunk.of(cells), jax.tree.map(lambda x: _cut(x, cells.target.shape[1]), extra)
+    (hidden, head), pull = jax.vjp(lambda p: scored_hidden(task, p, cells), params)
+    (value, aux), cotangents = sum_over_chunks(loss, hidden, head, chunks)
+    return (value, jax.tree.map(_join, aux)), pull(cotangents)[0]
 
 
 def _coupled(task: Task, params: Params, batch: Batch, state: Any, ref_params: Any) -> Any:
@@ -182,47 +238,28 @@ def _coupled(task: Task, params: Params, batch: Batch, state: Any, ref_params: A
     def forward(cells: Batch) -> Any:
         return sequence_stats(task, params, cells), _reference(task, cells, ref_params)
 
-    stats, ref = jax.lax.map(forward, batch)
-    side = _side(batch, ref, 3)
-    policy = jax.tree.map(lambda x: _flat(x, 3), stats)
+    policy, ref = jax.lax.map(forward, batch)
+    side = Side.of(batch, ref)
     state = next_state(task, policy, side, state)
 
-    def loss(stats: SequenceStats) -> Any:
-        policy = jax.tree.map(lambda x: _flat(x, 3), stats)
+    def loss(policy: SequenceStats) -> Any:
         return loss_and_metrics(task, policy, side, state)
 
-    (value, (metrics, _)), cotangents = jax.value_and_grad(loss, has_aux=True)(stats)
+    (value, (metrics, _)), cotangents = jax.value_and_grad(loss, has_aux=True)(policy)
 
     def one(args: tuple[Batch, SequenceStats]) -> Any:
-        cells, cotangent = args
-        _, vjp = jax.vjp(lambda p: sequence_stats(task, p, cells), params)
-        return vjp(cotangent)[0], ()
+        cells, cotangents = args
 
-    grads, _ = _accumulate(one, (batch, cotangents), params)
-    return (value, (metrics, state)), grads
+        def linear(hidden: Array, head: Array, item: tuple[Chunk, SequenceStats]) -> Any:
+            return optax.tree.vdot(chunk_stats(task, hidden, head, item[0]), item[1]), ()
 
+        return _through_body(task, params, cells, linear, cotangents)[1], ()
 
-def _accumulate(one: Callable[[Any], Any], items: Any, params: Params) -> Any:
-    """Sum the first result of `one` over the leading axis of `items`; join the second.
-
-    Sums are kept in float32 and returned in the dtype of the parameters.
-    """
-    if jax.tree.leaves(items)[0].shape[0] == 1:
-        return one(jax.tree.map(lambda x: x[0], items))
-    shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], items))[0]
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-
-    def add(total: Any, item: Any) -> Any:
-        summed, rest = one(item)
-        return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, summed), rest
-
-    total, rest = jax.lax.scan(add, zero, items)
-    total = jax.tree.map(lambda x, s: x.astype(s.dtype), total, shapes)
-    return total, jax.tree.map(lambda x: _flat(x, 2), rest)
+    return (value, (metrics, state)), accumulate(one, (batch, cotangents))[0]
 
 
 def weighted_mean(values: Array, weight: Array) -> tuple[Array, Array]:
-    """(sum of weight * value, sum of weight) over [B] examples; NaN: no value for this example."""
+    """(sum of weight * value, sum of weight) over all examples; NaN: no value for this one."""
     weight = jnp.where(jnp.isnan(values), 0.0, weight)
     return jnp.sum(jnp.where(weight > 0, weight * values, 0.0)), jnp.sum(weight)
 
@@ -234,18 +271,17 @@ def train_step(
 
     Returns:
       The next state, and `{"loss", "grad_norm": [], "sums": {metric: (sum, weight)},
-      "examples": {metric: [B]}}`; the last only matters when something went wrong.
+      "examples": {metric: [n, S, b]}}`; the last only matters when something went wrong.
     """
     (loss, (metrics, objective_state)), grads = value_and_grad(
         task, state.params, batch, state=state.objective_state, ref_params=ref_params
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    weight = batch.weight.reshape(-1)
     out = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
-        "sums": {k: weighted_mean(v, weight) for k, v in metrics.items()},
+        "sums": {k: weighted_mean(v, batch.weight) for k, v in metrics.items()},
         "examples": metrics,
     }
     return TrainState(params, opt_state, state.step + 1, objective_state), out
@@ -263,8 +299,6 @@ def eval_step(
     def forward(cells: Batch) -> Any:
         return sequence_stats(task, params, cells), _reference(task, cells, ref_params)
 
-    stats, ref = jax.lax.map(forward, batch)
-    policy = jax.tree.map(lambda x: _flat(x, 3), stats)
-    _, (metrics, terms) = loss_and_metrics(task, policy, _side(batch, ref, 3), objective_state)
-    weight = batch.weight.reshape(-1)
-    return {"terms": terms, "sums": {k: weighted_mean(v, weight) for k, v in metrics.items()}}
+    policy, ref = jax.lax.map(forward, batch)
+    _, (metrics, terms) = loss_and_metrics(task, policy, Side.of(batch, ref), objective_state)
+    return {"terms": terms, "sums": {k: weighted_mean(v, batch.weight) for k, v in metrics.items()}}

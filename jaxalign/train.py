@@ -282,7 +282,7 @@ class Reporter:
 
     def _not_finite(self, step: int, batch: Batch, metrics: Any) -> RunError:
         path = self._folder / f"not_finite-{step:08d}.json"
-        examples = {k: np.asarray(v).tolist() for k, v in metrics["examples"].items()}
+        examples = {k: np.ravel(v).tolist() for k, v in metrics["examples"].items()}
         ids = batch.example.reshape(-1).tolist()
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         record = {"step": step, "loss": loss, "grad_norm": norm, "example": ids, **examples}

@@ -133,7 +133,7 @@ def logit_grads(name, **hyper):
         out = {}
         for row, z in logits.items():
             y, pad = jnp.asarray(TARGETS[row]), (0, longest - len(TARGETS[row]))
-            token = {s.name: jnp.pad(s.fn(z, y), pad)[None] for s in o.needs}
+            token = {s.name: jnp.pad(s(z, y), pad)[None] for s in o.needs}
             out[row] = reduce_tokens(token, jnp.arange(longest)[None] < len(y))
         return o.data(**out)
 

@@ -25,10 +25,12 @@ def unshared_batch(
     microbatches: int,
     shards: int,
     max_scored: int,
+    chunks: int = 1,
 ) -> Batch:
     """The same examples with every sequence whole, alone in a row padded to the longest.
 
-    Examples go to the cells in the order given; compare with `pack` by `Batch.example`.
+    Examples go to the cells in the order given, and a cell is one chunk whatever `chunks` is;
+    compare with `pack` by `Batch.example`.
     """
     n, S, R, T = microbatches, shards, responses, max_scored
     b = len(items) // (n * S)
@@ -36,8 +38,8 @@ def unshared_batch(
     L = max(len(x.prompt) + len(r) for x in items if x for r in x.responses)
     shape = (n, S, K, L)
     ids, positions, segment, branch = (np.zeros(shape, np.int32) for _ in range(4))
-    source, target = np.zeros((n, S, M), np.int32), np.zeros((n, S, M), np.int32)
-    slot = np.full((n, S, M), b * R * T, np.int32)
+    source, target = np.zeros((n, S, 1, M), np.int32), np.zeros((n, S, 1, M), np.int32)
+    slot = np.full((n, S, 1, M), b * R * T, np.int32)
     mask = np.zeros((n, S, b, R, T), bool)
     weight = np.zeros((n, S, b), np.float32)
     example = np.full((n, S, b), -1, np.int32)
@@ -60,8 +62,8 @@ def unshared_batch(
             first = max(len(item.prompt), 1)
             for t, token in enumerate(sequence[first:]):
                 m = row * T + t
-                source[i, s, m], target[i, s, m] = row * L + first + t - 1, token
-                slot[i, s, m] = m
+                source[i, s, 0, m], target[i, s, 0, m] = row * L + first + t - 1, token
+                slot[i, s, 0, m] = m
                 mask[i, s, e, r, t] = True
     return Batch(
         ids=ids,
@@ -103,15 +105,17 @@ def contexts(batch: Batch) -> Scored:
     """
     out: Scored = {}
     _, _, b, R, T = batch.mask.shape
-    L = batch.ids.shape[-1]
-    for cell in np.ndindex(*batch.mask.shape[:2]):
+    G, L = batch.source.shape[2], batch.ids.shape[-1]
+    for *cell, g in np.ndindex(*batch.source.shape[:3]):
+        cell = tuple(cell)
         for source, target, slot in zip(
-            batch.source[cell], batch.target[cell], batch.slot[cell], strict=True
+            *(x[(*cell, g)] for x in (batch.source, batch.target, batch.slot)), strict=True
         ):
-            if slot == b * R * T:
+            if slot == b // G * R * T:
                 continue
             k, q = divmod(int(source), L)
-            e, r, t = np.unravel_index(slot, (b, R, T))
+            e, r, t = np.unravel_index(slot, (b // G, R, T))
+            e += g * (b // G)
             before = slice(0, q + 1)
             row = [x[cell][k] for x in (batch.ids, batch.positions, batch.segment, batch.branch)]
             ids, positions, segment, branch = (x[before] for x in row)

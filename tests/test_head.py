@@ -2,10 +2,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxalign import stats
-from jaxalign.head import token_stats
+from jaxalign.head import sum_over_chunks, token_stats
 
 NEEDS = (stats.logp, stats.log_complement)
 
@@ -26,24 +25,58 @@ def dense(hidden, head, target):
     return {"logp": np.log(p), "log_complement": np.log1p(-p)}
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 10, 64])
-def test_statistics_equal_dense_float64_at_any_chunk(chunk):
+def test_statistics_equal_dense_float64():
     args = problem()
     chex.assert_trees_all_close(
-        jax.tree.map(np.asarray, token_stats(*args, NEEDS, chunk=chunk)), dense(*args), rtol=1e-5
+        jax.tree.map(np.asarray, token_stats(*args, NEEDS)), dense(*args), rtol=1e-5
     )
 
 
-def test_gradients_do_not_depend_on_the_chunk():
+def weighted_sum(hidden, head, chunk):
+    target, weight = chunk
+    out = token_stats(hidden, head, target, NEEDS)
+    share = out["logp"] * weight + out["log_complement"] ** 2
+    return share.sum(), out["logp"]
+
+
+def chunked(g, dtype="float32"):
+    """A sum over the tokens of `problem` in g chunks: value, statistics [S, M], gradients."""
     hidden, head, target = problem()
 
-    def loss(h, w, chunk):
-        out = token_stats(h, w, target, NEEDS, chunk=chunk)
-        return jnp.sum(out["logp"] * jnp.arange(10.0)) + jnp.sum(out["log_complement"] ** 2)
+    def cut(x):
+        return jnp.moveaxis(x.reshape(2, g, -1, *x.shape[2:]), 1, 0)
 
-    whole = jax.grad(loss, (0, 1))(hidden, head, 10)
-    chunked = jax.grad(loss, (0, 1))(hidden, head, 4)
-    chex.assert_trees_all_close(whole, chunked, rtol=1e-5, atol=1e-5)
+    weight = jnp.broadcast_to(jnp.arange(10.0), target.shape)
+    hidden, head = hidden.astype(dtype), head.astype(dtype)
+    chunks = cut(target), cut(weight)
+    out = jax.jit(lambda h, w: sum_over_chunks(weighted_sum, h, w, chunks))(cut(hidden), head)
+    (value, logp), (d_hidden, d_head) = out
+    logp, d_hidden = (jnp.moveaxis(x, 0, 1).reshape(2, 10, -1) for x in (logp, d_hidden))
+    return value, logp[..., 0], d_hidden, d_head
+
+
+def test_chunks_give_the_value_and_the_gradients_of_the_whole():
+    hidden, head, target = problem()
+    weight = jnp.broadcast_to(jnp.arange(10.0), target.shape)
+
+    def plain(h, w):  # autodiff of log_softmax, nothing of ours in it
+        logp = jnp.take_along_axis(jax.nn.log_softmax(h @ w), target[..., None], -1)[..., 0]
+        return jnp.sum(logp * weight + jnp.log(-jnp.expm1(logp)) ** 2)
+
+    value, grads = jax.value_and_grad(plain, (0, 1))(hidden, head)
+    for g in (1, 2, 5):
+        got = chunked(g)
+        chex.assert_trees_all_close(got[0], value, rtol=1e-5)
+        chex.assert_trees_all_close(got[2:], grads, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_come_back_in_the_dtype_of_the_operands():
+    exact = chunked(1)
+    for g in (1, 5):
+        got = chunked(g, "bfloat16")
+        assert [x.dtype for x in got] == ["float32", "float32", "bfloat16", "bfloat16"]
+        for ours, want in zip(got[2:], exact[2:], strict=True):
+            assert np.abs(np.float32(ours) - want).max() < 0.02 * np.abs(want).max()
 
 
 def test_only_declared_statistics_are_computed():
@@ -60,13 +93,16 @@ def test_logits_of_the_whole_batch_are_never_in_memory():
     m, v = 4096, 8192
     shape = jax.ShapeDtypeStruct
     args = (
-        shape((1, m, 16), jnp.float32), shape((16, v), jnp.float32), shape((1, m), jnp.int32)
-    )  # fmt: skip
+        shape((16, 1, m // 16, 16), jnp.float32),
+        shape((16, v), jnp.float32),
+        shape((16, 1, m // 16), jnp.int32),
+    )
 
-    def loss(h, w, y):
-        return token_stats(h, w, y, NEEDS, chunk=256)["logp"].sum()
+    def step(h, w, y):
+        items = y, jnp.ones(y.shape)
+        return sum_over_chunks(weighted_sum, h, w, items)
 
-    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*args).compile()
+    compiled = jax.jit(step).lower(*args).compile()
     analysis = compiled.memory_analysis()
     assert analysis is not None
     assert analysis.temp_size_in_bytes < 4 * m * v / 4

@@ -169,7 +169,7 @@ def test_reference_statistics_follow_their_examples_into_any_batch():
 
 def test_shapes_seen_are_those_of_the_batches():
     one = loader()
-    shapes = {(*b.ids.shape[2:], b.source.shape[2]) for b in one.batches(0, 9)}
+    shapes = {(*b.ids.shape[2:], *b.source.shape[2:]) for b in one.batches(0, 9)}
     assert one.shapes_seen == shapes
 
 

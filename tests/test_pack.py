@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxalign import types
 from jaxalign.data.examples import RESPONSES, Examples, Report
-from jaxalign.data.pack import cell_size, pack, round_up, token_counts
+from jaxalign.data.pack import cell_size, head_chunks, pack, round_up, token_counts
 from jaxalign.errors import UserError
 
 NOTHING = Report(0, {}, 0, {}, {})
@@ -20,9 +20,9 @@ TOKENS = st.integers(1, 500)
 def calls(draw):
     """Arguments of `pack`: any lengths, empty prompts, padding examples, any division."""
     responses = draw(st.sampled_from([1, 2, 3]))
-    microbatches, shards, b = (draw(st.integers(1, 3)) for _ in range(3))
+    microbatches, shards, chunks, b = (draw(st.integers(1, 3)) for _ in range(4))
     items = []
-    for _ in range(microbatches * shards * b):
+    for _ in range(microbatches * shards * chunks * b):
         prompt = draw(st.lists(TOKENS, max_size=12))
         shortest = 1 if prompt else 2
         answers = [draw(st.lists(TOKENS, min_size=shortest, max_size=9)) for _ in range(responses)]
@@ -34,6 +34,7 @@ def calls(draw):
         "responses": responses,
         "microbatches": microbatches,
         "shards": shards,
+        "chunks": chunks,
         "max_scored": draw(st.sampled_from([9, 16])),
     }
     return items, indices, draw(st.sampled_from([8, 16, 32])), options
@@ -99,7 +100,8 @@ def test_padding_is_zero_everywhere_and_its_slots_are_out_of_range(call):
     empty = batch.segment == 0
     for array in (batch.ids, batch.positions, batch.branch):
         assert (array[empty] == 0).all()
-    unused = batch.slot == np.prod(batch.mask.shape[2:])
+    chunks = batch.slot.shape[2]
+    unused = batch.slot == np.prod(batch.mask.shape[2:]) // chunks
     assert (batch.source[unused] == 0).all()
     assert (batch.columns["label"] == batch.weight).all()
 
@@ -109,6 +111,7 @@ def one_batch(items, **changes):
         responses=len(next(x for x in items if x).responses),
         microbatches=1,
         shards=1,
+        chunks=1,
         row_length=64,
         max_scored=16,
     )
@@ -119,7 +122,7 @@ def test_a_batch_has_the_dtypes_and_shapes_of_its_contract():
     items = [make_example([1, 2], [3, 4], [5], label=1.0)] * 6
     batch = one_batch(items, microbatches=3, shards=2)
     assert batch.ids.shape == batch.segment.shape == (3, 2, 1, 64)
-    assert batch.source.shape == batch.target.shape == batch.slot.shape == (3, 2, 64)
+    assert batch.source.shape == batch.target.shape == batch.slot.shape == (3, 2, 1, 64)
     assert batch.mask.shape == (3, 2, 1, 2, 16)
     assert batch.columns["label"].shape == batch.weight.shape == (3, 2, 1)
     ints = (*batch[:7], batch.example)
@@ -134,14 +137,14 @@ def test_a_small_batch_is_packed_as_by_hand():
     assert batch.positions[0, 0].tolist() == [[0, 1, 2, 3, 2, 0, 0, 0]]
     assert batch.segment[0, 0].tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]
     assert batch.branch[0, 0].tolist() == [[0, 0, 1, 1, 2, 0, 0, 0]]
-    assert batch.source[0, 0, :4].tolist() == [1, 2, 1, 0]
-    assert batch.target[0, 0, :4].tolist() == [3, 4, 5, 0]
-    assert batch.slot[0, 0, :4].tolist() == [0, 1, 16, 32]
+    assert batch.source[0, 0, 0, :4].tolist() == [1, 2, 1, 0]
+    assert batch.target[0, 0, 0, :4].tolist() == [3, 4, 5, 0]
+    assert batch.slot[0, 0, 0, :4].tolist() == [0, 1, 16, 32]
 
 
 def test_without_a_prompt_the_first_token_has_no_predictor():
     batch = one_batch([make_example([], [7, 8, 9])])
-    assert batch.target[0, 0, :3].tolist() == [8, 9, 0]
+    assert batch.target[0, 0, 0, :3].tolist() == [8, 9, 0]
     assert batch.mask.sum() == 2
 
 
@@ -227,3 +230,9 @@ def test_reference_statistics_go_where_their_tokens_go():
 
 def test_response_names_are_those_of_the_layouts():
     assert {name: getattr(types, name).ROWS for name in RESPONSES} == RESPONSES
+
+
+def test_chunks_are_the_fewest_whose_logits_fit():
+    # 100 scored tokens and 2^28 / (4 * 32768) = 2048 rows of logits: 20 examples at a time.
+    assert [head_chunks(b, 100.0, 32768) for b in (8, 20, 21, 40, 46)] == [1, 1, 3, 2, 23]
+    assert head_chunks(4, 1e6, 32768) == 4

@@ -227,7 +227,7 @@ def test_complement_of_an_enumerated_model_is_the_mass_of_all_other_sequences():
     others = sum(probability(o) for o in itertools.product(range(3), repeat=3) if o != y)
     z = jnp.asarray([logits[y[:t]] for t in range(3)], jnp.float32)[None]
     target = jnp.asarray([y])
-    token = {s.name: s.fn(z, target) for s in SLPO.needs}
+    token = {s.name: s(z, target) for s in SLPO.needs}
     ours = _log_complement(reduce_tokens(token, jnp.ones((1, 3), bool)), "tree")
     np.testing.assert_allclose(ours, np.log(others), rtol=1e-6)
 

@@ -25,13 +25,14 @@ B = 8
 KINDS = ["sft", "dpo", "slpo", "bco", "kto"]
 
 
-def batch_of(items, n=1, shards=1, ref=None, offsets=None):
+def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None):
     return pack(
         items,
         np.arange(len(items)),
         responses=len(items[0].responses),
         microbatches=n,
         shards=shards,
+        chunks=chunks,
         row_length=64,
         max_scored=T,
         ref=ref,
@@ -39,7 +40,7 @@ def batch_of(items, n=1, shards=1, ref=None, offsets=None):
     )
 
 
-def gradient(name, *, mesh=None, n=1, remat="none", batch=None, cached=False):
+def gradient(name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached=False):
     """((loss, gradient, next state), gradient of the dense mathematics) of one objective."""
     objective = OBJECTIVES[name]
     mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
@@ -49,7 +50,7 @@ def gradient(name, *, mesh=None, n=1, remat="none", batch=None, cached=False):
         params, ref_params = parameters(model, 0), parameters(model, 1)
         task = Task(objective, {}, model.forward)
         if batch is None:
-            batch = batch_of(items, n, batch_shards(mesh))
+            batch = batch_of(items, n, batch_shards(mesh), chunks)
         if cached:
             cells = jax.tree.map(lambda x: x[0], put_batch(batch, mesh))
             ref = jax.jit(lambda p, c: sequence_stats(task, p, c).token)(ref_params, cells)
@@ -110,6 +111,11 @@ def test_every_other_objective_gives_the_dense_gradient(dense, name, n):
     assert_same(gradient(name, n=n), dense(name))
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_chunks_of_the_head_give_the_dense_gradient(dense, name):
+    assert_same(gradient(name, n=2, chunks=4), dense(name))
+
+
 MESHES = {
     "data": Mesh(data=8),
     "fsdp": Mesh(data=1, fsdp=8),
@@ -133,7 +139,7 @@ def test_eight_devices_give_the_dense_gradient_of_every_kind(dense, name, axes):
 @pytest.mark.parametrize("name", ["dpo", "kto"])
 def test_devices_and_microbatches_together_give_the_dense_gradient(dense, name):
     mesh = make_mesh(Mesh(data=1, fsdp=2, tensor=2), jax.devices()[:4])
-    assert_same(gradient(name, mesh=mesh, n=2), dense(name))
+    assert_same(gradient(name, mesh=mesh, n=2, chunks=2), dense(name))
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])

@@ -36,7 +36,7 @@ class Loader:
     once an epoch, none is padding and none is left over.
 
     Attributes:
-      shapes_seen: the distinct (K, L, M) of the batches handed out by the iterators.
+      shapes_seen: the distinct (K, L, G, M) of the batches handed out by the iterators.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Loader:
         shards: int,
         row_length: int,
         seed: int,
+        chunks: int = 1,
         ref: Mapping[str, np.ndarray] | None = None,
     ):
         """Check that the batch can be cut, and that `ref` belongs to the examples.
@@ -59,6 +60,7 @@ class Loader:
           shards: S.
           row_length: L, tokens.
           seed: of the order.
+          chunks: G, parts of a cell whose logits exist one after another.
           ref: {token statistic: [scored tokens of the data set] float32}.
 
         Raises:
@@ -74,8 +76,9 @@ class Loader:
                 )
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.microbatches, self.shards, self.row_length = microbatches, shards, row_length
+        self.chunks = chunks
         self.ref = dict(ref or {})
-        self.shapes_seen: set[tuple[int, int, int]] = set()
+        self.shapes_seen: set[tuple[int, ...]] = set()
 
     def steps(self, epochs: float) -> int:
         """The least number of batches that covers `epochs` passes over the data."""
@@ -120,6 +123,7 @@ class Loader:
             responses=self.examples.responses,
             microbatches=self.microbatches,
             shards=self.shards,
+            chunks=self.chunks,
             row_length=self.row_length,
             max_scored=self.examples.max_scored,
             ref=self.ref,
@@ -134,7 +138,7 @@ class Loader:
                 if i + AHEAD < len(keys):
                     waiting.append(pool.submit(make, keys[i + AHEAD]))
                 batch = waiting.popleft().result()
-                self.shapes_seen.add((*batch.ids.shape[2:], batch.source.shape[2]))
+                self.shapes_seen.add((*batch.ids.shape[2:], *batch.source.shape[2:]))
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)

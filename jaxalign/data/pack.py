@@ -11,6 +11,9 @@ from ..batch import Batch
 from ..errors import UserError
 from .examples import Example
 
+LOGITS_BYTES = 2**28
+"""Size of the float32 logits that a shard may hold at a time."""
+
 
 class TokenCounts(NamedTuple):
     """Tokens of a batch."""
@@ -35,6 +38,7 @@ def pack(
     responses: int,
     microbatches: int,
     shards: int,
+    chunks: int,
     row_length: int,
     max_scored: int,
     ref: Mapping[str, np.ndarray] | None = None,
@@ -48,6 +52,7 @@ def pack(
       responses: R, responses per example.
       microbatches: n; B must be a multiple of n * shards.
       shards: S, parts of the batch that share no row.
+      chunks: G, parts of a cell whose logits exist one after another; must divide b.
       row_length: L, tokens; doubled until the longest example of the batch fits in a row.
       max_scored: T, the most scored tokens that a response may have.
       ref: {token statistic: [scored tokens of the data set] float32}, in the order of `offsets`.
@@ -64,13 +69,17 @@ def pack(
     while row_length < max(lengths):
         row_length *= 2
     scored = [_scored(item) for item in items]
-    cells = _balance(lengths, scored, b)
+    cells = []
+    for cell in _balance(range(len(items)), lengths, scored, b):
+        parts = _balance(cell, lengths, scored, b // chunks)
+        cells.append([i for part in parts for i in part])
+    parts = np.array(cells).reshape(len(cells), chunks, -1)
     places = [_first_fit([lengths[i] for i in cell], row_length) for cell in cells]
     batch = _empty(
         lead=len(cells),
         rows=round_up(max(place.row for cell in places for place in cell) + 1, 1),
         row_length=row_length,
-        scored=round_up(max(sum(scored[i] for i in cell) for cell in cells), 64),
+        scored=(chunks, round_up(int(np.array(scored)[parts].sum(-1).max()), 64)),
         answers=(b, responses, max_scored),
         columns=next((tuple(item.columns) for item in items if item), ()),
         stats=tuple(ref or ()),
@@ -101,6 +110,19 @@ def cell_size(batch_size: int, microbatches: int, shards: int) -> int:
     return batch_size // cells
 
 
+def head_chunks(cell: int, scored: float, vocab: int) -> int:
+    """G, the fewest chunks of a cell whose logits fit in `LOGITS_BYTES`.
+
+    Args:
+      cell: b, examples of a cell.
+      scored: scored tokens of an example, on average.
+      vocab: V.
+    """
+    divisors = (g for g in range(1, cell + 1) if cell % g == 0)
+    fitting = (g for g in divisors if cell // g * scored * vocab * 4 <= LOGITS_BYTES)
+    return next(fitting, cell)
+
+
 def round_up(count: int, unit: int) -> int:
     """The least of unit * (1, 1.5, 2, 3, 4, 6, 8, ...), whole, that is no less than count."""
     size = unit
@@ -121,20 +143,22 @@ def _scored(item: Example | None) -> int:
     return sum(item.scored(r) for r in range(len(item.responses))) if item else 0
 
 
-def _balance(lengths: Sequence[int], scored: Sequence[int], size: int) -> list[list[int]]:
-    """Share items out, `size` to a cell, evenly in tokens and in scored tokens.
+def _balance(
+    these: Sequence[int], lengths: Sequence[int], scored: Sequence[int], size: int
+) -> list[list[int]]:
+    """Share items out, `size` to a part, evenly in tokens and in scored tokens.
 
-    The largest first, each to the cell whose larger share stays smallest.
+    The largest first, each to the part whose larger share stays smallest.
     """
-    work = np.array([lengths, scored], np.float64).T  # [B, 2]
+    work = np.array([[lengths[i], scored[i]] for i in these], np.float64)
     work /= np.maximum(work.sum(0), 1.0)
-    cells: list[list[int]] = [[] for _ in range(len(lengths) // size)]
-    load = np.zeros((len(cells), 2))
+    parts: list[list[int]] = [[] for _ in range(len(these) // size)]
+    load = np.zeros((len(parts), 2))
     for i in np.argsort(-work.max(1), kind="stable").tolist():
-        c = int((load + work[i]).max(1).argmin())
-        cells[c].append(i)
-        load[c] += work[i] if len(cells[c]) < size else np.inf
-    return [sorted(cell) for cell in cells]
+        p = int((load + work[i]).max(1).argmin())
+        parts[p].append(these[i])
+        load[p] += work[i] if len(parts[p]) < size else np.inf
+    return [sorted(part) for part in parts]
 
 
 def _first_fit(lengths: Sequence[int], row_length: int) -> list[Place]:
@@ -158,13 +182,13 @@ def _empty(
     lead: int,
     rows: int,
     row_length: int,
-    scored: int,
+    scored: tuple[int, int],
     answers: tuple[int, int, int],
     columns: Sequence[str],
     stats: Sequence[str],
 ) -> Batch:
-    """A batch of `lead` cells of padding; `answers` is (b, R, T)."""
-    b = answers[0]
+    """A batch of `lead` cells of padding; `scored` is (G, M), `answers` is (b, R, T)."""
+    b, r, t = answers
 
     def tokens() -> np.ndarray:
         return np.zeros((lead, rows, row_length), np.int32)
@@ -174,9 +198,9 @@ def _empty(
         positions=tokens(),
         segment=tokens(),
         branch=tokens(),
-        source=np.zeros((lead, scored), np.int32),
-        target=np.zeros((lead, scored), np.int32),
-        slot=np.full((lead, scored), np.prod(answers), np.int32),
+        source=np.zeros((lead, *scored), np.int32),
+        target=np.zeros((lead, *scored), np.int32),
+        slot=np.full((lead, *scored), b // scored[0] * r * t, np.int32),
         mask=np.zeros((lead, *answers), bool),
         weight=np.zeros((lead, b), np.float32),
         example=np.full((lead, b), -1, np.int32),
@@ -195,9 +219,12 @@ def _fill(
 ) -> None:
     """Write the examples of one cell, in place."""
     ids, positions, segment, branch = (x.reshape(-1) for x in cell[:4])
-    row_length, (_, n_responses, max_scored) = cell.ids.shape[1], cell.mask.shape
+    row_length, (b, n_responses, max_scored) = cell.ids.shape[1], cell.mask.shape
+    per_chunk = b // len(cell.source)
     done = 0
     for e, (item, index, place) in enumerate(zip(items, indices, places, strict=True)):
+        chunk, e_in_chunk = divmod(e, per_chunk)
+        done = done if e_in_chunk else 0
         if item is None:
             continue
         cell.weight[e], cell.example[e] = 1.0, index
@@ -217,10 +244,10 @@ def _fill(
             branch[at : at + n] = r + 1
             predictors = np.arange(at - 1, at + n - 1)
             predictors[:1] = last_of_prompt
-            span = slice(done, done + scored)
+            span = chunk, slice(done, done + scored)
             cell.source[span] = predictors[n - scored :]
             cell.target[span] = response[n - scored :]
-            cell.slot[span] = (e * n_responses + r) * max_scored + np.arange(scored)
+            cell.slot[span] = (e_in_chunk * n_responses + r) * max_scored + np.arange(scored)
             cell.mask[e, r, :scored] = True
             at, done = at + n, done + scored
 
