@@ -90,7 +90,8 @@ class Data:
     skip_empty: bool = False
     """Drop rows with an empty response instead of stopping at them."""
     row_length: Count = 512
-    """Length of packed rows, tokens; doubled, and doubled again, for a batch that needs it."""
+    """Longest packed rows, tokens, of which shorter ones are made where less is padding; doubled,
+    and doubled again, for a batch that needs it."""
 
 
 @dataclass(frozen=True, kw_only=True)

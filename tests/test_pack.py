@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxalign import types
 from jaxalign.data.examples import RESPONSES, Examples, Report
-from jaxalign.data.pack import cell_size, head_chunks, pack, round_up, token_counts
+from jaxalign.data.pack import cell_size, head_chunks, pack, round_up, row_lengths, token_counts
 from jaxalign.errors import UserError
 
 NOTHING = Report(0, {}, 0, {}, {})
@@ -174,10 +174,27 @@ def test_a_response_longer_than_max_scored_is_refused():
 
 
 def test_sizes_are_rounded_up_to_a_small_set():
-    assert [round_up(n, 1) for n in range(1, 14)] == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
-    assert [round_up(n, 64) for n in (0, 64, 65, 97, 129, 200, 257)] == [
-        *(64, 64, 96, 128, 192, 256, 384)
+    assert [round_up(n, 1) for n in (0, 1, 2, 5, 7, 9, 11, 13, 17, 100)] == [
+        *(1, 1, 2, 5, 7, 10, 12, 14, 20, 112)
     ]
+    assert [round_up(n, 64) for n in (0, 64, 65, 257, 600, 1025)] == [64, 64, 128, 320, 640, 1280]
+
+
+def test_row_lengths_lie_between_the_longest_example_and_the_largest_row():
+    assert row_lengths(150, 600) == [256, 384, 512, 600]
+    assert row_lengths(600, 512) == [640, 768, 896, 1024]
+    assert row_lengths(5, 64) == [64]
+
+
+def test_rows_are_as_long_as_costs_least():
+    # Two examples of 90 tokens leave as much empty in rows of 128 as in one of 256, which has the
+    # dearer attention; four of them fill one of 384; twelve of 40 tokens fill rows of 128.
+    def shape(n, length):
+        answer = [2] * (length - 1)
+        return one_batch([make_example([1], answer)] * n, row_length=512, max_scored=96)
+
+    shapes = [shape(n, length).ids.shape[2:] for n, length in ((2, 90), (4, 90), (12, 40))]
+    assert shapes == [(2, 128), (1, 384), (4, 128)]
 
 
 def test_cells_are_balanced_in_tokens_and_in_scored_tokens():

@@ -15,6 +15,10 @@ LOGITS_BYTES = 2**28
 """Size of the float32 logits that a shard may hold at a time."""
 
 
+ATTENTION_LENGTH = 4096
+"""Row length at which attention costs about as much as the rest of a layer, tokens."""
+
+
 class TokenCounts(NamedTuple):
     """Tokens of a batch."""
 
@@ -53,7 +57,8 @@ def pack(
       microbatches: n; B must be a multiple of n * shards.
       shards: S, parts of the batch that share no row.
       chunks: G, parts of a cell whose logits exist one after another; must divide b.
-      row_length: L, tokens; doubled until the longest example of the batch fits in a row.
+      row_length: the largest L, tokens; doubled until the longest example of the batch fits. L is
+        that of `row_lengths` with which the batch costs least.
       max_scored: T, the most scored tokens that a response may have.
       ref: {token statistic: [scored tokens of the data set] float32}, in the order of `offsets`.
       offsets: [N * R + 1] `Examples.offsets` of the data set; needed with `ref`.
@@ -66,18 +71,18 @@ def pack(
     if most > max_scored:
         raise ValueError(f"a response has {most} scored tokens, over max_scored {max_scored}")
     lengths = [item.length if item else 0 for item in items]
-    while row_length < max(lengths):
-        row_length *= 2
     scored = [_scored(item) for item in items]
     cells = []
     for cell in _balance(range(len(items)), lengths, scored, b):
         parts = _balance(cell, lengths, scored, b // chunks)
         cells.append([i for part in parts for i in part])
     parts = np.array(cells).reshape(len(cells), chunks, -1)
-    places = [_first_fit([lengths[i] for i in cell], row_length) for cell in cells]
+    rows, row_length, places = _cheapest_rows(
+        [[lengths[i] for i in cell] for cell in cells], row_lengths(max(lengths), row_length)
+    )
     batch = _empty(
         lead=len(cells),
-        rows=round_up(max(place.row for cell in places for place in cell) + 1, 1),
+        rows=rows,
         row_length=row_length,
         scored=(chunks, round_up(int(np.array(scored)[parts].sum(-1).max()), 64)),
         answers=(b, responses, max_scored),
@@ -110,6 +115,21 @@ def cell_size(batch_size: int, microbatches: int, shards: int) -> int:
     return batch_size // cells
 
 
+def row_lengths(longest: int, largest: int) -> list[int]:
+    """The lengths that a batch's rows may have, shortest first.
+
+    128 * (1, 2, 3, 4, 5, 6, 7, 8, 10, ...) tokens between the longest example and `largest`, which is doubled
+    until that example fits.
+    """
+    while largest < longest:
+        largest *= 2
+    lengths, length = [largest], 128
+    while length < largest:
+        lengths += [length] if length >= longest else []
+        length = round_up(length + 1, 128)
+    return sorted(lengths)
+
+
 def head_chunks(cell: int, scored: float, vocab: int) -> int:
     """G, the fewest chunks of a cell whose logits fit in `LOGITS_BYTES`.
 
@@ -124,12 +144,10 @@ def head_chunks(cell: int, scored: float, vocab: int) -> int:
 
 
 def round_up(count: int, unit: int) -> int:
-    """The least of unit * (1, 1.5, 2, 3, 4, 6, 8, ...), whole, that is no less than count."""
-    size = unit
-    while size < count:
-        size *= 2
-    between = size * 3 // 4
-    return between if between >= max(count, unit) else size
+    """The least of unit * (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...) no less than count."""
+    units = max(-(-count // unit), 1)
+    step = 2 ** max(units.bit_length() - 3, 0)
+    return -(-units // step) * step * unit
 
 
 def token_counts(batch: Batch) -> TokenCounts:
@@ -159,6 +177,24 @@ def _balance(
         parts[p].append(these[i])
         load[p] += work[i] if len(parts[p]) < size else np.inf
     return [sorted(part) for part in parts]
+
+
+def _cheapest_rows(
+    cells: Sequence[Sequence[int]], candidates: Sequence[int]
+) -> tuple[int, int, list[list[Place]]]:
+    """K, L and where the items of each cell go, given their lengths, where that costs least.
+
+    A position costs what the weights take and, for attention, a share that grows with L.
+    """
+    best: tuple[float, int, int, list[list[Place]]] | None = None
+    for length in candidates:
+        places = [_first_fit(cell, length) for cell in cells]
+        rows = round_up(max(place.row for cell in places for place in cell) + 1, 1)
+        cost = rows * length * (1 + length / ATTENTION_LENGTH)
+        if best is None or cost < best[0]:
+            best = cost, rows, length, places
+    assert best is not None
+    return best[1:]
 
 
 def _first_fit(lengths: Sequence[int], row_length: int) -> list[Place]:
