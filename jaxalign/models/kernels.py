@@ -50,7 +50,7 @@ def splash(q: Array, k: Array, v: Array, packing: Packing) -> Array:
     )
     keys, values = (jnp.tile(x.transpose(0, 2, 1, 3), (1, 1, copies, 1)) for x in (k, v))
     queries = (q * width**-0.5).transpose(0, 2, 1, 3)
-    out = jax.vmap(kernel)(queries, keys, values, ids).transpose(0, 2, 1, 3)
+    out = jnp.moveaxis(jax.vmap(kernel)(queries, keys, values, ids), 1, 2)
     return jnp.where((packing.branch > copies)[:, :, None, None], jnp.nan, out)
 
 
