@@ -33,7 +33,8 @@ def splash(q: Array, k: Array, v: Array, packing: Packing) -> Array:
     copy of all keys and values, in which prompts carry the id of response r and all else an id that
     no query has. The softmax runs over the R L keys at once.
 
-    A query of a response beyond R would not see its prompt: its result is NaN.
+    A query of a response beyond R would not see its prompt: its result is NaN. Mosaic compiles
+    bfloat16 only where `jax_default_matmul_precision` is not "highest".
     """
     length, heads, width = q.shape[1:]
     copies = packing.responses
@@ -50,7 +51,8 @@ def splash(q: Array, k: Array, v: Array, packing: Packing) -> Array:
     )
     keys, values = (jnp.tile(x.transpose(0, 2, 1, 3), (1, 1, copies, 1)) for x in (k, v))
     queries = (q * width**-0.5).transpose(0, 2, 1, 3)
-    out = jnp.moveaxis(jax.vmap(kernel)(queries, keys, values, ids), 1, 2)
+    out: Any = jax.vmap(kernel)(queries, keys, values, ids)  # [K, H, L, C]
+    out = out.transpose(0, 2, 1, 3)
     return jnp.where((packing.branch > copies)[:, :, None, None], jnp.nan, out)
 
 
