@@ -1,35 +1,79 @@
-"""Attention over packed rows with shared prompts."""
+"""Attention over packed rows with shared prompts: one function, and which backend it runs."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from ..sharding import batch_shards, spec
 from ..types import Array
+from .blocked import blocked
+from .kernels import cudnn, cudnn_takes, splash, splash_takes
+from .packing import Packing
+
+Backend = Callable[[Array, Array, Array, Packing], Array]
 
 
-def branch_mask(segment: Array, branch: Array) -> Array:
-    """Which positions a query may see in a packed row.
+def attend(q: Array, k: Array, v: Array, packing: Packing, mesh: Mesh) -> Array:
+    """softmax(q k' / sqrt(C)) v over the keys that `packing` shows to each query.
 
-    A query sees its own segment's prompt and its own branch, up to itself:
-    `segment q == segment k != 0`, `k <= q` and `branch k in (0, branch q)`.
+    Every device runs the backend that `backend` names on its own rows and heads. Where the mesh
+    does not cut the rows evenly, all of its batch axes compute all rows. Where it does not cut the
+    key heads evenly, they are repeated until it does; failing that, all of its tensor axis computes
+    all heads.
 
     Args:
-      segment: [K, L] example of each position within its row; 0 is padding.
-      branch: [K, L] 0 in the prompt, r + 1 in response r.
+      q: [K, L, H, C] queries.
+      k: [K, L, G, C] keys; H is a multiple of G.
+      v: [K, L, G, C] values.
+      packing: of the same K rows of length L.
+      mesh: mesh (data, fsdp, tensor).
 
     Returns:
-      [K, 1, L, L] bool, query before key.
+      [K, L, H, C] in the dtype of `q`; finite and meaningless where a query sees nothing.
     """
-    length = segment.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    same = (segment[:, :, None] == segment[:, None, :]) & (segment[:, None, :] != 0)
-    visible = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
-    return (causal & same & visible)[:, None]
+    rows = "batch" if q.shape[0] % batch_shards(mesh) == 0 else None
+    heads, groups = q.shape[2], math.lcm(k.shape[2], mesh.shape["tensor"])
+    cut = "heads" if heads % groups == 0 else None
+    if cut:
+        k, v = (jnp.repeat(x, groups // x.shape[2], axis=2) for x in (k, v))
+    by_head = spec(rows, None, cut, None)
+    run = jax.shard_map(
+        backend(mesh.devices.flat[0], q, packing),
+        mesh=mesh,
+        in_specs=(by_head, by_head, by_head, spec(rows)),
+        out_specs=by_head,
+        check_vma=False,  # pallas kernels do not say over which axes their results vary
+    )
+    return run(q, k, v, packing)
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """softmax(q k' / sqrt(C)) v, scores and softmax in float32.
+def backend(device: Any, q: Any, packing: Packing) -> Backend:
+    """What computes attention on a kind of device.
+
+    `splash` on TPUs and `cudnn` on NVIDIA GPUs, as far as these kernels go (`splash_takes`,
+    `cudnn_takes`); `blocked` everywhere else. The device is one of the mesh: a program that is
+    compiled ahead of time is compiled for the mesh, not for the machine that compiles.
+
+    Args:
+      device: of the mesh.
+      q: queries [K, L, H, C], or their shape and dtype.
+      packing: the mask.
+    """
+    if device.platform == "tpu" and splash_takes(q.shape[1], packing):
+        return splash
+    if device.platform == "gpu" and cudnn_takes(device, q, packing):
+        return cudnn
+    return blocked
+
+
+def attend_cached(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """softmax(q k' / sqrt(C)) v for generation, where keys come from a cache.
 
     Args:
       q: [K, L, H, C] queries.

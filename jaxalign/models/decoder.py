@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 
 from ..sharding import RULES, check_divisible, constrain
 from ..types import Array
-from .attention import attend, branch_mask
+from .attention import attend, attend_cached
 from .config import ModelConfig
 from .layers import Block, Linear, Norm, normal_param
+from .packing import Packing
 from .rope import rope_tables
 
 Params = dict[str, Any]
@@ -48,14 +49,12 @@ class Decoder(nnx.Module):
         kernel = self.embed[...].T if self.head is None else self.head.kernel[...]
         return kernel.astype(dtype)
 
-    def __call__(
-        self, ids: Array, positions: Array, mask: Array, dtype: Any, remat: Remat
-    ) -> Array:
-        """[K, L] ids and positions, [K, 1, L, L] mask -> final hidden states [K, L, D]."""
-        tables = rope_tables(self.config.rope, positions)
+    def __call__(self, ids: Array, packing: Packing, mesh: Mesh, dtype: Any, remat: Remat) -> Array:
+        """[K, L] ids and where they are in their rows -> final hidden states [K, L, D]."""
+        tables = rope_tables(self.config.rope, packing.positions)
 
         def layer(x, block):
-            return block(x, tables, lambda q, k, v: (attend(q, k, v, mask), None))
+            return block(x, tables, lambda q, k, v: (attend(q, k, v, packing, mesh), None))
 
         if remat != "none":
             policies = jax.checkpoint_policies
@@ -77,7 +76,8 @@ class Decoder(nnx.Module):
             def cached(q, k, v):
                 new_keys = jax.lax.dynamic_update_slice(keys, k[None], (i, 0, at, 0, 0))
                 new_values = jax.lax.dynamic_update_slice(values, v[None], (i, 0, at, 0, 0))
-                return attend(q, new_keys[i], new_values[i], mask), (new_keys, new_values)
+                out = attend_cached(q, new_keys[i], new_values[i], mask)
+                return out, (new_keys, new_values)
 
             x, (keys, values) = block(x, tables, cached)
             return (x, keys, values), None
@@ -105,6 +105,8 @@ class Model:
     """Dtype of activations and matrix products."""
     param_dtype: np.dtype
     remat: Remat
+    responses: int
+    """Most responses that follow a prompt in a row."""
 
     def _bind(self, params: Params) -> Decoder:
         return nnx.merge(self.graph, nnx.State(params))
@@ -126,8 +128,8 @@ class Model:
           hidden states are finite and mean nothing.
         """
         decoder = self._bind(params)
-        mask = branch_mask(segment, branch)
-        hidden = decoder(ids, positions, mask, self.dtype, self.remat)
+        packing = Packing(segment, branch, positions, self.responses)
+        hidden = decoder(ids, packing, self.mesh, self.dtype, self.remat)
         return hidden, decoder.head_matrix(self.dtype)
 
     def init(self, key: Array) -> Params:
@@ -183,6 +185,7 @@ def build(
     dtype: str = "float32",
     param_dtype: str = "float32",
     remat: Remat = "none",
+    responses: int = 2,
 ) -> Model:
     """Lay a decoder out on a mesh. Uses no memory: parameters come from `init` or a checkpoint.
 
@@ -194,6 +197,8 @@ def build(
       param_dtype: dtype in which parameters are kept.
       remat: what the backward pass computes again: nothing, whole layers, or all but products of
         activations with weights.
+      responses: most responses that follow a prompt in a row; one beyond it has hidden states NaN
+        where attention runs as a TPU kernel.
 
     Raises:
       UserError: a mesh axis does not divide a dimension of a parameter; names both.
@@ -205,4 +210,4 @@ def build(
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         name = ".".join(str(key.key) for key in path)
         check_divisible(name, leaf.shape, leaf.sharding.spec, mesh)
-    return Model(config, mesh, graph, abstract, jnp.dtype(dtype), kept, remat)
+    return Model(config, mesh, graph, abstract, jnp.dtype(dtype), kept, remat, responses)

@@ -1,0 +1,105 @@
+"""CPU seconds and temporaries of attention, forward and backward: `blocked` and plain jax.nn.
+
+Rows of 256, 512 and 1024 tokens, as many as make 4,096; 8 heads of width 64 on 4 key heads,
+float32. A row is one sequence, or is packed with prompts of two responses each. All programs are
+timed in turn; a figure is the median of their rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.models.blocked import blocked
+from jaxalign.models.packing import Packing
+from jaxalign.types import Array
+
+TOKENS, HEADS, GROUPS, WIDTH = 4096, 8, 4, 64
+ROUNDS = 9
+
+
+def dense(q: Array, k: Array, v: Array, packing: Packing) -> Array:
+    """All scores at once."""
+    mask = packing.visible()[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+
+
+def causal(q: Array, k: Array, v: Array, packing: Packing) -> Array:
+    """The same for rows of one sequence, without reading the packing."""
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+
+
+def rows(length: int, packed: bool) -> Packing:
+    """4,096 tokens: a sequence in each row, or prompts of two responses each until it is full."""
+    shape = (TOKENS // length, length)
+    segment, branch = np.ones(shape, np.int32), np.zeros(shape, np.int32)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape).copy()
+    rng = np.random.default_rng(0)
+    for n in range(len(segment)) if packed else ():
+        at, number = 0, 0
+        while at < length:
+            prompt, *responses = rng.integers(20, 100, 3)
+            number += 1
+            first = 0
+            for r, size in enumerate((prompt, *responses)):
+                span = slice(at, min(at + size, length))
+                positions[n, span] = first + np.arange(max(span.stop - at, 0))
+                segment[n, span], branch[n, span] = number, r
+                at, first = at + size, prompt
+    return Packing(jnp.asarray(segment), jnp.asarray(branch), jnp.asarray(positions))
+
+
+def program(attention, packing: Packing):
+    """A call of the compiled gradient, the megabytes of its temporaries, and its results."""
+    k, length = packing.segment.shape
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(k, length, n, WIDTH) for n in (HEADS, GROUPS, GROUPS, HEADS)]
+    arrays = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+    def both(q, k, v, cotangent, packing):
+        out, vjp = jax.vjp(lambda *x: attention(*x, packing), q, k, v)
+        return out, *vjp(cotangent)
+
+    compiled = jax.jit(both).lower(*arrays, packing).compile()
+    memory: Any = compiled.memory_analysis()
+
+    def run():
+        return jax.block_until_ready(compiled(*arrays, packing))
+
+    return run, memory.temp_size_in_bytes / 1e6
+
+
+def main() -> None:
+    """Measure and print the table."""
+    packages = f"python {platform.python_version()}, jax {jax.__version__}"
+    where = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    print(f"{packages}, jaxlib {version('jaxlib')}; {where}\n")
+    print("| row | rows | mask | jax.nn, s | ours, s | ratio | jax.nn, MB | ours, MB | differ by |")
+    print("|" + "--:|" * 9)
+    for length in (256, 512, 1024):
+        for name, plain in (("causal", causal), ("packed", dense)):
+            packing = rows(length, name == "packed")
+            pair = [program(f, packing) for f in (plain, blocked)]
+            a, b = (run() for run, _ in pair)
+            off = max(float(jnp.max(jnp.abs(x - y))) for x, y in zip(a, b, strict=True))
+            seconds = [[], []]
+            for _ in range(ROUNDS):
+                for (run, _), spent in zip(pair, seconds, strict=True):
+                    start = time.process_time()
+                    run()
+                    spent.append(time.process_time() - start)
+            theirs, ours = (float(np.median(s)) for s in seconds)
+            cells = [length, TOKENS // length, name, f"{theirs:.3f}", f"{ours:.3f}"]
+            cells += [f"{theirs / ours:.1f}x", *(f"{m:.0f}" for _, m in pair), f"{off:.0e}"]
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
