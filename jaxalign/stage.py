@@ -85,8 +85,15 @@ class Prepared:
         return self.loader(self.held_out, cached_reference(self, "held_out"))
 
 
-def open_model(path: Path, settings: ModelSettings, mesh: Mesh) -> Model:
-    """The model that a Hugging Face folder describes, without its weights."""
+def open_model(path: Path, settings: ModelSettings, mesh: Mesh, responses: int = 1) -> Model:
+    """The model that a Hugging Face folder describes, without its weights.
+
+    Args:
+      path: the folder.
+      settings: dtypes and rematerialisation.
+      mesh: of all devices.
+      responses: most responses that follow a prompt in a row.
+    """
     config = ModelConfig.from_hf(load.load_config(path))
     return build(
         config,
@@ -94,6 +101,7 @@ def open_model(path: Path, settings: ModelSettings, mesh: Mesh) -> Model:
         dtype=settings.dtype,
         param_dtype=settings.param_dtype,
         remat=settings.remat,
+        responses=responses,
     )
 
 
@@ -112,7 +120,7 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
     """
     stage = recipe.stages[name]
     objective, hyper = objective_settings(stage)
-    model = open_model(source, recipe.model, mesh)
+    model = open_model(source, recipe.model, mesh, len(objective.data.ROWS))
     tokenizer = load.load_tokenizer(source)
     read = functools.partial(
         load_examples,
@@ -235,7 +243,8 @@ def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | 
 
 def reference_forward(prepared: Prepared, source: Path) -> reference.Compute:
     """Load a reference and compile its forward pass over packed batches."""
-    model = open_model(source, prepared.recipe.model, prepared.mesh)
+    responses = prepared.model.responses
+    model = open_model(source, prepared.recipe.model, prepared.mesh, responses)
     for examples in (prepared.train, prepared.held_out):
         _check_ids(examples, model, source)
     params = load.load_params(source, model)
