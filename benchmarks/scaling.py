@@ -9,6 +9,7 @@ pair of length T is a prompt of T/2 tokens and two responses of T/2; a row holds
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import statistics
@@ -123,7 +124,7 @@ def cpu_seconds(sizes: Sizes, mesh: jax.sharding.Mesh, repeats: int) -> float:
 
 def main() -> int:
     """Measure, print the table."""
-    parser = common.arguments(__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--write", action="store_true", help="write the table to results/")
     args = parser.parse_args()
