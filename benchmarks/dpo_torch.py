@@ -11,7 +11,6 @@ more than 2e-4, or one of their gradient norms by more than 1e-3 of itself.
 from __future__ import annotations
 
 import copy
-import functools
 import sys
 import tempfile
 import time
@@ -29,13 +28,13 @@ from jaxalign import settings
 from jaxalign.config import section
 from jaxalign.data.examples import Example
 from jaxalign.data.loader import Loader
-from jaxalign.optim import optimizer
-from jaxalign.sharding import make_mesh, put_batch, replicated
+from jaxalign.sharding import make_mesh, put_batch
 from jaxalign.stage import Prepared, cached_reference, prepare
-from jaxalign.state import abstract_state, initial_state
-from jaxalign.step import train_step
 
 from . import common
+from .checkpoint import make_checkpoint
+from .steps import update_and_state
+from .tables import table
 
 BETA = 0.1
 BATCH = 8
@@ -122,20 +121,11 @@ def recipe(source: Path, data: settings.Data, folder: Path, updates: int) -> set
 
 def jaxalign_updates(prepared: Prepared, loader: Loader, updates: int) -> Iterator[Update]:
     """The same with jaxalign's own parts."""
-    tx = optimizer(RULE, updates)
-    objective, mesh = prepared.task.objective, prepared.mesh
-    abstract = abstract_state(prepared.model, tx, objective)
-    state = initial_state(prepared.model, prepared.source, objective, tx, abstract)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    step = jax.jit(
-        functools.partial(train_step, prepared.task, tx),
-        donate_argnums=0,
-        out_shardings=(shardings, replicated(mesh)),
-    )
+    step, state = update_and_state(prepared, updates)
     compiled = 0
     for batch in loader.batches(0, updates):
         began = time.perf_counter()
-        state, out = step(state, put_batch(batch, mesh), None)
+        state, out = step(state, put_batch(batch, prepared.mesh), None)
         loss, norm = float(out["loss"]), float(out["grad_norm"])
         seconds = time.perf_counter() - began
         yield Update(loss, norm, seconds if len(loader.shapes_seen) == compiled else np.nan)
@@ -154,7 +144,7 @@ def compare(theirs: Sequence[Update], ours: Sequence[Update]) -> tuple[str, bool
         pairs = (f"{a.loss:.6f}", f"{b.loss:.6f}", f"{loss:+.1e}")
         norms = (f"{a.grad_norm:.6f}", f"{b.grad_norm:.6f}", f"{norm:+.1e}")
         rows.append([str(number), *pairs, *norms])
-    return common.table(rows), agree
+    return table(rows), agree
 
 
 def main() -> int:
@@ -168,7 +158,7 @@ def main() -> int:
         folder = Path(name)
         data = common.pairs(args.data, folder / "data")
         source = folder / "start"
-        common.make_checkpoint(source, data, layers=4)
+        make_checkpoint(source, data, layers=4)
         run = recipe(source, data, folder / "run", args.updates)
         prepared = prepare(run, "dpo", source, mesh, Console(quiet=True))
         loader = prepared.loader(prepared.train, cached_reference(prepared, "train"))
@@ -177,7 +167,7 @@ def main() -> int:
         theirs = list(torch_updates(source, batches))
         ours = list(jaxalign_updates(prepared, loader, args.updates))
     printed, agree = compare(theirs, ours)
-    print(f"{common.versions()}\n\n{printed}\n")
+    print(f"{common.versions('torch')}\n\n{printed}\n")
     for who, side in (("torch", theirs), ("jaxalign", ours)):
         seconds = [u.seconds for u in side if np.isfinite(u.seconds)]
         median = f"{np.median(seconds):.3f}" if seconds else "-"

@@ -33,6 +33,8 @@ from jaxalign.stage import cached_reference, prepare
 from jaxalign.tracking import read_metrics
 
 from . import common
+from .checkpoint import make_checkpoint
+from .tables import table
 
 UPDATES, LAST = 50, 10
 TOLERANCE = 1e-5
@@ -170,7 +172,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = common.pairs(args.data, folder / "data")
-        common.make_checkpoint(folder / "start", data, layers=2)
+        make_checkpoint(folder / "start", data, layers=2)
         seconds = train(write_recipe(folder, "sft", folder / "start", data))
         metrics = read_metrics(folder / "sft" / "sft" / "metrics.jsonl")
         row, good = report("sft", metrics, None, seconds)
@@ -193,7 +195,7 @@ def main() -> int:
             row, as_it_must = report(objective.name, metrics, form, seconds)
             rows.append(row)
             good &= as_it_must
-    print(f"{common.versions()}\n\n{common.table(rows)}\n")
+    print(f"{common.versions('torch')}\n\n{table(rows)}\n")
     print("all as it must be" if good else f"OFF by more than {TOLERANCE}, or not finite")
     return 0 if good else 1
 

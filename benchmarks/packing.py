@@ -1,0 +1,99 @@
+"""What packing and sharing prompts save: tokens through the model's body, and compilations.
+
+    python -m benchmarks.packing [--data PAIRS] [--microbatches N] [--write]
+
+One pass over the data in the order of training, for each batch size and row length, against
+padding every sequence to the longest of its batch. A slot is a token that goes through the body,
+padding included; a pair's tokens are those of both sequences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+
+from jaxalign.data.examples import Examples
+from jaxalign.data.loader import Loader
+from jaxalign.data.pack import token_counts
+from jaxalign.data.tokenize import load_examples
+from jaxalign.hf.load import load_tokenizer
+
+from . import common
+from .tables import publish, table
+from .tokenizer import make_tokenizer
+
+VOCAB = 8192
+BATCHES, ROWS = (8, 32), (256, 512, 1024)
+HEADING = ["batch", "rows of", "slots per pair", "filled", "shapes", "against padding"]
+
+
+def padding(examples: Examples, batch_size: int) -> tuple[float, int]:
+    """Slots per pair of padded batches, and how many shapes they have."""
+    loader = Loader(examples, batch_size=batch_size, microbatches=1, shards=1, row_length=1, seed=0)
+    longest = []
+    for step in range(loader.steps(1)):
+        items = [examples.items[i] for i in loader.indices(step)]
+        longest.append(max(len(e.prompt) + max(map(len, e.responses)) for e in items))
+    return 2 * sum(longest) / len(longest), len(set(longest))
+
+
+def rows_of(examples: Examples, batch_size: int, microbatches: int) -> list[list[str]]:
+    """The rows of the table with one batch size."""
+    sequences = sum(2 * len(e.prompt) + sum(map(len, e.responses)) for e in examples.items)
+    pair = sequences / len(examples)
+    padded, shapes = padding(examples, batch_size)
+    rows = [
+        [str(batch_size), "padded", f"{padded:.0f}", f"{pair / padded:.0%}", str(shapes), "1.0x"]
+    ]
+    for row_length in ROWS:
+        loader = Loader(
+            examples,
+            batch_size=batch_size,
+            microbatches=microbatches,
+            shards=1,
+            row_length=row_length,
+            seed=0,
+        )
+        steps = loader.steps(1)
+        counts = [token_counts(batch) for batch in loader.batches(0, steps)]
+        slots = sum(c.slots for c in counts) / (steps * batch_size)
+        fill = sum(c.real for c in counts) / sum(c.slots for c in counts)
+        cells = [f"{slots:.0f}", f"{fill:.0%}", str(len(loader.shapes_seen))]
+        rows.append([str(batch_size), str(row_length), *cells, f"{padded / slots:.1f}x"])
+    return rows
+
+
+def main() -> int:
+    """Print the table."""
+    parser = common.arguments(__doc__)
+    parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="write the table to results/")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        data = common.pairs(args.data, Path(name) / "data")
+        data = dataclasses.replace(data, limit=None, max_length=1024, max_prompt=768)
+        make_tokenizer(Path(name) / "tokenizer", data, VOCAB)
+        tokenizer = load_tokenizer(Path(name) / "tokenizer")
+        examples = load_examples(data, data.path, data.split, tokenizer, "Pairs", seed=0)
+    prompts = sum(len(e.prompt) for e in examples.items)
+    real = sum(e.length for e in examples.items)
+    scored = examples.offsets[-1] / len(examples)
+    rows = [HEADING]
+    for batch_size in BATCHES:
+        rows += rows_of(examples, batch_size, args.microbatches)
+    about = (
+        f"{len(examples):,} pairs, {(real + prompts) / len(examples):.0f} tokens each; sharing the "
+        f"prompt leaves out {prompts / (real + prompts):.0%} of them; {scored:.0f} are scored. "
+        f"Microbatches: {args.microbatches}."
+    )
+    given = " --data PATH" if args.data else ""
+    run = f"`python -m benchmarks.packing{given} --microbatches {args.microbatches}`"
+    parts = ["# Packed rows with shared prompts against padding", run, about, table(rows)]
+    publish("packing", "\n\n".join([*parts, common.versions()]), args.write)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

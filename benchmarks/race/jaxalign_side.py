@@ -1,0 +1,88 @@
+"""jaxalign by its public parts: rows packed by its loader, its jitted step, cached reference.
+
+    python -m benchmarks.race.jaxalign_side FOLDER OBJECTIVE MICROBATCHES ROW_LENGTH
+
+A step is all of it: packing in the loader's thread, the copy to the device, the update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from jaxalign import settings
+from jaxalign.config import section
+from jaxalign.data.examples import Example, Examples, Report
+from jaxalign.sharding import make_mesh, put_batch
+from jaxalign.stage import Prepared, cached_reference, prepare
+
+from ..steps import update_and_state
+from . import work
+from .pipe import Pipe, Step, run
+
+HYPER = {"dpo": {"beta": work.BETA}, "slpo": {}}
+
+
+def recipe(folder: Path, name: str, microbatches: int, row_length: int) -> settings.Recipe:
+    """What a user would write; the data is put in its place by `prepared`."""
+    stage = settings.Stage(
+        objective=section(name)(name=name, **HYPER[name]),
+        data=settings.Data(
+            path=str(folder / "any.jsonl"), max_length=256, max_prompt=128, row_length=row_length
+        ),
+        optimizer=settings.Optimizer(
+            learning_rate=work.RATE, clip_norm=work.CLIP, schedule="constant"
+        ),
+        batch_size=work.BATCH,
+        microbatches=microbatches,
+        steps=1,
+    )
+    return settings.Recipe(
+        run=settings.Run(dir=str(folder / f"jaxalign-{name}")),
+        model=settings.Model(path=str(folder / "model"), dtype="float32", remat="none"),
+        stages={name: stage},
+    )
+
+
+def examples(pairs: Sequence[work.Pair]) -> Examples:
+    """The pairs as the loader takes them."""
+    items = [
+        Example(p.prompt, (p.chosen, p.rejected), {}, f"pair {i}") for i, p in enumerate(pairs)
+    ]
+    return Examples(items, "Pairs", Report(len(items), {}, 0, {}, {}))
+
+
+def make_step(prepared: Prepared) -> Step:
+    """An update on the next batch; it compiles at the first of each shape."""
+    loader = prepared.loader(prepared.train, cached_reference(prepared, "train"))
+    update, state = update_and_state(prepared, 1)
+    stream = itertools.chain.from_iterable(loader.sequential() for _ in itertools.count())
+
+    def step() -> tuple[float, float]:
+        nonlocal state
+        batch = put_batch(next(stream), prepared.mesh)
+        state, out = jax.block_until_ready(update(state, batch, None))
+        return float(out["loss"]), float(out["grad_norm"])
+
+    return step
+
+
+def side(pipe: Pipe) -> None:
+    """Load, then serve."""
+    folder, name, microbatches, row_length = Path(sys.argv[1]), *sys.argv[2:]
+    mesh = make_mesh(settings.Mesh(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        run_as = recipe(folder, name, int(microbatches), int(row_length))
+        prepared = prepare(run_as, name, folder / "model", mesh, Console(quiet=True))
+        prepared = dataclasses.replace(prepared, train=examples(work.load(folder)))
+        pipe.serve(make_step(prepared), "jaxalign", "jax")
+
+
+if __name__ == "__main__":
+    run(side)

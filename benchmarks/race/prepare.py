@@ -1,0 +1,103 @@
+"""Make what a race needs: a checkpoint for each model, and the same pairs of token ids beside it.
+
+    python -m benchmarks.race.prepare FOLDER LAYOUT BATCHES DATA MODEL...
+
+DATA may be `-`: the quickstart's synthetic pairs.
+FOLDER gets a folder for each model, with `model`, `pairs.npz` and a small `any.jsonl`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import transformers
+from transformers import Qwen2Config
+
+from jaxalign.data.tokenize import load_examples
+from jaxalign.hf.load import load_tokenizer
+from jaxalign.settings import Data
+
+from .. import common
+from ..checkpoint import make_model, neox
+from ..tokenizer import make_tokenizer
+from . import work
+
+VOCAB = 8192  # of the tokenizer, at most: a larger model's other tokens are never in the data
+LENGTH = work.PROMPT + work.RESPONSE
+
+
+def qwen2(vocab: int) -> Qwen2Config:
+    """The nearest that jaxalign has to Qwen3, which norms queries and keys and has no biases."""
+    return Qwen2Config(
+        vocab_size=vocab,
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=768,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+
+
+MODELS = {
+    "neox-8k": neox(vocab=8192, width=256, layers=6),
+    "neox-50k": neox(vocab=50304, width=128, layers=6),
+    "qwen-8k": qwen2(8192),
+    "qwen-50k": qwen2(50304),
+    "tiny": neox(vocab=2048, width=32, layers=1),
+}
+
+
+def given_pairs(data: Data, tokenizer: Path, count: int) -> list[work.Pair]:
+    """Pairs from all over the data set, prompts cut on the left and responses on the right.
+
+    Raises:
+      SystemExit: there are not so many.
+    """
+    data = dataclasses.replace(data, max_length=LENGTH, max_prompt=work.PROMPT)
+    items = load_examples(
+        data, data.path, data.split, load_tokenizer(tokenizer), "Pairs", seed=0
+    ).items
+    if len(items) < count:
+        raise SystemExit(f"--data: {len(items)} pairs are too few; {count} are needed")
+    chosen = items[:: len(items) // count][:count]
+    return [work.Pair(e.prompt, *(r[: work.RESPONSE] for r in e.responses)) for e in chosen]
+
+
+def full_pairs(count: int) -> list[work.Pair]:
+    """Random tokens in full rows: a prompt of one token, with which nothing can be shared."""
+    rng = np.random.default_rng(0)
+    sizes = (1, LENGTH - 1, LENGTH - 1)
+    draw = [[rng.integers(2, 2048, n, dtype=np.int32) for n in sizes] for _ in range(count)]
+    return [work.Pair(*parts) for parts in draw]
+
+
+def main() -> None:
+    """Write all."""
+    folder, layout, batches, given, *names = sys.argv[1:]
+    folder, count = Path(folder), int(batches) * work.BATCH
+    transformers.utils.logging.disable_progress_bar()
+    data = common.pairs(None if given == "-" else Path(given), folder / "data")
+    data = dataclasses.replace(data, limit=None)
+    tokenizer = folder / "tokenizer"
+    make_tokenizer(tokenizer, data, min(VOCAB, *(MODELS[name].vocab_size for name in names)))
+    pairs = full_pairs(count) if layout == "padded" else given_pairs(data, tokenizer, count)
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    for name in names:
+        shutil.copytree(tokenizer, folder / name / "model")
+        make_model(folder / name / "model", MODELS[name])
+        work.save(folder / name, pairs)
+        (folder / name / "any.jsonl").write_text(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""TRL's DPOTrainer: its own loop, step, clipping and optimizer, on the pairs' token ids.
+
+    python -m benchmarks.race.trl_side FOLDER live|cached
+
+`cached`: `precompute_ref_log_probs`. Its defaults that cost time or digits are turned off:
+bfloat16 and gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from . import work
+from .pipe import Pipe, run
+
+STEPS = 1_000_000  # more than any race has
+
+
+def side(pipe: Pipe) -> None:
+    """Train, each step of the loop on command."""
+    import datasets
+    import torch
+    import transformers
+
+    trl = importlib.import_module("trl")  # which the project itself does not need
+
+    class GivenIds(trl.DPOTrainer):
+        """Leaves out the tokenisation."""
+
+        def _prepare_dataset(self, dataset, *args):
+            return dataset
+
+    class Driven(transformers.TrainerCallback):
+        """Holds the loop before each step; all that it does until it logs is part of the step."""
+
+        def on_train_begin(self, *args, **kwargs):
+            pipe.ready("trl", "torch", "transformers")
+
+        def on_step_begin(self, *args, **kwargs):
+            if not pipe.wait():
+                sys.exit()
+
+        def on_log(self, *args, **kwargs):
+            pipe.done(kwargs["logs"]["loss"], kwargs["logs"]["grad_norm"])
+
+    folder, reference = Path(sys.argv[1]), sys.argv[2]
+    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
+    rows = [dict(zip(keys, map(list, pair), strict=True)) for pair in work.load(folder)]
+    settings = trl.DPOConfig(
+        output_dir=str(folder / f"trl-{reference}"),
+        beta=work.BETA,
+        precompute_ref_log_probs=reference == "cached",
+        per_device_train_batch_size=work.BATCH,
+        max_length=work.PROMPT + work.RESPONSE,
+        learning_rate=work.RATE,
+        lr_scheduler_type="constant",
+        max_grad_norm=work.CLIP,
+        max_steps=STEPS,
+        train_sampling_strategy="sequential",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    model, ref = (
+        transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+        for _ in range(2)
+    )
+    GivenIds(
+        model=model,
+        ref_model=ref,
+        args=settings,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(folder / "model"),
+        callbacks=[Driven()],
+    ).train()
+
+
+if __name__ == "__main__":
+    run(side)

@@ -1,0 +1,103 @@
+"""What every side of the race is given: pairs of token ids on disk, and the settings of a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+BATCH = 8  # pairs a step
+PROMPT, RESPONSE = 160, 96  # longest, tokens: a sequence has 256 at most
+BETA = 0.1
+RATE = 1e-4  # constant learning rate of AdamW: betas 0.9 and 0.999, eps 1e-8, no decay
+CLIP = 1.0  # largest global gradient norm
+MATMUL_SIDE, MATMUL_TIMES = 2048, 4  # of the square matrices that measure the machine; a step's
+MATMUL_FLOPS = MATMUL_TIMES * 2 * MATMUL_SIDE**3
+
+
+class Pair(NamedTuple):
+    """Token ids, each [length] int32."""
+
+    prompt: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the pair's two sequences, the prompt in each of them."""
+        return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
+
+
+def save(folder: Path, pairs: Sequence[Pair]) -> None:
+    """Write the pairs of a race to its folder."""
+    ids = [part for pair in pairs for part in pair]
+    np.savez(folder / "pairs.npz", ids=np.concatenate(ids), lengths=[len(part) for part in ids])
+
+
+def load(folder: Path) -> list[Pair]:
+    """The pairs of a race, in their order; every `BATCH` of them are a step."""
+    with np.load(folder / "pairs.npz") as file:
+        parts = np.split(file["ids"], np.cumsum(file["lengths"])[:-1])
+    return [Pair(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
+
+
+def batches(folder: Path) -> list[list[Pair]]:
+    """The same, cut into steps."""
+    pairs = load(folder)
+    return [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
+
+
+class Shape(NamedTuple):
+    """Sizes of a decoder."""
+
+    vocab: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp: int
+    gated: bool  # three feed-forward matrices rather than two
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> Shape:
+        """From a checkpoint's `config.json`."""
+        raw = json.loads((checkpoint / "config.json").read_text())
+        heads, width = raw["num_attention_heads"], raw["hidden_size"]
+        return cls(
+            vocab=raw["vocab_size"],
+            width=width,
+            layers=raw["num_hidden_layers"],
+            heads=heads,
+            kv_heads=raw.get("num_key_value_heads") or heads,
+            head_width=raw.get("head_dim") or width // heads,
+            mlp=raw["intermediate_size"],
+            gated=raw["model_type"] != "gpt_neox",
+        )
+
+
+def useful_flops(shape: Shape, pairs: Sequence[Pair]) -> int:
+    """FLOPs that a step over the pairs cannot do without.
+
+    Only real tokens count, a prompt once for both responses: 2 per parameter of the linear layers
+    and token; 4 per scalar of the heads for each query and key that may see each other; 2 per
+    parameter of the output matrix for each scored token. Three times that: forward and backward.
+    Norms, activations, softmax, the embedding and the update are left out.
+    """
+    attention = shape.width * shape.head_width * (2 * shape.heads + 2 * shape.kv_heads)
+    mlp = (3 if shape.gated else 2) * shape.width * shape.mlp
+    tokens = visible = scored = 0
+    for prompt, *responses in pairs:
+        p = len(prompt)
+        tokens += p
+        visible += p * (p + 1) // 2
+        for r in map(len, responses):
+            tokens += r
+            visible += r * p + r * (r + 1) // 2
+            scored += r if p else r - 1
+    body = shape.layers * (2 * (attention + mlp) * tokens)
+    seen = shape.layers * 4 * shape.heads * shape.head_width * visible
+    return 3 * (body + seen + 2 * shape.width * shape.vocab * scored)

@@ -1,0 +1,84 @@
+"""The race's end of the pipe: a side as a process. Standard library alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment() -> dict[str, str]:
+    """That of every side: CPU only, and nothing from the network."""
+    return os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+
+class Missing(Exception):  # noqa: N818
+    """A side's interpreter lacks a package."""
+
+    def __init__(self, package: str):
+        """`package` is the module that could not be imported."""
+        super().__init__(package)
+        self.package = package
+
+
+class Worker:
+    """A running side; `pipe.py` says what passes between the two."""
+
+    def __init__(self, command: Sequence[str], log: Path):
+        """Start it and wait until it is ready.
+
+        Raises:
+          Missing: its interpreter lacks a package.
+          SystemExit: it failed.
+        """
+        self._log = log
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        about = self._answer()
+        if "missing" in about:
+            self.close()
+            raise Missing(about["missing"])
+        self.versions: str = about["versions"]
+
+    def step(self) -> dict[str, float]:
+        """One step: `loss`, `norm`, `cpu` and `wall` seconds, `peak` MB.
+
+        Raises:
+          SystemExit: the side failed.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write("step\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            tail = "\n".join(self._log.read_text().splitlines()[-20:])
+            raise SystemExit(f"{self._log.stem} ended with exit code {code}:\n{tail}")
+        return json.loads(line)

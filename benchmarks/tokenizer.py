@@ -1,0 +1,47 @@
+"""A byte-level BPE of a benchmark's data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from jaxalign.data.schema import Field, read_rows
+from jaxalign.settings import Data
+
+PAD, END = "<|pad|>", "<|end|>"
+TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+
+
+def make_tokenizer(folder: Path, data: Data, vocab: int) -> None:
+    """Write a byte-level BPE of at most `vocab` tokens, trained on the data.
+
+    Raises:
+      UserError: the data cannot be read.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[PAD, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(data), trainer)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, chat_template=TEMPLATE
+    ).save_pretrained(folder)
+
+
+def _texts(data: Data) -> Iterator[str]:
+    for row in read_rows(data, data.path, data.split, "Pairs", Counter()):
+        for field in (row.prompt, *row.responses):
+            yield from _contents(field)
+
+
+def _contents(field: Field) -> Sequence[str]:
+    return [field] if isinstance(field, str) else [message["content"] for message in field]
