@@ -31,7 +31,7 @@ from jaxalign.data.examples import Example
 from jaxalign.data.loader import Loader
 from jaxalign.optim import optimizer
 from jaxalign.sharding import make_mesh, put_batch, replicated
-from jaxalign.stage import Prepared, cached_reference, prepare
+from jaxalign.stage import Prepared, cached_reference, first_params, prepare
 from jaxalign.state import abstract_state, initial_state
 from jaxalign.step import train_step
 
@@ -125,7 +125,7 @@ def jaxalign_updates(prepared: Prepared, loader: Loader, updates: int) -> Iterat
     tx = optimizer(RULE, updates)
     objective, mesh = prepared.task.objective, prepared.mesh
     abstract = abstract_state(prepared.model, tx, objective)
-    state = initial_state(prepared.model, prepared.source, objective, tx, abstract)
+    state = initial_state(first_params(prepared), objective, tx, abstract)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     step = jax.jit(
         functools.partial(train_step, prepared.task, tx),

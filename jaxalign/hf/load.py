@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +119,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def open_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
-    """All tensors of a checkpoint by name, readable until the context ends.
+def open_tensors(files: Iterable[Path]) -> Iterator[dict[str, Tensor]]:
+    """All tensors of safetensors files by name, readable until the context ends.
 
     Raises:
       UserError: a file is missing or damaged.
     """
     with contextlib.ExitStack() as stack:
         tensors = {}
-        for file in weight_files(folder):
+        for file in files:
             try:
                 handle = stack.enter_context(safe_open(file, framework="np"))
             except (SafetensorError, OSError) as error:
@@ -155,15 +155,20 @@ def load_params(folder: Path, model: Model) -> Params:
       UserError: a file is missing or damaged; a tensor is missing, unexpected, not of floats, or
         of a shape that config.json does not give.
     """
-    with open_tensors(folder) as tensors:
+    with open_tensors(weight_files(folder)) as tensors:
         plan = weights(model.config)
-        found = {w: _layers_of(w, tensors, model, Path(folder)) for w in plan}
+        found = {w: layers_of(w, tensors, model, Path(folder)) for w in plan}
         _refuse_unexpected(tensors, {t.name for ts in found.values() for t in ts}, model)
-        placed = {w.path: _place(w, found[w], w.of(model.abstract), model) for w in plan}
-    return unflatten_dict(placed)
+        return placed(found, model)
 
 
-def _layers_of(weight: Weight, tensors: dict, model: Model, folder: Path) -> list[Tensor]:
+def placed(found: dict[Weight, list[Tensor]], model: Model) -> Params:
+    """Parameters on the mesh, from their tensors layer by layer."""
+    leaves = {w.path: _place(w, layers, w.of(model.abstract), model) for w, layers in found.items()}
+    return unflatten_dict(leaves)
+
+
+def layers_of(weight: Weight, tensors: dict, model: Model, folder: Path) -> list[Tensor]:
     """The tensors of one parameter, layer by layer, checked against the configuration."""
     shape = weight.of(model.abstract).shape
     wanted = hf_shape(weight, shape[1:] if weight.stacked else shape)
