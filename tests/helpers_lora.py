@@ -44,11 +44,11 @@ def adapted(base: Path, settings: Lora, **options: Any) -> Adapted:
     return adapt(model, low_rank(settings, model.config, "lora"))
 
 
-def randomised(model: Adapted, seed: int = 0) -> Any:
+def randomised(model: Adapted, size: float = 0.3) -> Any:
     """Adapters whose A and B are both random."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(x):
-        return jax.device_put(0.3 * rng.normal(size=x.shape).astype(np.float32), x.sharding)
+        return jax.device_put(size * rng.normal(size=x.shape).astype(np.float32), x.sharding)
 
     return jax.tree.map(draw, model.abstract)

@@ -172,7 +172,7 @@ def test_an_adapter_that_is_not_computed_is_refused_by_name(damaged, edit, messa
 
 def test_a_missing_base_is_named(damaged):
     folder, _ = damaged(lambda c, t: c.update(base_model_name_or_path="/no/such/base"))
-    with pytest.raises(UserError, match="base_model_name_or_path: .*no folder /no/such/base"):
+    with pytest.raises(UserError, match=r"base_model_name_or_path: .*no folder /no/such/base"):
         base_folder(folder)
     folder = folder.rename(folder.with_name("other"))
     folder, _ = damaged(lambda c, t: c.update(base_model_name_or_path=None))
