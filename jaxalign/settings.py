@@ -141,6 +141,8 @@ class Lora:
     """Multiply by alpha / sqrt(rank) instead."""
     targets: tuple[Text, ...] | None = None
     """Linear layers with an adapter, named as here (query) or in PEFT (q_proj); none: all."""
+    quantise: Literal["int8", "nf4"] | None = None
+    """Keep the layers' frozen matrices in 8 or 4 bits (extra `quantise`); none: as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from .hf.peft import low_rank
 from .models.adapted import Adapted, adapt
 from .models.config import ModelConfig
 from .models.decoder import Model, Params, build
+from .models.quantised import Kind, quantise
 from .settings import Model as ModelSettings
 from .settings import Recipe, Stage
 from .sharding import batch_shards, put_batch, replicated
@@ -65,6 +66,11 @@ class Prepared:
     def updates(self) -> int:
         """Updates of the whole stage."""
         return self.stage.steps or self.loader(self.train).steps(self.stage.epochs)
+
+    @property
+    def quantised(self) -> Kind | None:
+        """How the matrices that adapters stand beside are kept; None: as they are."""
+        return self.stage.lora and self.stage.lora.quantise
 
     @property
     def policy(self) -> Task:
@@ -227,7 +233,14 @@ def frozen_params(prepared: Prepared) -> Params | None:
     elif jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps({"weights": found}))
-    return load.load_params(prepared.source, prepared.model)
+    return _start(prepared)
+
+
+def _start(prepared: Prepared) -> Params:
+    """The starting weights, as adapters have them beside them."""
+    kind = prepared.quantised
+    keep = functools.partial(quantise, kind=kind) if kind else None
+    return load.load_params(prepared.source, prepared.model, keep)
 
 
 def first_params(prepared: Prepared) -> Params:
@@ -255,6 +268,8 @@ def live_reference(prepared: Prepared, frozen: Params | None = None) -> Params |
             f"stages.{prepared.name}.reference: {source} is another architecture than the policy; "
             "a live reference must be the same, use mode: cached"
         )
+    if source == prepared.source:
+        return _start(prepared)
     return load.load_params(source, prepared.model)
 
 
@@ -284,6 +299,8 @@ def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | 
         "dtype": prepared.recipe.model.dtype,
         "needs": ", ".join(s.name for s in task.objective.needs),
     }
+    if prepared.quantised and source == prepared.source:
+        fingerprint["quantised"] = prepared.quantised
 
     def compute() -> reference.Compute:
         prepared.console.print(f"{prepared.name}: reference pass over {split} data with {source}")
@@ -301,7 +318,8 @@ def reference_forward(prepared: Prepared, source: Path) -> reference.Compute:
     model = open_model(source, prepared.recipe.model, prepared.mesh)
     for examples in (prepared.train, prepared.held_out):
         _check_ids(examples, model, source)
-    params = load.load_params(source, model)
+    own = source == prepared.source
+    params = _start(prepared) if own else load.load_params(source, model)
     task = dataclasses.replace(prepared.task, forward=model.forward)
 
     @functools.partial(jax.jit, out_shardings=replicated(prepared.mesh))

@@ -237,8 +237,9 @@ def test_no_gradient_of_the_base_is_formed(remat):
     frozen, adapters = weights(model)
     batch = batch_of(some_examples("Pairs", B), 2)
     big = {leaf.shape[1:] for leaf in jax.tree.leaves(frozen["layers"]) if leaf.ndim == 3}
+    big |= {shape[::-1] for shape in big}
+    big |= {(model.base.config.layers, *shape) for shape in big}
     big |= {frozen["embed"].shape, frozen["head"]["kernel"].shape}
-    big |= {shape[::-1] for shape in big} | {(2, *shape) for shape in big}
 
     def formed(task, params, ref_params):
         run = functools.partial(value_and_grad, task, ref_params=ref_params)

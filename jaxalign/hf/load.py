@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+Keep = Callable[[tuple[str, ...], jax.Array], Any]
+"""(path, parameter) -> what stands in its place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,7 @@ def open_tensors(files: Iterable[Path]) -> Iterator[dict[str, Tensor]]:
         yield tensors
 
 
-def load_params(folder: Path, model: Model) -> Params:
+def load_params(folder: Path, model: Model, keep: Keep | None = None) -> Params:
     """Parameters from a checkpoint, each shard read by the host that holds it.
 
     Tensors are sliced in the file and converted to the model's parameter dtype slice by slice.
@@ -147,6 +150,7 @@ def load_params(folder: Path, model: Model) -> Params:
     Args:
       folder: a checkpoint with safetensors, in one file or several.
       model: the decoder the weights are for.
+      keep: what each parameter is kept as, once it is on the mesh; none: as it is.
 
     Returns:
       A nested dict as `model.abstract`.
@@ -159,12 +163,15 @@ def load_params(folder: Path, model: Model) -> Params:
         plan = weights(model.config)
         found = {w: layers_of(w, tensors, model, Path(folder)) for w in plan}
         _refuse_unexpected(tensors, {t.name for ts in found.values() for t in ts}, model)
-        return placed(found, model)
+        return placed(found, model, keep or (lambda path, leaf: leaf))
 
 
-def placed(found: dict[Weight, list[Tensor]], model: Model) -> Params:
+def placed(found: dict[Weight, list[Tensor]], model: Model, keep: Keep) -> Params:
     """Parameters on the mesh, from their tensors layer by layer."""
-    leaves = {w.path: _place(w, layers, w.of(model.abstract), model) for w, layers in found.items()}
+    leaves = {
+        w.path: keep(w.path, _place(w, layers, w.of(model.abstract), model))
+        for w, layers in found.items()
+    }
     return unflatten_dict(leaves)
 
 

@@ -188,7 +188,7 @@ def load_adapter(folder: Path, model: Model) -> tuple[Adapted, Params]:
         adapted = adapt(model, adapters)
         plan = weights(adapters, model.config)
         found = {w: layers_of(w, tensors, adapted.whole, folder) for w in plan}
-        return adapted, placed(found, adapted.whole)
+        return adapted, placed(found, adapted.whole, lambda path, leaf: leaf)
 
 
 def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
