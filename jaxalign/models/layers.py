@@ -69,7 +69,8 @@ class Linear(nnx.Module):
         y = flat @ self.kernel[...].astype(x.dtype)
         if self.lora_a is not None:
             low = low_rank(flat, self.lora_a, self.lora_scale)
-        if self.lora_b is not None and low is not None:
+        if self.lora_b is not None:
+            assert low is not None  # the caller has A
             y = y + low.reshape(-1, low.shape[-1]) @ self.lora_b[...].astype(x.dtype)
         y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
