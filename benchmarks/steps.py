@@ -10,7 +10,7 @@ import jax
 
 from jaxalign.optim import optimizer
 from jaxalign.sharding import replicated
-from jaxalign.stage import Prepared
+from jaxalign.stage import Prepared, first_params
 from jaxalign.state import abstract_state, initial_state
 from jaxalign.step import TrainState, train_step
 
@@ -23,7 +23,7 @@ def update_and_state(prepared: Prepared, updates: int) -> tuple[Update, TrainSta
     objective = prepared.task.objective
     tx = optimizer(prepared.stage.optimizer, updates)
     abstract = abstract_state(prepared.model, tx, objective)
-    state = initial_state(prepared.model, prepared.source, objective, tx, abstract)
+    state = initial_state(first_params(prepared), objective, tx, abstract)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     update = jax.jit(
         functools.partial(train_step, prepared.task, tx),

@@ -16,6 +16,7 @@ from .data.tokenize import encode_prompts
 from .errors import UserError
 from .generate import generate
 from .hf import load
+from .hf.peft import base_folder, load_merged
 from .models.config import ModelConfig
 from .models.decoder import build
 from .settings import Mesh as MeshSettings
@@ -28,7 +29,7 @@ class Sampling:
     """Which model answers, what, and how its tokens are drawn."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """Hugging Face folder or hub repository."""
+    """Hugging Face folder or hub repository, of a model or of an adapter."""
     prompt: str | None = None
     """One prompt, text."""
     prompts: str | None = None
@@ -78,7 +79,7 @@ def answer(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Promp
     """Sample one answer to every prompt.
 
     Args:
-      folder: of the checkpoint.
+      folder: of the checkpoint, or of an adapter.
       settings: how to draw; `model`, `prompt`, `prompts`, `out` and `mesh` are not read here.
       mesh: of the devices.
       prompts: text, or messages for the tokenizer's chat template.
@@ -86,15 +87,16 @@ def answer(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Promp
     Raises:
       UserError: the checkpoint, the prompts or a setting do not fit.
     """
-    config = ModelConfig.from_hf(load.load_config(folder))
+    base = base_folder(folder)
+    config = ModelConfig.from_hf(load.load_config(base))
     model = build(config, mesh, dtype=settings.dtype, param_dtype=settings.dtype)
-    tokenizer = load.load_tokenizer(folder)
+    tokenizer = load.load_tokenizer(base)
     tokens = generate(
         model,
-        load.load_params(folder, model),
+        load_merged(folder, model),
         encode_prompts(tokenizer, prompts, "prompt"),
         max_new=settings.max_new,
-        stop=stop_tokens(folder, tokenizer),
+        stop=stop_tokens(base, tokenizer),
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,

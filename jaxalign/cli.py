@@ -173,7 +173,8 @@ def _evaluate(argv: list[str]) -> int:
 
     from . import export, train
     from .evaluate import evaluator
-    from .hf.load import load_params, resolve
+    from .hf.load import resolve
+    from .hf.peft import load_merged
     from .stage import live_reference
 
     with jax.set_mesh(prepared.mesh):
@@ -181,7 +182,7 @@ def _evaluate(argv: list[str]) -> int:
         if loader is None:
             raise UserError(f"stages.{prepared.name}.data.eval_path: give data to evaluate on")
         trained = train.model_folder(prepared.recipe, prepared.name)
-        params = load_params(resolve(own.checkpoint or str(trained)), prepared.model)
+        params = load_merged(resolve(own.checkpoint or str(trained)), prepared.model)
         objective_state = None
         if prepared.task.objective.init_state is not None:
             # A running state, such as BCO's shift, is no part of a Hugging Face checkpoint.
@@ -196,15 +197,19 @@ def _evaluate(argv: list[str]) -> int:
 def _export(argv: list[str]) -> int:
     """Write the newest checkpoint of an unfinished stage as a Hugging Face folder."""
     own, prepared = _prepared(
-        argv, "export", ("--out", {"required": True, "help": "folder to write; it must not exist"})
+        argv,
+        "export",
+        ("--out", {"required": True, "help": "folder to write; it must not exist"}),
+        ("--adapter", {"action": "store_true", "help": "write the adapters alone, for PEFT"}),
     )
     import jax
 
     from . import export
 
     with jax.set_mesh(prepared.mesh):
-        step = export.write_checkpoint(prepared, Path(own.out))
-    prepared.console.print(f"the model after update {step} is in {own.out}")
+        step = export.write_checkpoint(prepared, Path(own.out), adapter=own.adapter)
+    what = "adapter" if own.adapter else "model"
+    prepared.console.print(f"the {what} after update {step} is in {own.out}")
     return 0
 
 

@@ -19,20 +19,29 @@ Evaluate = Callable[[Any, Any, Iterable[Batch]], dict[str, float]]
 """(params, objective state, batches) -> metrics by name, with `loss`."""
 
 
-def evaluator(task: Task, mesh: Mesh, ref_params: Any = None) -> Evaluate:
+def evaluator(task: Task, mesh: Mesh, ref_params: Any = None, frozen: Any = None) -> Evaluate:
     """Compile the evaluation of a task.
+
+    Args:
+      task: its forward pass takes `frozen` first, if there are such parameters.
+      mesh: of the devices.
+      ref_params: a live reference.
+      frozen: parameters that the trained ones stand beside.
 
     Returns:
       A function of (params, objective state, batches). The loss is each term's total over its
       count, both over all examples; a short last batch weighs what it holds. The objective's
       running state is read and never written.
     """
-    step = jax.jit(functools.partial(eval_step, task), out_shardings=replicated(mesh))
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def step(params: Any, objective_state: Any, batch: Batch, ref_params: Any, frozen: Any) -> Any:
+        return eval_step(task.beside(frozen), params, objective_state, batch, ref_params)
 
     def run(params: Any, objective_state: Any, batches: Iterable[Batch]) -> dict[str, float]:
         total: Any = None
         for batch in batches:
-            out = step(params, objective_state, put_batch(batch, mesh), ref_params)
+            out = step(params, objective_state, put_batch(batch, mesh), ref_params, frozen)
             out = jax.tree.map(lambda x: np.asarray(x, np.float64), out)
             total = out if total is None else jax.tree.map(np.add, total, out)
         if total is None:

@@ -14,9 +14,10 @@ import jax
 from .checkpoint import Checkpoints
 from .config import dump
 from .errors import UserError
+from .hf.peft import save_adapter
 from .hf.save import save_checkpoint
 from .optim import optimizer
-from .stage import Prepared
+from .stage import Prepared, frozen_params
 from .state import abstract_state
 from .step import TrainState
 
@@ -47,7 +48,7 @@ def newest_state(prepared: Prepared) -> tuple[int, TrainState]:
     """
     stage = prepared.stage
     tx = optimizer(stage.optimizer, prepared.updates)
-    abstract = abstract_state(prepared.model, tx, prepared.task.objective)
+    abstract = abstract_state(prepared.adapted or prepared.model, tx, prepared.task.objective)
     folder = prepared.folder / "checkpoints"
     with contextlib.closing(Checkpoints(folder, stage.keep)) as checkpoints:
         found = checkpoints.restore(abstract)
@@ -56,35 +57,61 @@ def newest_state(prepared: Prepared) -> tuple[int, TrainState]:
     return found
 
 
-def write_checkpoint(prepared: Prepared, folder: Path) -> int:
+def write_checkpoint(prepared: Prepared, folder: Path, *, adapter: bool = False) -> int:
     """Export the newest training checkpoint of a stage.
 
     Args:
       prepared: the stage.
       folder: to write; it must not exist.
+      adapter: write the adapters alone, not merged.
 
     Returns:
       The number of updates that the checkpoint has seen.
 
     Raises:
-      UserError: the folder exists, or the stage has no checkpoint.
+      UserError: the folder exists, or the stage has no checkpoint, or no adapters.
     """
+    if adapter and prepared.adapted is None:
+        raise UserError(f"--adapter: stage {prepared.name} has no `lora`; leave the flag out")
     if folder.exists():
         raise UserError(f"--out: {folder} exists; choose a new folder")
     step, state = newest_state(prepared)
-    write_model(prepared, state.params, folder, {})
+    if adapter:
+        write_adapter(prepared, state.params, folder, {})
+    else:
+        write_model(prepared, state.params, frozen_params(prepared), folder, {})
     return step
 
 
-def write_model(prepared: Prepared, params: Any, folder: Path, metrics: dict[str, float]) -> None:
+def write_adapter(prepared: Prepared, params: Any, folder: Path, metrics: dict[str, float]) -> None:
+    """Export adapters as PEFT keeps them, with a model card; arguments as `write_model`."""
+    assert prepared.adapted is not None
+    card = model_card(prepared, metrics, "peft")
+    save_adapter(folder, params, prepared.adapted, base=_base_name(prepared), card=card)
+
+
+def _base_name(prepared: Prepared) -> str:
+    """Where others find the stage's starting checkpoint: its name on the hub, or its folder."""
+    path = prepared.recipe.locate(prepared.recipe.model.path)
+    first = prepared.name == next(iter(prepared.recipe.stages))
+    on_hub = first and not Path(path).expanduser().is_dir()
+    return path if on_hub else str(prepared.source.absolute())
+
+
+def write_model(
+    prepared: Prepared, params: Any, frozen: Any, folder: Path, metrics: dict[str, float]
+) -> None:
     """Export parameters with the starting checkpoint's config and tokenizer, and a model card.
 
     Args:
       prepared: the stage they belong to.
-      params: the policy's parameters.
+      params: what was trained.
+      frozen: what adapters are merged into; None where all parameters were trained.
       folder: a new Hugging Face folder; it appears whole or not at all.
       metrics: held-out metrics for the card.
     """
+    if prepared.adapted is not None:
+        params = prepared.adapted.merged(frozen, params)
     save_checkpoint(
         folder,
         params,
@@ -95,8 +122,8 @@ def write_model(prepared: Prepared, params: Any, folder: Path, metrics: dict[str
     )
 
 
-def model_card(prepared: Prepared, metrics: dict[str, float]) -> str:
-    """The README.md of an exported model."""
+def model_card(prepared: Prepared, metrics: dict[str, float], library: str = "transformers") -> str:
+    """The README.md of an exported model, for the library that loads it."""
     objective = prepared.task.objective
     hyper = "".join(f", {k} = {v}" for k, v in prepared.task.hyper.items())
     rows = "".join(f"| {k} | {v:.6g} |\n" for k, v in metrics.items())
@@ -104,7 +131,7 @@ def model_card(prepared: Prepared, metrics: dict[str, float]) -> str:
     about = environment()
     versions = ", ".join(f"{k} {v}" for k, v in about["packages"].items())
     return f"""---
-library_name: transformers
+library_name: {library}
 tags: [jaxalign, {objective.name}]
 ---
 # {Path(prepared.recipe.run.dir).name}: {prepared.name}

@@ -60,7 +60,7 @@ class Model:
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of activations and matrix products; statistics and losses are float32."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype in which parameters and optimizer moments are kept."""
+    """Dtype in which parameters and optimizer moments are kept; those of adapters are float32."""
     remat: Literal["none", "full", "dots"] = "full"
     """What the backward pass computes again: nothing, whole layers, or all but matrix products."""
     export_dtype: Dtype | None = None
@@ -131,6 +131,22 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters beside the frozen matrices of the starting checkpoint."""
+
+    rank: Count = 16
+    """Width of an adapter."""
+    alpha: Annotated[float, Gt(0)] = 32.0
+    """What an adapter adds is multiplied by alpha / rank."""
+    rank_stabilised: bool = False
+    """Multiply by alpha / sqrt(rank) instead."""
+    targets: tuple[Text, ...] | None = None
+    """Linear layers with an adapter, named as here (query) or in PEFT (q_proj); none: all."""
+    quantise: Literal["int8", "nf4"] | None = None
+    """Keep the layers' frozen matrices in 8 or 4 bits (extra `quantise`); none: as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One training run of a recipe; it starts from the weights of the stage before it."""
 
@@ -139,6 +155,8 @@ class Stage:
     data: Data
     optimizer: Optimizer = field(default_factory=Optimizer)
     reference: Reference = field(default_factory=Reference)
+    lora: Lora | None = None
+    """Train adapters alone, merged at the end of the stage; none: train all parameters."""
     batch_size: Count = 64
     """Examples per update, all devices and microbatches together."""
     microbatches: Count = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from transformers import PreTrainedTokenizerFast
 
 from . import reference
 from .batch import Batch
+from .checkpoint import write_atomic
 from .config import objective_settings
 from .data.loader import Loader
 from .data.pack import cell_size, head_chunks
 from .data.tokenize import Examples, load_examples, preview
 from .errors import UserError
 from .hf import load
+from .hf.peft import low_rank
+from .models.adapted import Adapted, adapt
 from .models.config import ModelConfig
-from .models.decoder import Model, build
+from .models.decoder import Model, Params, build
+from .models.quantised import Kind, quantise
 from .settings import Model as ModelSettings
 from .settings import Recipe, Stage
 from .sharding import batch_shards, put_batch, replicated
@@ -46,6 +51,7 @@ class Prepared:
     train: Examples
     held_out: Examples | None
     console: Console
+    adapted: Adapted | None  # the model with the stage's adapters
 
     @property
     def stage(self) -> Stage:
@@ -61,6 +67,18 @@ class Prepared:
     def updates(self) -> int:
         """Updates of the whole stage."""
         return self.stage.steps or self.loader(self.train).steps(self.stage.epochs)
+
+    @property
+    def quantised(self) -> Kind | None:
+        """How the matrices that adapters stand beside are kept; None: as they are."""
+        return self.stage.lora and self.stage.lora.quantise
+
+    @property
+    def policy(self) -> Task:
+        """The task as it is trained: where there are adapters, `forward` takes the base first."""
+        if self.adapted is None:
+            return self.task
+        return dataclasses.replace(self.task, forward=self.adapted.forward)
 
     def loader(self, examples: Examples, ref: dict[str, np.ndarray] | None = None) -> Loader:
         """Batches of a data set as this stage's mesh, microbatches and vocabulary want them."""
@@ -121,6 +139,7 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
     stage = recipe.stages[name]
     objective, hyper = objective_settings(stage)
     model = open_model(source, recipe.model, mesh, len(objective.data.ROWS))
+    adapted = _adapted(recipe, name, model)
     tokenizer = load.load_tokenizer(source)
     read = functools.partial(
         load_examples,
@@ -137,7 +156,22 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
         _check_ids(examples, model, source)
     show_data(console, name, train, held_out, tokenizer)
     task = Task(objective, hyper, model.forward)
-    return Prepared(recipe, name, mesh, source, model, tokenizer, task, train, held_out, console)
+    return Prepared(
+        recipe, name, mesh, source, model, tokenizer, task, train, held_out, console, adapted
+    )
+
+
+def _adapted(recipe: Recipe, name: str, model: Model) -> Adapted | None:
+    """The model with the adapters that a stage asks for; None where it trains all parameters."""
+    stage = recipe.stages[name]
+    if stage.lora is None:
+        return None
+    if stage.reference.mode == "live" and stage.reference.path is not None:
+        raise UserError(
+            f"stages.{name}.reference.path: got {stage.reference.path}, but the live reference of "
+            "adapters is the model they stand beside; leave path out, or use mode: cached"
+        )
+    return adapt(model, low_rank(stage.lora, model.config, f"stages.{name}.lora"))
 
 
 def _check_ids(examples: Examples | None, model: Model, source: Path) -> None:
@@ -190,16 +224,65 @@ def reference_source(prepared: Prepared) -> Path:
     return prepared.source if path is None else load.resolve(prepared.recipe.locate(path))
 
 
-def live_reference(prepared: Prepared) -> Any | None:
-    """The parameters of a reference that runs beside the policy; None where none does."""
+def frozen_params(prepared: Prepared) -> Params | None:
+    """The starting weights that adapters stand beside; None where all parameters are trained.
+
+    A checkpoint holds adapters alone, so the stage's folder remembers what they belong to.
+
+    Raises:
+      UserError: the weights are not those that the stage began with.
+    """
+    if prepared.adapted is None:
+        return None
+    path, found = prepared.folder / "base.json", load.weights_fingerprint(prepared.source)
+    if path.exists():
+        before = load.read_json(path).get("weights")
+        if before != found:
+            raise UserError(
+                f"{prepared.source}: its weights have changed since stage {prepared.name} began "
+                f"(SHA-256 {before} in {path}, now {found}); restore them, or delete the folder of "
+                "the stage"
+            )
+    elif jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"weights": found}))
+    return _start(prepared)
+
+
+def _start(prepared: Prepared) -> Params:
+    """The starting weights, as adapters have them beside them."""
+    kind = prepared.quantised
+    keep = functools.partial(quantise, kind=kind) if kind else None
+    return load.load_params(prepared.source, prepared.model, keep)
+
+
+def first_params(prepared: Prepared) -> Params:
+    """What is trained, before the first update: the starting weights, or new adapters."""
+    if prepared.adapted is None:
+        return load.load_params(prepared.source, prepared.model)
+    number = list(prepared.recipe.stages).index(prepared.name)
+    return prepared.adapted.init(
+        jax.random.fold_in(jax.random.key(prepared.recipe.run.seed), number)
+    )
+
+
+def live_reference(prepared: Prepared, frozen: Params | None = None) -> Params | None:
+    """The parameters of a reference that runs beside the policy; None where none does.
+
+    Beside `frozen` it is no adapters: the frozen weights themselves, and no second copy of them.
+    """
     if not prepared.task.objective.uses_ref or prepared.stage.reference.mode != "live":
         return None
+    if frozen is not None:
+        return {}
     source = reference_source(prepared)
     if ModelConfig.from_hf(load.load_config(source)) != prepared.model.config:
         raise UserError(
             f"stages.{prepared.name}.reference: {source} is another architecture than the policy; "
             "a live reference must be the same, use mode: cached"
         )
+    if source == prepared.source:
+        return _start(prepared)
     return load.load_params(source, prepared.model)
 
 
@@ -229,6 +312,8 @@ def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | 
         "dtype": prepared.recipe.model.dtype,
         "needs": ", ".join(s.name for s in task.objective.needs),
     }
+    if prepared.quantised and source == prepared.source:
+        fingerprint["quantised"] = prepared.quantised
 
     def compute() -> reference.Compute:
         prepared.console.print(f"{prepared.name}: reference pass over {split} data with {source}")
@@ -247,7 +332,8 @@ def reference_forward(prepared: Prepared, source: Path) -> reference.Compute:
     model = open_model(source, prepared.recipe.model, prepared.mesh, responses)
     for examples in (prepared.train, prepared.held_out):
         _check_ids(examples, model, source)
-    params = load.load_params(source, model)
+    own = source == prepared.source
+    params = _start(prepared) if own else load.load_params(source, model)
     task = dataclasses.replace(prepared.task, forward=model.forward)
 
     @functools.partial(jax.jit, out_shardings=replicated(prepared.mesh))

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from .hf import load
-from .models.decoder import Model
+from .models.adapted import Adapted
+from .models.decoder import Model, Params
 from .objective import Objective
 from .sharding import replicated
 from .step import TrainState
 
 
 def abstract_state(
-    model: Model, tx: optax.GradientTransformation, objective: Objective[Any]
+    model: Model | Adapted, tx: optax.GradientTransformation, objective: Objective[Any]
 ) -> TrainState:
-    """Shapes, dtypes and shardings of a training state; moments lie where their parameter does."""
+    """Shapes, dtypes and shardings of a training state; moments lie where their parameter does.
+
+    Of a decoder with adapters, the adapters are the parameters.
+    """
     whole = replicated(model.mesh)
 
     def place(x: Any, sharding: Any = whole) -> jax.ShapeDtypeStruct:
@@ -39,15 +41,13 @@ def abstract_state(
 
 
 def initial_state(
-    model: Model,
-    source: Path,
+    params: Params,
     objective: Objective[Any],
     tx: optax.GradientTransformation,
     abstract: TrainState,
 ) -> TrainState:
-    """The state before the first update, from the stage's starting checkpoint."""
+    """The state before the first update of these parameters."""
     init = objective.init_state
-    params = load.load_params(source, model)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
     rest = (jnp.int32(0), init() if init else None)

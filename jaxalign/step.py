@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,6 +44,15 @@ class Task:
 
     def __post_init__(self):
         self.objective.bind(**self.hyper)  # an unknown hyper-parameter raises here, not in a trace
+
+    def beside(self, frozen: Params | None) -> Task:
+        """The same task whose `forward` takes these parameters first; itself where there are none.
+
+        Called where `frozen` is an argument of the jitted function, they are no constant of it.
+        """
+        if frozen is None:
+            return self
+        return dataclasses.replace(self, forward=functools.partial(self.forward, frozen))
 
 
 def scored_hidden(task: Task, params: Params, cells: Batch) -> tuple[Array, Array]:

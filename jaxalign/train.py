@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import signal
@@ -32,7 +31,14 @@ from .hf import load
 from .optim import learning_rate, optimizer
 from .settings import Recipe
 from .sharding import put_batch, replicated
-from .stage import Prepared, cached_reference, live_reference, prepare
+from .stage import (
+    Prepared,
+    cached_reference,
+    first_params,
+    frozen_params,
+    live_reference,
+    prepare,
+)
 from .state import abstract_state, initial_state
 from .step import TrainState, train_step
 from .tracking import Tracker
@@ -128,20 +134,22 @@ def train_stage(prepared: Prepared) -> None:
     held_out = prepared.held_out_loader()
     total = prepared.updates
     tx = optimizer(stage.optimizer, total)
-    abstract = abstract_state(prepared.model, tx, prepared.task.objective)
+    abstract = abstract_state(prepared.adapted or prepared.model, tx, prepared.task.objective)
     checkpoints = Checkpoints(prepared.folder / "checkpoints", stage.keep)
     with contextlib.closing(checkpoints):
         start, state = checkpoints.restore(abstract) or (0, None)
+        frozen = frozen_params(prepared)
         if state is None:
-            state = initial_state(
-                prepared.model, prepared.source, prepared.task.objective, tx, abstract
-            )
+            params = first_params(prepared)
+            state = initial_state(params, prepared.task.objective, tx, abstract)
         else:
             prepared.console.print(f"{prepared.name}: goes on after update {start} of {total}")
-        loop = Loop(prepared, tx, abstract, live_reference(prepared), held_out)
+        loop = Loop(prepared, tx, abstract, live_reference(prepared, frozen), frozen, held_out)
         state, metrics = loop.run(loader, state, start, total, checkpoints)
         out = model_folder(prepared.recipe, prepared.name)
-        export.write_model(prepared, state.params, out, metrics)
+        if prepared.adapted is not None:
+            export.write_adapter(prepared, state.params, out.with_name("adapter"), metrics)
+        export.write_model(prepared, state.params, frozen, out, metrics)
     prepared.console.print(f"{prepared.name}: model written to {out}")
 
 
@@ -154,20 +162,22 @@ class Loop:
         tx: optax.GradientTransformation,
         abstract: TrainState,
         ref_params: Any,
+        frozen: Any,
         held_out: Loader | None,
     ):
         """Compile nothing yet; `jax.jit` does so at the first batch of each shape."""
         self._prepared = prepared
         self._ref_params = ref_params
+        self._frozen = frozen
         self._held_out = held_out
         mesh = prepared.mesh
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        self._step = jax.jit(
-            functools.partial(train_step, prepared.task, tx),
-            donate_argnums=0,
-            out_shardings=(shardings, replicated(mesh)),
-        )
-        self._evaluate = evaluator(prepared.task, mesh, ref_params)
+
+        def update(state: TrainState, batch: Batch, ref_params: Any, frozen: Any) -> Any:
+            return train_step(prepared.policy.beside(frozen), tx, state, batch, ref_params)
+
+        self._step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        self._evaluate = evaluator(prepared.policy, mesh, ref_params, frozen)
 
     def run(
         self, loader: Loader, state: TrainState, start: int, total: int, checkpoints: Checkpoints
@@ -190,7 +200,7 @@ class Loop:
         ):
             for step, batch in enumerate(batches, start + 1):
                 on_mesh = put_batch(batch, prepared.mesh)
-                state, metrics = self._step(state, on_mesh, self._ref_params)
+                state, metrics = self._step(state, on_mesh, self._ref_params, self._frozen)
                 reporter.add(out, step, batch, metrics)
                 checkpoints.check()
                 last = step == total

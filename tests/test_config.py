@@ -11,7 +11,7 @@ import yaml
 from jaxalign import config
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
-from jaxalign.settings import Data, Model, Recipe, Run, Stage, World
+from jaxalign.settings import Data, Lora, Model, Recipe, Run, Stage, World
 
 RECIPE = """
 run: {dir: runs/x}
@@ -179,7 +179,20 @@ def test_help_shows_a_hyper_parameter_with_its_meaning_and_the_recipe_s_value(he
 def test_help_shows_every_field_of_every_stage(help_text):
     dotted = config.differences({}, config.resolved(config.parse(yaml.safe_load(RECIPE))))
     flags = [line.split(":")[0].replace("_", "-") for line in dotted]
-    assert [f for f in flags if f != "world" and f"--{f}" not in help_text] == []
+    optional = ("world", "lora")  # sections that have flags where the recipe names them
+    flags = [f for f in flags if f.rpartition(".")[-1] not in optional]
+    assert [f for f in flags if f"--{f}" not in help_text] == []
+
+
+def test_help_shows_the_adapters_of_a_stage_that_has_them(recipe_file, capsys):
+    recipe = yaml.safe_load(RECIPE)
+    name = next(iter(recipe["stages"]))
+    recipe["stages"][name]["lora"] = {}
+    with pytest.raises(SystemExit):
+        config.read(recipe_file(yaml.safe_dump(recipe)), ["--help"])
+    text = capsys.readouterr().out
+    fields = [f.name.replace("_", "-") for f in dataclasses.fields(Lora)]
+    assert [f for f in fields if f"--stages.{name}.lora.{f}" not in text] == []
 
 
 def test_every_setting_has_help(help_text):

@@ -30,6 +30,7 @@ SECTIONS = {
     "data": settings.Data,
     "reference": settings.Reference,
     "optimizer": settings.Optimizer,
+    "lora": settings.Lora,
 }
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
 

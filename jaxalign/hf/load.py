@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+Keep = Callable[[tuple[str, ...], jax.Array], Any]
+"""(path, parameter) -> what stands in its place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,15 +122,15 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def open_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
-    """All tensors of a checkpoint by name, readable until the context ends.
+def open_tensors(files: Iterable[Path]) -> Iterator[dict[str, Tensor]]:
+    """All tensors of safetensors files by name, readable until the context ends.
 
     Raises:
       UserError: a file is missing or damaged.
     """
     with contextlib.ExitStack() as stack:
         tensors = {}
-        for file in weight_files(folder):
+        for file in files:
             try:
                 handle = stack.enter_context(safe_open(file, framework="np"))
             except (SafetensorError, OSError) as error:
@@ -139,7 +142,7 @@ def open_tensors(folder: Path) -> Iterator[dict[str, Tensor]]:
         yield tensors
 
 
-def load_params(folder: Path, model: Model) -> Params:
+def load_params(folder: Path, model: Model, keep: Keep | None = None) -> Params:
     """Parameters from a checkpoint, each shard read by the host that holds it.
 
     Tensors are sliced in the file and converted to the model's parameter dtype slice by slice.
@@ -147,6 +150,7 @@ def load_params(folder: Path, model: Model) -> Params:
     Args:
       folder: a checkpoint with safetensors, in one file or several.
       model: the decoder the weights are for.
+      keep: what each parameter is kept as, once it is on the mesh; none: as it is.
 
     Returns:
       A nested dict as `model.abstract`.
@@ -155,15 +159,23 @@ def load_params(folder: Path, model: Model) -> Params:
       UserError: a file is missing or damaged; a tensor is missing, unexpected, not of floats, or
         of a shape that config.json does not give.
     """
-    with open_tensors(folder) as tensors:
+    with open_tensors(weight_files(folder)) as tensors:
         plan = weights(model.config)
-        found = {w: _layers_of(w, tensors, model, Path(folder)) for w in plan}
+        found = {w: layers_of(w, tensors, model, Path(folder)) for w in plan}
         _refuse_unexpected(tensors, {t.name for ts in found.values() for t in ts}, model)
-        placed = {w.path: _place(w, found[w], w.of(model.abstract), model) for w in plan}
-    return unflatten_dict(placed)
+        return placed(found, model, keep or (lambda path, leaf: leaf))
 
 
-def _layers_of(weight: Weight, tensors: dict, model: Model, folder: Path) -> list[Tensor]:
+def placed(found: dict[Weight, list[Tensor]], model: Model, keep: Keep) -> Params:
+    """Parameters on the mesh, from their tensors layer by layer."""
+    leaves = {
+        w.path: keep(w.path, _place(w, layers, w.of(model.abstract), model))
+        for w, layers in found.items()
+    }
+    return unflatten_dict(leaves)
+
+
+def layers_of(weight: Weight, tensors: dict, model: Model, folder: Path) -> list[Tensor]:
     """The tensors of one parameter, layer by layer, checked against the configuration."""
     shape = weight.of(model.abstract).shape
     wanted = hf_shape(weight, shape[1:] if weight.stacked else shape)

@@ -70,16 +70,23 @@ BUFFERS = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias")
 """Ends of the names of tensors that older checkpoints hold and that are not parameters."""
 
 
+def linears(config: ModelConfig) -> tuple[str, dict[tuple[str, str], str]]:
+    """What the names of a layer begin with, and the module of each linear layer in a block."""
+    if config.family == "gpt_neox":
+        return NEOX_LAYER, NEOX_LINEARS
+    return LLAMA_LAYER, LLAMA_LINEARS
+
+
 def weights(config: ModelConfig) -> tuple[Weight, ...]:
     """All parameters of a decoder, embedding first, in the order in which they are written."""
     neox = config.family == "gpt_neox"
-    prefix = NEOX_LAYER if neox else LLAMA_LAYER
+    prefix, names = linears(config)
     found = [
         Weight(("embed",), "gpt_neox.embed_in.weight" if neox else "model.embed_tokens.weight")
     ]
     for norm, name in NORMS.items():
         found += _norm(config, ("layers", norm), prefix + name)
-    for path, name in (NEOX_LINEARS if neox else LLAMA_LINEARS).items():
+    for path, name in names.items():
         found += _linear(config, ("layers", *path), prefix + name)
     found += _norm(config, ("norm",), "gpt_neox.final_layer_norm" if neox else "model.norm")
     if not config.tied:

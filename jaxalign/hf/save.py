@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.numpy import save_file
 from ..errors import RunError, UserError
 from ..models.decoder import Model, Params
 from ..sharding import replicated
-from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors
+from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors, weight_files
 from .names import Weight, hf_shape, weights, write_tensor
 
 COPIED = (
@@ -32,6 +33,9 @@ COPIED = (
     "merges.txt",
     "tokenizer.model",
 )
+
+Named = tuple[str, int, list[Weight]]
+"""A tensor of a file: its name, its layer, and the parameters it is made of."""
 
 
 def save_checkpoint(
@@ -52,7 +56,7 @@ def save_checkpoint(
 
     Args:
       folder: where to; replaced if it exists.
-      params: as `model.abstract`.
+      params: as `model.abstract`; matrices may be `Merged`.
       model: the decoder.
       source: the checkpoint the run started from: its configuration, tokenizer and generation
         settings are copied.
@@ -65,15 +69,30 @@ def save_checkpoint(
       RunError: the folder cannot be written.
       UserError: a value is not finite in `dtype`.
     """
-    folder, source = Path(folder).absolute(), Path(source)
+    source = Path(source)
+    with whole_folder(folder) as partial:
+        if partial:
+            _write_texts(partial, source, dtype, card)
+        _write_weights(partial, params, model, source, dtype, max_shard_bytes)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path | None]:
+    """Gives the first process a new folder to fill, which takes the place of `folder` at the end.
+
+    The other processes get None, and wait at the end for the first.
+
+    Raises:
+      RunError: the folder cannot be written.
+    """
+    folder = Path(folder).absolute()
     partial = folder.with_name(f".{folder.name}.partial")
     writer = jax.process_index() == 0
     try:
         if writer:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            _write_texts(partial, source, dtype, card)
-        _write_weights(partial if writer else None, params, model, source, dtype, max_shard_bytes)
+        yield partial if writer else None
         if writer:
             _replace(folder, partial)
     except (OSError, SafetensorError) as error:
@@ -121,7 +140,8 @@ def _write_weights(
     plan = _plan(model, source, dtype)
     files = _split({n: math.prod(s) * np.dtype(d).itemsize for n, s, d in plan}, max_shard_bytes)
     kinds = {name: kind for name, _, kind in plan}
-    tensors = _gathered(params, model, kinds)
+    named = by_tensor(weights(model.config), model.config.layers)
+    tensors = gathered(params, model, named, kinds)
     weight_map = {}
     for number, names in enumerate(files, 1):
         file = SINGLE
@@ -137,15 +157,16 @@ def _write_weights(
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _named(model: Model) -> Iterator[tuple[str, int, list[Weight]]]:
-    """Every tensor of the checkpoint: its name, its layer, and the parameters it is made of."""
+def by_tensor(plan: Iterable[Weight], layers: int) -> Iterator[Named]:
+    """Every tensor to write, in order."""
     groups: dict[str, list[Weight]] = {}
-    for weight in weights(model.config):
+    for weight in plan:
         groups.setdefault(weight.name, []).append(weight)
     whole = [parts for parts in groups.values() if not parts[0].stacked]
     stacked = [parts for parts in groups.values() if parts[0].stacked]
-    yield whole[0][0].name, 0, whole[0]
-    for layer in range(model.config.layers):
+    for parts in whole[:1]:
+        yield parts[0].name, 0, parts
+    for layer in range(layers):
         for parts in stacked:
             yield parts[0].name.format(layer), layer, parts
     for parts in whole[1:]:
@@ -156,10 +177,10 @@ def _plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str, tupl
     """Name, shape and dtype of every tensor to write, in order."""
     kept = {}
     if dtype is None:
-        with open_tensors(source) as tensors:
+        with open_tensors(weight_files(source)) as tensors:
             kept = {name: FLOATS[tensor.dtype] for name, tensor in tensors.items()}
     plan = []
-    for name, _, parts in _named(model):
+    for name, _, parts in by_tensor(weights(model.config), model.config.layers):
         shape = parts[0].of(model.abstract).shape
         shape = hf_shape(parts[0], shape[1:] if parts[0].stacked else shape)
         names = (name, *parts[0].other_names)
@@ -181,14 +202,18 @@ def _split(sizes: dict[str, int], limit: float) -> list[list[str]]:
     return files
 
 
-def _gathered(
-    params: Params, model: Model, kinds: dict[str, Any]
+def gathered(
+    params: Params, model: Model, named: Iterable[Named], kinds: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor as it goes to the file; a collective, so all processes must draw them all."""
+    """Every tensor as it goes to the file; a collective, so all processes must draw them all.
+
+    Raises:
+      UserError: a value is not finite in the dtype that `kinds` gives for its tensor.
+    """
     whole = replicated(model.mesh)
     cut = jax.jit(lambda x, i, kind: x[i].astype(kind), static_argnums=2, out_shardings=whole)
     cast = jax.jit(lambda x, kind: x.astype(kind), static_argnums=1, out_shardings=whole)
-    for name, layer, parts in _named(model):
+    for name, layer, parts in named:
         kind = kinds[name]
         arrays = [
             cut(w.of(params), layer, kind) if w.stacked else cast(w.of(params), kind) for w in parts

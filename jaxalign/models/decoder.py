@@ -16,6 +16,7 @@ from ..types import Array
 from .attention import attend, attend_cached
 from .config import ModelConfig
 from .layers import Block, Linear, Norm, normal_param
+from .lora import LowRank, attach
 from .packing import Packing
 from .rope import rope_tables
 
@@ -27,12 +28,19 @@ Remat = Literal["none", "full", "dots"]
 class Decoder(nnx.Module):
     """A causal language model up to its head. Layers are stacked on a leading axis."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any):
+    def __init__(
+        self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, lora: LowRank | None = None
+    ):
         self.config = config
         self.embed = normal_param(rngs, (config.vocab, config.width), ("vocab", "embed"), dtype)
-        stack = nnx.vmap(
-            lambda r: Block(config, r, dtype), transform_metadata={nnx.PARTITION_NAME: "layers"}
-        )
+
+        def layer(rngs: nnx.Rngs) -> Block:
+            block = Block(config, rngs, dtype)
+            if lora is not None:
+                attach(block, lora, rngs)
+            return block
+
+        stack = nnx.vmap(layer, transform_metadata={nnx.PARTITION_NAME: "layers"})
         self.layers = stack(rngs.split(config.layers))
         self.norm = Norm(config, dtype)
         head = (config.width, config.vocab), ("embed", "vocab")
@@ -107,6 +115,8 @@ class Model:
     remat: Remat
     responses: int
     """Most responses that follow a prompt in a row."""
+    lora: LowRank | None = None
+    """Adapters among the parameters, in float32."""
 
     def _bind(self, params: Params) -> Decoder:
         return nnx.merge(self.graph, nnx.State(params))
@@ -134,15 +144,15 @@ class Model:
 
     def init(self, key: Array) -> Params:
         """Random parameters, each created on its own shards: normal(0.02), biases 0, scales 1."""
-
-        def create(key):
-            with nnx.logical_axis_rules(tuple(RULES.items())):
-                decoder = Decoder(self.config, nnx.Rngs(key), self.param_dtype)
-            return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
-
         shardings = jax.tree.map(lambda p: p.sharding, self.abstract)
         with jax.set_mesh(self.mesh):
-            return jax.jit(create, out_shardings=shardings)(key)
+            return jax.jit(self.create, out_shardings=shardings)(key)
+
+    def create(self, key: Array) -> Params:
+        """The parameters of `init`, to be traced with the mesh set."""
+        with nnx.logical_axis_rules(tuple(RULES.items())):
+            decoder = Decoder(self.config, nnx.Rngs(key), self.param_dtype, self.lora)
+        return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
 
     def init_cache(self, rows: int, columns: int) -> Cache:
         """Empty keys and values of `columns` positions, each [layers, rows, columns, G, C]."""
@@ -186,6 +196,7 @@ def build(
     param_dtype: str = "float32",
     remat: Remat = "none",
     responses: int = 2,
+    lora: LowRank | None = None,
 ) -> Model:
     """Lay a decoder out on a mesh. Uses no memory: parameters come from `init` or a checkpoint.
 
@@ -199,15 +210,18 @@ def build(
         activations with weights.
       responses: most responses that follow a prompt in a row; one beyond it has hidden states NaN
         where attention runs as a TPU kernel.
+      lora: adapters beside its matrices.
 
     Raises:
       UserError: a mesh axis does not divide a dimension of a parameter; names both.
     """
     kept = jnp.dtype(param_dtype)
     with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple(RULES.items())):
-        graph, state = nnx.get_abstract_model(lambda: Decoder(config, nnx.Rngs(0), kept), mesh)
+        graph, state = nnx.get_abstract_model(
+            lambda: Decoder(config, nnx.Rngs(0), kept, lora), mesh
+        )
     abstract = nnx.to_pure_dict(state)
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         name = ".".join(str(key.key) for key in path)
         check_divisible(name, leaf.shape, leaf.sharding.spec, mesh)
-    return Model(config, mesh, graph, abstract, jnp.dtype(dtype), kept, remat, responses)
+    return Model(config, mesh, graph, abstract, jnp.dtype(dtype), kept, remat, responses, lora)

@@ -32,8 +32,21 @@ def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], 
     return nnx.Param(value, out_sharding=axes)
 
 
+def low_rank(x: Array, a: nnx.Param, scale: float) -> Array:
+    """[..., in] -> scale x A [..., rank] in the dtype of x; summed in float32."""
+    low = jnp.dot(x, a[...].astype(x.dtype), preferred_element_type=jnp.float32)
+    return (scale * low).astype(x.dtype)
+
+
 class Linear(nnx.Module):
-    """x kernel + bias, [..., in] -> [..., out], in the dtype of x."""
+    """x kernel + bias, [..., in] -> [..., out], in the dtype of x.
+
+    With an adapter, `lora_scale` (x A) B is added; see `lora.attach`.
+    """
+
+    lora_a: nnx.Param | None = None
+    lora_b: nnx.Param | None = None
+    lora_scale: float = 0.0
 
     def __init__(
         self,
@@ -49,10 +62,16 @@ class Linear(nnx.Module):
         axis = "norm" if axes[1] == "embed" else axes[1]
         self.bias = nnx.Param(jnp.zeros(shape[1], dtype), out_sharding=(axis,)) if bias else None
 
-    def __call__(self, x: Array) -> Array:
-        """[..., in] -> [..., out]."""
+    def __call__(self, x: Array, low: Array | None = None) -> Array:
+        """[..., in] -> [..., out]; `low` is scale x A [..., rank] where the caller has A."""
         # Flattened, since XLA:CPU takes twice the time for the gradient of a kernel over two axes.
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        y = flat @ self.kernel[...].astype(x.dtype)
+        if self.lora_a is not None:
+            low = low_rank(flat, self.lora_a, self.lora_scale)
+        if self.lora_b is not None:
+            assert low is not None  # the caller has A
+            y = y + low.reshape(-1, low.shape[-1]) @ self.lora_b[...].astype(x.dtype)
         y = y.reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
@@ -82,6 +101,10 @@ class Norm(nnx.Module):
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
+    lora_a: nnx.Param | None = None
+    """Of query, key and value, where their adapters share it."""
+    lora_scale: float = 0.0
+
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any):
         self.config = config
         into = {"bias": config.qkv_bias, "dtype": dtype}
@@ -96,9 +119,10 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array, tables: Tables, attend: Attend) -> tuple[Array, Any]:
         """[K, L, D] -> [K, L, D], and whatever `attend(q, k, v)` returns beside its output."""
+        low = None if self.lora_a is None else low_rank(x, self.lora_a, self.lora_scale)
 
         def heads(linear: Linear, count: int) -> Array:
-            y = constrain(linear(x), "batch", None, "heads")
+            y = constrain(linear(x, low), "batch", None, "heads")
             return y.reshape(*y.shape[:2], count, self.config.head_width)
 
         q = rotate(heads(self.query, self.config.heads), tables)

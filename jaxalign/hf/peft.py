@@ -1,0 +1,226 @@
+"""Low-rank adapters as PEFT keeps them: `adapter_config.json`, `adapter_model.safetensors`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from ..errors import UserError, near_miss
+from ..models.adapted import Adapted, adapt, materialised
+from ..models.config import ModelConfig
+from ..models.decoder import Model, Params
+from ..models.lora import ATTENTION_INPUTS, LowRank
+from ..settings import Lora
+from .load import layers_of, load_params, open_tensors, placed, read_json, resolve
+from .names import Weight, linears
+from .save import by_tensor, gathered, whole_folder
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+READ = ("r", "lora_alpha", "use_rslora", "base_model_name_or_path")
+INITS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Beginnings that leave the base as it is; pissa, olora and others change it."""
+HARMLESS = (
+    # Identity and bookkeeping.
+    *("auto_mapping", "inference_mode", "peft_version", "revision", "task_type"),
+    # Which matrices have adapters: the tensors say it.
+    *("target_modules", "exclude_modules", "layers_pattern", "ensure_weight_tying"),
+    # How the adapters were trained.
+    *("lora_dropout", "eva_config", "runtime_config"),
+    # Of layers and methods that are not used, which is checked.
+    *("megatron_core", "qalora_group_size"),
+)
+
+
+def low_rank(settings: Lora, config: ModelConfig, where: str) -> LowRank:
+    """The adapters that a recipe asks for in a decoder.
+
+    Args:
+      settings: the recipe's values.
+      config: of the decoder.
+      where: dotted path of the settings, for messages.
+
+    Raises:
+      UserError: a target is no linear layer of this decoder, or only a part of a fused one.
+    """
+    known: dict[str, list[tuple[str, str]]] = {}
+    for path, module in linears(config)[1].items():
+        for name in (path[-1], module.rpartition(".")[-1]):
+            known.setdefault(name, []).append(path)
+    chosen: set[tuple[str, str]] = set()
+    for target in known if settings.targets is None else settings.targets:
+        if target not in known:
+            raise UserError(
+                f"{where}.targets: model_type '{config.family}' has no linear layer '{target}'; "
+                f"{near_miss(target, known)}"
+            )
+        chosen |= set(known[target])
+    fused = config.family == "gpt_neox"
+    missing = [path[-1] for path in ATTENTION_INPUTS if path not in chosen]
+    if fused and 0 < len(missing) < len(ATTENTION_INPUTS):
+        raise UserError(
+            f"{where}.targets: model_type '{config.family}' fuses query, key and value in one "
+            f"matrix, and {missing[0]} is not named; name query_key_value"
+        )
+    targets = tuple(path for path in linears(config)[1] if path in chosen)
+    return LowRank(settings.rank, settings.alpha, settings.rank_stabilised, targets, fused)
+
+
+def weights(adapters: LowRank, config: ModelConfig) -> tuple[Weight, ...]:
+    """Where each adapter lives in PEFT's file."""
+    prefix, names = linears(config)
+    found = []
+    for path in adapters.targets:
+        name = f"{PREFIX}{prefix}{names[path]}"
+        shared = adapters.fused and path in ATTENTION_INPUTS
+        part = ATTENTION_INPUTS.index(path) if shared else 0
+        if part == 0:
+            owner = path[:1] if shared else path
+            found.append(
+                Weight(("layers", *owner, "lora_a"), f"{name}.lora_A.weight", "transposed")
+            )
+        axes = "fused" if shared else "transposed"
+        found.append(Weight(("layers", *path, "lora_b"), f"{name}.lora_B.weight", axes, part))
+    return tuple(found)
+
+
+def save_adapter(folder: Path, adapters: Params, model: Adapted, *, base: str, card: str) -> None:
+    """Write adapters so that PEFT loads them; every process of a run must call this.
+
+    Args:
+      folder: where to; replaced as a whole if it exists.
+      adapters: as `model.abstract`.
+      model: the decoder with its adapters.
+      base: folder or hub name of the frozen checkpoint.
+      card: text of the model card, README.md.
+
+    Raises:
+      RunError: the folder cannot be written.
+      UserError: a value is not finite.
+    """
+    settings, config = model.low_rank, model.base.config
+    named = list(by_tensor(weights(settings, config), config.layers))
+    with whole_folder(folder) as partial:
+        kinds = {name: "float32" for name, _, _ in named}
+        tensors = gathered(adapters, model.whole, named, kinds)
+        held = {name: tensor for name, tensor in tensors if partial}
+        if partial:
+            save_file(held, partial / TENSORS, metadata={"format": "pt"})
+            text = json.dumps(_config(settings, config, base), indent=2)
+            (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
+            (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def _config(adapters: LowRank, config: ModelConfig, base: str) -> dict[str, Any]:
+    names = linears(config)[1]
+    return {
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": adapters.alpha,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": adapters.rank,
+        "target_modules": sorted({names[path].rpartition(".")[-1] for path in adapters.targets}),
+        "task_type": "CAUSAL_LM",
+        "use_rslora": adapters.rank_stabilised,
+    }
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder itself, or that of the checkpoint which the adapters in it belong to.
+
+    Raises:
+      UserError: the adapters' base is neither a folder nor on the hub.
+    """
+    if not (folder / CONFIG).is_file():
+        return folder
+    name = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str):
+        raise UserError(f"{folder / CONFIG}: base_model_name_or_path: got {name!r}; name the base")
+    try:
+        return resolve(name)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: base_model_name_or_path: {error}") from None
+
+
+def load_merged(folder: Path, model: Model) -> Params:
+    """The parameters of a checkpoint, or of a base with the adapters in the folder merged into it.
+
+    Raises:
+      UserError: see `load_params` and `load_adapter`.
+    """
+    params = load_params(base_folder(folder), model)
+    if not (folder / CONFIG).is_file():
+        return params
+    adapted, adapters = load_adapter(folder, model)
+    return materialised(adapted.merged(params, adapters), model)
+
+
+def load_adapter(folder: Path, model: Model) -> tuple[Adapted, Params]:
+    """Adapters that PEFT or this library wrote.
+
+    Args:
+      folder: with `adapter_config.json` and `adapter_model.safetensors`.
+      model: the decoder that they belong to.
+
+    Returns:
+      The decoder with such adapters, and the adapters, as its `abstract`.
+
+    Raises:
+      UserError: a file is missing or damaged, the kind of adapter is not computed here, or the
+        tensors are not those of this decoder.
+    """
+    settings = _checked(read_json(folder / CONFIG), folder / CONFIG)
+    file = folder / TENSORS
+    if not file.is_file():
+        raise UserError(f"{file}: missing; save the adapter as safetensors")
+    with open_tensors([file]) as tensors:
+        targets = _targets(tensors, model.config, file)
+        adapters = LowRank(**settings, targets=targets, fused=model.config.family == "gpt_neox")
+        adapted = adapt(model, adapters)
+        plan = weights(adapters, model.config)
+        found = {w: layers_of(w, tensors, adapted.whole, folder) for w in plan}
+        return adapted, placed(found, adapted.whole, lambda path, leaf: leaf)
+
+
+def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Rank and scale; refuses by name what may change the mathematics and is not computed."""
+    wanted = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": INITS}
+    for key, value in raw.items():
+        known = not value or key in READ or key in HARMLESS
+        if value not in wanted[key] if key in wanted else not known:
+            raise UserError(
+                f"{file}: {key} = {value!r} is not computed here; merge the adapter with PEFT and "
+                "give the merged checkpoint"
+            )
+    for key, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
+        value: Any = raw.get(key)
+        if type(value) not in kinds or value <= 0:
+            raise UserError(f"{file}: {key}: got {value!r}, wanted a positive number")
+    stabilised = bool(raw.get("use_rslora"))
+    return {"rank": raw["r"], "alpha": raw["lora_alpha"], "rank_stabilised": stabilised}
+
+
+def _targets(names: Iterable[str], config: ModelConfig, file: Path) -> tuple[tuple[str, str], ...]:
+    """The linear layers whose adapters the tensors are."""
+    prefix, modules = linears(config)
+    start, end = (re.escape(part) for part in (PREFIX + prefix).split("{}"))
+    pattern = re.compile(rf"{start}(\d+){end}(.+)\.lora_[AB]\.weight")
+    found = set()
+    for name in names:
+        match = pattern.fullmatch(name)
+        if not match or int(match[1]) >= config.layers or match[2] not in modules.values():
+            raise UserError(
+                f"{file}: tensor '{name}' is no adapter of a linear layer of model_type "
+                f"'{config.family}' with {config.layers} layers; does it belong to this base?"
+            )
+        found.add(match[2])
+    return tuple(path for path, module in modules.items() if module in found)

@@ -1,0 +1,121 @@
+"""A frozen decoder and its low-rank adapters, in two trees: one is trained, the other never."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from ..types import Array
+from .decoder import Model, Params, build
+from .lora import LowRank
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Adapted:
+    """A decoder with adapters, without its parameters: static, as `Model`."""
+
+    base: Model
+    """The decoder without adapters."""
+    whole: Model
+    """The same with them."""
+    low_rank: LowRank
+    abstract: Params
+    """The adapters alone, as `Model.abstract`; their leaves are `lora_a` and `lora_b`."""
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh that both trees lie on."""
+        return self.base.mesh
+
+    def forward(
+        self, frozen: Params, adapters: Params, ids: Array, positions: Array, segment: Array,
+        branch: Array,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """As `Model.forward`; no adapters, an empty dict, is the frozen decoder."""
+        model = self.whole if adapters else self.base
+        return model.forward(joined(frozen, adapters), ids, positions, segment, branch)
+
+    def init(self, key: Array) -> Params:
+        """Adapters that change nothing yet: A random, B zero, each created on its own shards."""
+        names = flatten_dict(self.abstract)
+
+        def create(key: Array) -> Params:
+            # Random weights of the decoder are traced too, and never computed.
+            made = flatten_dict(self.whole.create(key))
+            return unflatten_dict({name: made[name] for name in names})
+
+        shardings = jax.tree.map(lambda p: p.sharding, self.abstract)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(create, out_shardings=shardings)(key)
+
+    def merged(self, frozen: Params, adapters: Params) -> Params:
+        """The parameters of a decoder without adapters that computes the same.
+
+        Adapted matrices are `Merged`: not added up before one of them is asked for.
+        """
+        flat: dict[Any, Any] = flatten_dict(frozen)
+        low: dict[Any, Any] = flatten_dict(adapters)
+        for (*owner, leaf), b in low.items():
+            if leaf == "lora_b":
+                own, shared = (*owner, "lora_a"), (*owner[:-1], "lora_a")
+                a = low[own] if own in low else low[shared]
+                name = (*owner, "kernel")
+                flat[name] = Merged(flat[name], a, b, self.low_rank.scale)
+        return unflatten_dict(flat)
+
+
+def adapt(model: Model, low_rank: LowRank) -> Adapted:
+    """Put adapters beside the matrices of a decoder."""
+    whole = build(
+        model.config,
+        model.mesh,
+        dtype=model.dtype.name,
+        param_dtype=model.param_dtype.name,
+        remat=model.remat,
+        responses=model.responses,
+        lora=low_rank,
+    )
+    base = flatten_dict(model.abstract)
+    added = {k: v for k, v in flatten_dict(whole.abstract).items() if k not in base}
+    return Adapted(model, whole, low_rank, unflatten_dict(added))
+
+
+def joined(frozen: Params, adapters: Params) -> Params:
+    """Both trees in one."""
+    return unflatten_dict(flatten_dict(frozen) | flatten_dict(adapters))
+
+
+@flax.struct.dataclass
+class Merged:
+    """W + scale A B, stacked over layers; computed in float32 when a dtype is asked for."""
+
+    kernel: Array  # [..., in, out]
+    a: Array  # [..., in, rank]
+    b: Array  # [..., rank, out]
+    scale: float = flax.struct.field(pytree_node=False)
+
+    def __getitem__(self, layer: Any) -> Merged:
+        """One layer of it."""
+        return Merged(self.kernel[layer], self.a[layer], self.b[layer], self.scale)
+
+    def astype(self, dtype: Any) -> Array:
+        """The matrix itself."""
+        product = jnp.matmul(self.a, self.b, precision="highest")
+        return (self.kernel.astype(jnp.float32) + self.scale * product).astype(dtype)
+
+
+def materialised(params: Params, model: Model) -> Params:
+    """Every `Merged` added up, as `model.abstract`."""
+
+    def add(leaf: Any, like: Any) -> Any:
+        if not isinstance(leaf, Merged):
+            return leaf
+        return jax.jit(lambda x: x.astype(like.dtype), out_shardings=like.sharding)(leaf)
+
+    return jax.tree.map(add, params, model.abstract, is_leaf=lambda x: isinstance(x, Merged))
