@@ -43,26 +43,36 @@ def _project(hidden: Array, head: Array) -> Array:
     return jnp.dot(hidden, head, preferred_element_type=jnp.float32)
 
 
-def _project_fwd(hidden: Array, head: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _project(hidden, head), (hidden, head)
+def _project_fwd(hidden: Any, head: Any) -> tuple[Array, tuple[Array | None, Array]]:
+    # Hidden states are kept only for the gradient of a head that has one: a frozen head has none.
+    kept = hidden.value if head.perturbed else None
+    return _project(hidden.value, head.value), (kept, head.value)
 
 
-def _project_bwd(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _project_bwd(saved: tuple[Array | None, Array], g: Array) -> tuple[Array, Array | None]:
     hidden, head = saved
-    g = g.astype(hidden.dtype)
+    g = g.astype(head.dtype)
+    d_hidden = jax.lax.dot_general(g, head, (((1,), (1,)), ((), ())))
+    if hidden is None:
+        return d_hidden, None
     # The transpose on its own: within a product as wide as V it doubles XLA:CPU's time.
     left = jax.lax.platform_dependent(
         hidden.T, cpu=jax.lax.optimization_barrier, default=lambda t: t
     )
-    return jax.lax.dot_general(g, head, (((1,), (1,)), ((), ()))), left @ g
+    return d_hidden, left @ g
 
 
-_project.defvjp(_project_fwd, _project_bwd)
+_project.defvjp(_project_fwd, _project_bwd, symbolic_zeros=True)
 
 
 def sum_over_chunks(
-    loss: Callable[[Array, Array, Any], tuple[Array, Any]], hidden: Array, head: Array, chunks: Any
-) -> tuple[tuple[Array, Any], tuple[Array, Array]]:
+    loss: Callable[[Array, Array, Any], tuple[Array, Any]],
+    hidden: Array,
+    head: Array,
+    chunks: Any,
+    *,
+    of_head: bool = True,
+) -> tuple[tuple[Array, Any], tuple[Array, Array | None]]:
     """Value and gradient of a sum over chunks, while the logits of one chunk are alive.
 
     Forward and backward of a chunk follow each other, so its logits are computed once: three
@@ -73,16 +83,18 @@ def sum_over_chunks(
       hidden: [G, S, M, D].
       head: [D, V].
       chunks: what else `loss` reads, each leaf with leading axis G.
+      of_head: whether the head's gradient is wanted.
 
     Returns:
-      ((sum, auxiliary arrays with leading axis G), (gradient of hidden, gradient of head)).
+      ((sum, auxiliary arrays with leading axis G), (gradient of hidden, gradient of head or None)).
       The head's gradient is summed in float32, laid out as the head itself on the mesh.
     """
-    grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    grad = jax.value_and_grad(loss, argnums=(0, 1) if of_head else (0,), has_aux=True)
 
     def one(item: tuple[Array, Any]) -> Any:
-        (value, aux), (d_hidden, d_head) = grad(item[0], head, item[1])
-        return (value, constrain(d_head, "embed", "vocab")), (aux, d_hidden)
+        (value, aux), (d_hidden, *rest) = grad(item[0], head, item[1])
+        d_head = constrain(rest[0], "embed", "vocab") if of_head else None
+        return (value, d_head), (aux, d_hidden)
 
     (value, d_head), (aux, d_hidden) = accumulate(one, (hidden, chunks))
     return (value, aux), (d_hidden, d_head)

@@ -78,7 +78,7 @@ class Prepared:
         """The task as it is trained: where there are adapters, `forward` takes the base first."""
         if self.adapted is None:
             return self.task
-        return dataclasses.replace(self.task, forward=self.adapted.forward)
+        return dataclasses.replace(self.task, forward=self.adapted.forward, trains_head=False)
 
     def loader(self, examples: Examples, ref: dict[str, np.ndarray] | None = None) -> Loader:
         """Batches of a data set as this stage's mesh, microbatches and vocabulary want them."""

@@ -41,6 +41,7 @@ class Task:
     objective: Objective
     hyper: dict[str, Any]
     forward: Forward
+    trains_head: bool = True  # whether the head depends on the parameters that are trained
 
     def __post_init__(self):
         self.objective.bind(**self.hyper)  # an unknown hyper-parameter raises here, not in a trace
@@ -237,9 +238,18 @@ def _through_body(
       ((value, auxiliary with leading axes [S, b]), gradient).
     """
     chunks = Chunk.of(cells), jax.tree.map(lambda x: _cut(x, cells.target.shape[1]), extra)
-    (hidden, head), pull = jax.vjp(lambda p: scored_hidden(task, p, cells), params)
-    (value, aux), cotangents = sum_over_chunks(loss, hidden, head, chunks)
-    return (value, jax.tree.map(_join, aux)), pull(cotangents)[0]
+
+    def body(p: Params) -> tuple[Array, Array]:
+        return scored_hidden(task, p, cells)
+
+    if task.trains_head:
+        outputs, pull = jax.vjp(body, params)
+    else:
+        hidden, pull, head = jax.vjp(body, params, has_aux=True)
+        outputs = hidden, head
+    (value, aux), grads = sum_over_chunks(loss, *outputs, chunks, of_head=task.trains_head)
+    grads = pull(grads if task.trains_head else grads[0])
+    return (value, jax.tree.map(_join, aux)), grads[0]
 
 
 def _coupled(task: Task, params: Params, batch: Batch, state: Any, ref_params: Any) -> Any:

@@ -99,7 +99,7 @@ def gradient(name, family="llama", *, mesh=None, n=1, remat="none", cached=False
     with jax.set_mesh(mesh):
         model = adapted_model(family, mesh, remat=remat)
         frozen, adapters = weights(model)
-        task = Task(objective, {}, model.forward)
+        task = Task(objective, {}, model.forward, trains_head=False)
         batch = batch_of(items, n, batch_shards(mesh))
         if cached:
             cells = jax.tree.map(lambda x: x[0], put_batch(batch, mesh))
@@ -189,7 +189,7 @@ def trained(model, *, frozen=None, steps=3):
     with jax.set_mesh(mesh):
         frozen = helpers_step.parameters(model.base) if frozen is None else frozen
         state = initial_state(model.init(jax.random.key(0)), objective, tx, abstract)
-        task = Task(objective, {}, model.forward)
+        task = Task(objective, {}, model.forward, trains_head=False)
 
         @functools.partial(jax.jit, donate_argnums=0)
         def update(state, batch, frozen):
@@ -247,7 +247,8 @@ def test_no_gradient_of_the_base_is_formed(remat):
             found = set(outputs(jax.make_jaxpr(run)(params, batch).jaxpr))
         return {(p, s) for p, s in found if p in ("dot_general", "scan", "while") and s in big}
 
-    ours = Task(OBJECTIVES["dpo"], {}, model.forward).beside(frozen)
+    task = Task(OBJECTIVES["dpo"], {}, model.forward, trains_head=False)
+    ours = task.beside(frozen)
     assert formed(ours, adapters, {}) == set()
     assert formed(Task(OBJECTIVES["dpo"], {}, model.base.forward), frozen, frozen) != set()
 
@@ -255,7 +256,7 @@ def test_no_gradient_of_the_base_is_formed(remat):
 def test_evaluation_takes_the_base_as_an_argument():
     model = adapted_model()
     frozen, adapters = weights(model)
-    task = Task(OBJECTIVES["dpo"], {}, model.forward)
+    task = Task(OBJECTIVES["dpo"], {}, model.forward, trains_head=False)
     batches = [batch_of(some_examples("Pairs", B))]
     with jax.set_mesh(model.mesh):
         loss = evaluator(task, model.mesh, {}, frozen)(adapters, None, batches)["loss"]

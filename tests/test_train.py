@@ -89,7 +89,8 @@ def test_every_update_has_its_metrics(finished):
 def test_the_first_loss_of_dpo_is_log_2(finished):
     first = h.metrics(finished[1] / "dpo")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert first["rewards/margins"] == 0
+    # The reference pass packs other rows, whose sums are rounded elsewhere.
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
 
 
 def test_training_lowers_the_loss(finished):

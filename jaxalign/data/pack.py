@@ -67,24 +67,21 @@ def pack(
       UserError: B cannot be divided into cells.
     """
     b = cell_size(len(items), microbatches, shards)
-    most = max((item.scored(r) for item in items if item for r in range(responses)), default=0)
-    if most > max_scored:
-        raise ValueError(f"a response has {most} scored tokens, over max_scored {max_scored}")
+    _check_scored(items, max_scored)
     lengths = [item.length if item else 0 for item in items]
     scored = [_scored(item) for item in items]
-    cells = []
-    for cell in _balance(range(len(items)), lengths, scored, b):
-        parts = _balance(cell, lengths, scored, b // chunks)
-        cells.append([i for part in parts for i in part])
-    parts = np.array(cells).reshape(len(cells), chunks, -1)
+    cells = _balance(range(len(items)), lengths, scored, b)
+    parts = [_balance(cell, lengths, scored, b // chunks) for cell in cells]
+    cells = [[i for part in cell for i in part] for cell in parts]
     rows, row_length, places = _cheapest_rows(
         [[lengths[i] for i in cell] for cell in cells], row_lengths(max(lengths), row_length)
     )
+    most = max(sum(scored[i] for i in part) for cell in parts for part in cell)
     batch = _empty(
         lead=len(cells),
         rows=rows,
         row_length=row_length,
-        scored=(chunks, round_up(int(np.array(scored)[parts].sum(-1).max()), 64)),
+        scored=(chunks, round_up(most, 64)),
         answers=(b, responses, max_scored),
         columns=next((tuple(item.columns) for item in items if item), ()),
         stats=tuple(ref or ()),
@@ -118,8 +115,8 @@ def cell_size(batch_size: int, microbatches: int, shards: int) -> int:
 def row_lengths(longest: int, largest: int) -> list[int]:
     """The lengths that a batch's rows may have, shortest first.
 
-    128 * (1, 2, 3, 4, 5, 6, 7, 8, 10, ...) tokens between the longest example and `largest`, which is doubled
-    until that example fits.
+    128 * (1, 2, 3, 4, 5, 6, 7, 8, 10, ...) tokens, between the longest example and `largest`,
+    which is doubled until that example fits.
     """
     while largest < longest:
         largest *= 2
@@ -155,6 +152,12 @@ def token_counts(batch: Batch) -> TokenCounts:
     return TokenCounts(
         int((batch.segment > 0).sum()), int(np.prod(batch.ids.shape)), int(batch.mask.sum())
     )
+
+
+def _check_scored(items: Sequence[Example | None], limit: int) -> None:
+    scored = (item.scored(r) for item in items if item for r in range(len(item.responses)))
+    if (most := max(scored, default=0)) > limit:
+        raise ValueError(f"a response has {most} scored tokens, over max_scored {limit}")
 
 
 def _scored(item: Example | None) -> int:

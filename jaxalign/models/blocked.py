@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ..types import Array
-from .packing import Packing
+from .packing import Packing, keep
 
 BLOCKS = 16
 """Most blocks of a row: each is a piece of the program that is compiled."""
@@ -51,8 +51,8 @@ def _forward(q: Array, k: Array, v: Array, packing: Packing) -> tuple[Array, Any
         out = _product(_flat(p.astype(v.dtype)), v[:, :, :end], 3, 2)
         outs.append(out.reshape(*p.shape[:-1], width) / total)
         sums.append(most + jnp.log(total))
-    out = _ungrouped(jnp.concatenate(outs, 3)).astype(q.dtype)
-    return out, (q, k, v, jnp.concatenate(sums, 3), packing)
+    out = keep(_ungrouped(jnp.concatenate(outs, 3)).astype(q.dtype))
+    return out, (q, k, v, keep(jnp.concatenate(sums, 3)), packing)
 
 
 def _backward(kept: Any, d_out: Array) -> tuple[Array, Array, Array, None]:

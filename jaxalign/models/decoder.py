@@ -17,7 +17,7 @@ from .attention import attend, attend_cached
 from .config import ModelConfig
 from .layers import Block, Linear, Norm, normal_param
 from .lora import LowRank, attach
-from .packing import Packing
+from .packing import KEPT, Packing
 from .rope import rope_tables
 
 Params = dict[str, Any]
@@ -66,7 +66,10 @@ class Decoder(nnx.Module):
 
         if remat != "none":
             policies = jax.checkpoint_policies
-            policy = policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+            kept = policies.save_from_both_policies(
+                policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
+            )
+            policy = kept if remat == "dots" else None
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
         x, _ = jax.lax.scan(layer, self.embedded(ids, dtype), self.layers)
         return self.norm(x)

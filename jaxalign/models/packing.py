@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from ..types import Array
 
@@ -46,3 +47,12 @@ class Packing:
         if self.window is not None:
             sees &= q.positions - k.positions < self.window
         return sees
+
+
+KEPT = "attention"
+"""What attention leaves for its backward pass, by name, for rematerialisation to spare."""
+
+
+def keep(x: Array) -> Array:
+    """Mark what should be kept rather than computed again."""
+    return checkpoint_name(x, KEPT)
