@@ -62,7 +62,8 @@ class Model:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype in which parameters and optimizer moments are kept; those of adapters are float32."""
     remat: Literal["none", "full", "dots"] = "full"
-    """What the backward pass computes again: nothing, whole layers, or all but matrix products."""
+    """What the backward pass computes again: nothing, whole layers, or all but matrix products and
+    attention."""
     export_dtype: Dtype | None = None
     """Dtype of the exported checkpoint; none: that of the starting checkpoint."""
 

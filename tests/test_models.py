@@ -288,3 +288,21 @@ def test_a_sharded_gradient_needs_no_involuntary_rematerialization(capfd):
 def test_every_mesh_gives_the_same_gradient(sizes):
     exact = gradient((1, 1, 1), "none")
     chex.assert_trees_all_close(gradient(sizes, "none"), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_remat_dots_computes_no_attention_again():
+    """Backward over forward products of scores: none, dots and full remat."""
+
+    def products(remat):
+        model = build(ModelConfig.from_hf(LLAMA), make_mesh(Mesh(), jax.devices()[:1]), remat=remat)
+        rows = [jnp.ones((1, 16), int)] * 4
+
+        def loss(params):
+            return model.forward(params, *rows)[0].sum()
+
+        with jax.set_mesh(model.mesh):
+            text = str(jax.make_jaxpr(jax.grad(loss))(model.abstract))
+        return text.count(" exp ")
+
+    none, dots, full = (products(remat) for remat in ("none", "dots", "full"))
+    assert none == dots < full

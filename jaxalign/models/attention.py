@@ -14,7 +14,7 @@ from ..sharding import batch_shards, spec
 from ..types import Array
 from .blocked import blocked
 from .kernels import cudnn, cudnn_takes, splash, splash_takes
-from .packing import Packing
+from .packing import Packing, keep
 
 Backend = Callable[[Array, Array, Array, Packing], Array]
 
@@ -50,7 +50,7 @@ def attend(q: Array, k: Array, v: Array, packing: Packing, mesh: Mesh) -> Array:
         out_specs=by_head,
         check_vma=False,  # pallas kernels do not say over which axes their results vary
     )
-    return run(q, k, v, packing)
+    return keep(run(q, k, v, packing))
 
 
 def backend(device: Any, q: Any, packing: Packing) -> Backend:

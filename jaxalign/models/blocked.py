@@ -51,7 +51,7 @@ def _forward(q: Array, k: Array, v: Array, packing: Packing) -> tuple[Array, Any
         out = _product(_flat(p.astype(v.dtype)), v[:, :, :end], 3, 2)
         outs.append(out.reshape(*p.shape[:-1], width) / total)
         sums.append(most + jnp.log(total))
-    out = keep(_ungrouped(jnp.concatenate(outs, 3)).astype(q.dtype))
+    out = _ungrouped(jnp.concatenate(outs, 3)).astype(q.dtype)
     return out, (q, k, v, keep(jnp.concatenate(sums, 3)), packing)
 
 

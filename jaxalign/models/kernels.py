@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 
 from ..types import Array
-from .packing import Packing
+from .packing import KEPT, Packing
 
 LANES = 128
 
@@ -48,6 +48,7 @@ def splash(q: Array, k: Array, v: Array, packing: Packing) -> Array:
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=packing.softcap,
+        residual_checkpoint_name=KEPT,
     )
     keys, values = (jnp.tile(x.transpose(0, 2, 1, 3), (1, 1, copies, 1)) for x in (k, v))
     queries = (q * width**-0.5).transpose(0, 2, 1, 3)
