@@ -140,7 +140,7 @@ class Work:
 
     model: str
     """Of `SHAPES`."""
-    objective: Literal["dpo", "slpo"] = "dpo"
+    objective: str = "dpo"
     lora: bool = False
     """Adapters of rank `RANK` beside all linear layers of a bfloat16 decoder."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -182,8 +182,9 @@ def program(work: Work, mesh: Mesh) -> Program:
     kept = "bfloat16" if work.lora else work.param_dtype
     model = build(work.config, mesh, dtype="bfloat16", param_dtype=kept, remat=work.remat)
     trained = adapt(model, all_linears(work.config)) if work.lora else model
-    objective = OBJECTIVES[work.objective]
-    task = Task(objective, {}, trained.forward)
+    objective: Any = OBJECTIVES[work.objective]
+    forward: Any = trained.forward
+    task = Task(objective, {}, forward)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6, weight_decay=0.0))
     abstract = abstract_state(trained, tx, objective)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)

@@ -95,8 +95,8 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
             return state, out["loss"]
 
         seconds = statistics.median(_seconds(update, repeats))
-    if not jnp.isfinite(update()[1]):
-        raise SystemExit(f"{case}: the loss is not finite")
+        if not jnp.isfinite(update()[1]):
+            raise SystemExit(f"{case}: the loss is not finite")
     trained = shapes.parameters(state.params)
     memory = device.memory_stats() or {}
     return {
@@ -109,7 +109,7 @@ def measure(case: Case, repeats: int) -> dict[str, Any]:
     }
 
 
-def _versions(device: jax.Device) -> str:
+def _versions(device: Any) -> str:
     names = ("jax", "jaxlib", "flax", "optax")
     packages = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     return f"python {platform.python_version()}, {packages}; {device.device_kind}"
