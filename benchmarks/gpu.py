@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 from .tables import publish, table
 
 FLAGS = {
-    # The products here are large and regular, for which cuBLAS has kernels; compiling and timing
-    # Triton's beside them only makes compilation longer.
+    # The products here are large and regular, for which cuBLAS has kernels; not to compile and time
+    # Triton's beside them shortens compilation. What it does to the speed is not known.
     "--xla_gpu_enable_triton_gemm": "false",
 }
 SHARE = "0.92"  # of the GPU's memory: nothing else runs on it, and jax would take three quarters
