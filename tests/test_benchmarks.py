@@ -1,14 +1,24 @@
+import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
+from benchmarks import aot, gpu, shapes
 from benchmarks.race import work
 from benchmarks.race_cpu import MODELS, SIDES, differences, entered, per_step
 from benchmarks.tables import table
+from benchmarks.updates import useful_flops
+from jaxalign.data.examples import Example
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.decoder import build
+from jaxalign.settings import Mesh
+from jaxalign.sharding import make_mesh
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,3 +102,90 @@ def test_the_race_runs_and_its_sides_agree():
     rows = [line for line in done.stdout.splitlines() if line.startswith("|  tiny |")]
     assert [row.split("|")[4].strip() for row in rows][-1] == "1.00"
     assert len(rows) == 3
+
+
+TINY = ModelConfig.from_hf(shapes.SHAPES["tiny"])
+
+
+def test_adapters_spare_the_gradient_of_every_other_matrix():
+    # q and o 64x64, k and v 64x32; gate, up, down 64x128: 36,864 parameters in each of 2 layers.
+    item = Example(np.zeros(2, np.int32), (np.zeros(3, np.int32), np.zeros(1, np.int32)), {}, "")
+    linear, attention, head = 2 * 2 * 36_864 * 6, 2 * 4 * 64 * (3 + 12 + 3), 2 * 64 * 512 * 4
+    assert useful_flops(TINY, [item], 0) == 3 * (linear + attention + head)
+    assert useful_flops(TINY, [item], 10) == 2 * (linear + head) + 3 * (attention + 2 * 10 * 6)
+
+
+def test_pairs_are_as_long_as_they_say():
+    assert {item.length for item in shapes.filling(3, 512, 256)} == {256}
+    drawn = shapes.hh_like(2000, 512)
+    sizes = np.array([[len(x.prompt), *map(len, x.responses)] for x in drawn])
+    assert sizes.mean(0) == pytest.approx([119, 40, 50], rel=0.05)
+    assert 400 < sizes[:, 0].max() <= 519
+
+
+def test_shapes_have_the_parameters_of_their_names():
+    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    found = {
+        name: shapes.parameters(build(ModelConfig.from_hf(raw), mesh).abstract)
+        for name, raw in shapes.SHAPES.items()
+        if name != "tiny"
+    }
+    published = {
+        "Llama-3.2-1B": 1_235_814_400,
+        "Pythia-2.8B": 2_775_208_960,
+        "Llama-3-8B": 8_030_261_248,
+    }
+    assert found == published
+
+
+def test_a_float32_head_on_one_device_is_found():
+    config = ModelConfig.from_hf(shapes.SHAPES["Llama-3-8B"])
+    for held in ("f32[4096,128256]{1,0}", "f32[128256,4096]", "f32[1,4096,128256]"):
+        assert aot.whole_head(f"%add = {held} add(%a, %b)", config)
+    for cut in ("bf16[4096,128256]", "f32[512,128256]", "f32[2048,128256]", "f32[14096,128256]"):
+        assert not aot.whole_head(f"%add = {cut} add(%a, %b)", config)
+
+
+def test_memory_of_a_gpu_is_a_sum_and_that_of_a_tpu_is_told():
+    memory = SimpleNamespace(
+        argument_size_in_bytes=10,
+        output_size_in_bytes=8,
+        alias_size_in_bytes=7,
+        temp_size_in_bytes=100,
+        peak_memory_in_bytes=90,
+    )
+    assert aot.peak(memory, "H100") == 111
+    assert aot.peak(memory, "v5e") == 90
+
+
+def test_the_gpu_benchmark_runs_where_there_is_only_jax_flax_and_optax():
+    absent = ("annotated_types", "pydantic", "transformers", "datasets", "tyro", "safetensors")
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({absent}))\n"
+        "from benchmarks import gpu\n"
+        "gpu.run_case(gpu.QUICK[1], 1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["tokens"] == 4 * 128
+    assert found["seconds"] > 0 < found["rate"]
+
+
+def test_a_row_of_the_gpu_table():
+    found = {"seconds": 0.5, "tokens": 1000, "flops": 2e14, "rate": 8e14, "peak_bytes": 3 * 2**30}
+    row = gpu.cells(gpu.CASES[0], found)
+    figures = ["0.500", "2,000", "400", "800", "50.0%", "3.0"]
+    assert row == ["Llama-3.2-1B", "full", "dpo", "HH", *figures]
+    failed = gpu.cells(gpu.CASES[0], None)
+    assert (len(failed), failed[4]) == (len(row), "failed")
+
+
+def test_flags_of_the_user_stand(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=true")
+    assert gpu.environment()["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=true"
+    monkeypatch.delenv("XLA_FLAGS")
+    assert gpu.environment()["XLA_FLAGS"] == "--xla_gpu_enable_triton_gemm=false"

@@ -79,13 +79,26 @@ class Shape(NamedTuple):
         )
 
 
+class Flops(NamedTuple):
+    """Of the forward pass over some pairs."""
+
+    linear: int  # products with the matrices of the layers
+    attention: int
+    head: int
+
+
 def useful_flops(shape: Shape, pairs: Sequence[Pair]) -> int:
-    """FLOPs that a step over the pairs cannot do without.
+    """FLOPs that a step over the pairs cannot do without: three times those of the forward pass."""
+    return 3 * sum(forward_flops(shape, pairs))
+
+
+def forward_flops(shape: Shape, pairs: Sequence[Pair]) -> Flops:
+    """FLOPs that the forward pass over the pairs cannot do without.
 
     Only real tokens count, a prompt once for both responses: 2 per parameter of the linear layers
     and token; 4 per scalar of the heads for each query and key that may see each other; 2 per
-    parameter of the output matrix for each scored token. Three times that: forward and backward.
-    Norms, activations, softmax, the embedding and the update are left out.
+    parameter of the output matrix for each scored token. Norms, activations, softmax, the embedding
+    and the update are left out.
     """
     attention = shape.width * shape.head_width * (2 * shape.heads + 2 * shape.kv_heads)
     mlp = (3 if shape.gated else 2) * shape.width * shape.mlp
@@ -98,6 +111,8 @@ def useful_flops(shape: Shape, pairs: Sequence[Pair]) -> int:
             tokens += r
             visible += r * p + r * (r + 1) // 2
             scored += r if p else r - 1
-    body = shape.layers * (2 * (attention + mlp) * tokens)
-    seen = shape.layers * 4 * shape.heads * shape.head_width * visible
-    return 3 * (body + seen + 2 * shape.width * shape.vocab * scored)
+    return Flops(
+        linear=shape.layers * 2 * (attention + mlp) * tokens,
+        attention=shape.layers * 4 * shape.heads * shape.head_width * visible,
+        head=2 * shape.width * shape.vocab * scored,
+    )

@@ -1,0 +1,213 @@
+"""Updates of the shapes of real models on random tokens: no checkpoint, no tokenizer, no data set.
+
+It imports of jaxalign only what needs no more than jax, flax and optax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxalign.batch import Batch
+from jaxalign.data.examples import Example
+from jaxalign.data.pack import head_chunks, pack, round_up
+from jaxalign.hf.names import linears
+from jaxalign.models.adapted import Adapted, adapt
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.decoder import Params, Remat, build
+from jaxalign.models.lora import LowRank
+from jaxalign.objectives import OBJECTIVES
+from jaxalign.sharding import BATCH, replicated
+from jaxalign.state import abstract_state, initial_state
+from jaxalign.step import Task, TrainState, train_step
+
+ROPE_LLAMA3 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": LLAMA
+    | {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    },
+    "Llama-3.2-1B": LLAMA
+    | {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+        "rope_scaling": ROPE_LLAMA3 | {"factor": 32.0},
+    },
+    "Pythia-2.8B": {
+        "model_type": "gpt_neox",
+        "vocab_size": 50304,
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "rotary_pct": 0.25,
+        "max_position_embeddings": 2048,
+    },
+    "Llama-3-8B": LLAMA
+    | {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+    },
+}
+"""The mathematics of each, as its `config.json` has it."""
+
+RANK = 16
+REFERENCE = -2.0  # nats; what the cached reference gives every token, whatever the statistic
+
+
+def hh_like(count: int, vocab: int) -> list[Example]:
+    """Pairs about as long as those of Anthropic's HH, with its tail of long prompts."""
+    rng = np.random.default_rng(0)
+
+    def lengths(mean: float, most: int) -> np.ndarray:
+        spread = 0.75  # of the logarithm
+        drawn = rng.lognormal(np.log(mean) - spread**2 / 2, spread, count)
+        return np.clip(np.round(drawn), 4, most).astype(int)
+
+    sizes = zip(lengths(119, 519), lengths(40, 256), lengths(50, 256), strict=True)
+    return [_pair(rng, vocab, *size) for size in sizes]
+
+
+def filling(count: int, vocab: int, row: int) -> list[Example]:
+    """Pairs of which each fills a row: half of it prompt, a quarter each response."""
+    rng = np.random.default_rng(0)
+    return [_pair(rng, vocab, row // 2, row // 4, row // 4) for _ in range(count)]
+
+
+def _pair(rng: np.random.Generator, vocab: int, *sizes: int) -> Example:
+    prompt, *responses = (rng.integers(0, vocab, n, dtype=np.int32) for n in sizes)
+    return Example(prompt, tuple(responses), {}, "random")
+
+
+def packed(
+    items: Sequence[Example], work: Work, *, shards: int, microbatches: int, row: int
+) -> Batch:
+    """One update's pairs with a cached reference, packed as the loader does it."""
+    scored = [item.scored(r) for item in items for r in range(2)]
+    offsets = np.concatenate([[0], np.cumsum(scored)])
+    cell = len(items) // (shards * microbatches)
+    return pack(
+        items,
+        range(len(items)),
+        responses=2,
+        microbatches=microbatches,
+        shards=shards,
+        chunks=head_chunks(cell, offsets[-1] / len(items), work.config.vocab),
+        row_length=row,
+        max_scored=round_up(max(scored), 16),
+        ref={
+            need.name: np.full(offsets[-1], REFERENCE, np.float32)
+            for need in OBJECTIVES[work.objective].needs
+        },
+        offsets=offsets,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Which update of which model."""
+
+    model: str
+    """Of `SHAPES`."""
+    objective: str = "dpo"
+    lora: bool = False
+    """Adapters of rank `RANK` beside all linear layers of a bfloat16 decoder."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the parameters; AdamW's moments are kept in it too. Adapters are float32."""
+    remat: Remat = "full"
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the decoder computes."""
+        return ModelConfig.from_hf(SHAPES[self.model])
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """An update laid out on a mesh, without its arrays."""
+
+    mesh: Mesh
+    abstract: TrainState
+    frozen: Params | None
+    """The decoder that adapters stand beside, in shapes."""
+    update: Callable[[Params | None, TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+    """Jitted; the state is donated."""
+    start: Callable[[], tuple[Params | None, TrainState]]
+    """Random arrays as `frozen` and `abstract`."""
+
+    def compiled(self, batch: Batch) -> jax.stages.Compiled:
+        """The update of such batches, compiled for the mesh without an array on it."""
+        layout = NamedSharding(self.mesh, PartitionSpec(None, BATCH))
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), batch
+        )
+        with jax.set_mesh(self.mesh):
+            jitted: Any = self.update
+            return jitted.lower(self.frozen, self.abstract, shapes).compile()
+
+
+def program(work: Work, mesh: Mesh) -> Program:
+    """Lay an update out: bfloat16 activations, clipping at 1 and AdamW at a constant rate."""
+    kept = "bfloat16" if work.lora else work.param_dtype
+    model = build(work.config, mesh, dtype="bfloat16", param_dtype=kept, remat=work.remat)
+    trained = adapt(model, all_linears(work.config)) if work.lora else model
+    objective: Any = OBJECTIVES[work.objective]
+    forward: Any = trained.forward
+    task = Task(objective, {}, forward)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6, weight_decay=0.0))
+    abstract = abstract_state(trained, tx, objective)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+    @functools.partial(jax.jit, donate_argnums=1, out_shardings=(shardings, replicated(mesh)))
+    def update(frozen: Params | None, state: TrainState, batch: Batch) -> Any:
+        return train_step(task.beside(frozen), tx, state, batch, None)
+
+    def start() -> tuple[Params | None, TrainState]:
+        keys = jax.random.split(jax.random.key(0))
+        frozen = model.init(keys[0]) if work.lora else None
+        return frozen, initial_state(trained.init(keys[1]), objective, tx, abstract)
+
+    frozen = model.abstract if isinstance(trained, Adapted) else None
+    return Program(mesh, abstract, frozen, update, start)
+
+
+def all_linears(config: ModelConfig) -> LowRank:
+    """Adapters beside every linear layer of a block."""
+    targets = tuple(linears(config)[1])
+    return LowRank(RANK, 2.0 * RANK, False, targets, fused=config.family == "gpt_neox")
+
+
+def parameters(params: Any) -> int:
+    """Scalars of a tree of arrays or shapes."""
+    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))
