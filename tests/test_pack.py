@@ -226,7 +226,7 @@ def test_hh_like_lengths_fill_over_80_percent_of_the_slots():
 
 def test_counts_tell_real_tokens_slots_and_scored_tokens():
     batch = one_batch([make_example([1, 2, 3], [4, 5], [6]), make_example([7], [8], [9])])
-    assert token_counts(batch) == (9, 64, 5)
+    assert token_counts(batch) == (9, 64, 5, 9)
 
 
 def test_a_prompt_is_encoded_once_however_many_responses_share_it():

@@ -25,6 +25,7 @@ class TokenCounts(NamedTuple):
     real: int  # that are somebody's
     slots: int  # that go through the model's body, padding included
     scored: int  # that a statistic is computed of, padding left out
+    unshared: int  # that would be real if every response had a prompt of its own
 
 
 class Place(NamedTuple):
@@ -151,9 +152,14 @@ def round_up(count: int, unit: int) -> int:
 
 
 def token_counts(batch: Batch) -> TokenCounts:
-    """How many tokens a batch holds, how many it costs, and how many are scored."""
+    """How many tokens a batch holds, costs, scores, and would hold if it shared no prompt."""
+    real = batch.segment > 0
+    prompts = int((real & (batch.branch == 0)).sum())
     return TokenCounts(
-        int((batch.segment > 0).sum()), int(np.prod(batch.ids.shape)), int(batch.mask.sum())
+        real=int(real.sum()),
+        slots=int(np.prod(batch.ids.shape)),
+        scored=int(batch.mask.sum()),
+        unshared=int(real.sum()) + (batch.mask.shape[3] - 1) * prompts,
     )
 
 
