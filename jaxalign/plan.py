@@ -80,8 +80,8 @@ def _plan(prepared: Prepared) -> dict[str, Any]:
     def fits(microbatches: int) -> bool:
         size = tried[microbatches] = update_bytes(_with(prepared, microbatches))
         prepared.console.print(
-            f"{prepared.name}: an update in {microbatches} microbatches takes {_gib(size)} of "
-            f"{_gib(limit)} on each device"
+            f"{prepared.name}: microbatches {microbatches}: an update takes {_mib(size)}; it may "
+            f"take {_mib(limit)} on each device"
         )
         return size is not None and size <= limit
 
@@ -89,8 +89,8 @@ def _plan(prepared: Prepared) -> dict[str, Any]:
     if chosen is None:
         raise UserError(
             f"stages.{prepared.name}.microbatches: auto finds none that fits; an update in "
-            f"{per_shard}, of one example on each shard, takes {_gib(tried[per_shard])} on each "
-            f"device; wanted at most {_gib(limit)}, {SHARE} of its memory; shorten data.max_length "
+            f"{per_shard}, of one example on each shard, takes {_mib(tried[per_shard])} on each "
+            f"device; wanted at most {_mib(limit)}, {SHARE} of its memory; shorten data.max_length "
             "and data.row_length, use more devices along mesh.fsdp or mesh.tensor, "
             "optimizer.moment_dtype bfloat16 or another optimizer, model.remat full, a cached "
             "reference, or lora"
@@ -182,5 +182,5 @@ def _frozen(prepared: Prepared) -> Any:
     )
 
 
-def _gib(count: int | None) -> str:
-    return "more than there is" if count is None else f"{count / 2**30:.3g} GiB"
+def _mib(count: int | None) -> str:
+    return "more than there is" if count is None else f"{count / 2**20:,.1f} MiB"

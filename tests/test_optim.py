@@ -64,7 +64,9 @@ def test_decay_is_the_learning_rate_times_the_weight(name):
 
 
 def test_lion_equals_the_textbook_update():
-    tx = optimizer(Optimizer(name="lion", learning_rate=0.1, schedule="constant", b1=0.5, b2=0.9), 9)
+    tx = optimizer(
+        Optimizer(name="lion", learning_rate=0.1, schedule="constant", b1=0.5, b2=0.9), 9
+    )
     first, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(first["q"]["kernel"], -0.1, rtol=1e-6)
     # What is left of the first gradient is a tenth, and an eighth the other way outweighs it.

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -10,15 +9,22 @@ import pytest
 from jaxalign import plan, train
 from jaxalign.errors import UserError
 from jaxalign.sharding import make_mesh
+from jaxalign.stage import frozen_params
 
 MESH = h.one_device()
+
+
+def recipe_of(inputs, run, *stages, **changes):
+    """A recipe whose batches are large enough for microbatches to matter."""
+    large = {f"stages__{name}__batch_size": 64 for name in stages}
+    return h.recipe(inputs, run, *stages, **large, **changes)
 
 
 def auto(inputs, run, *stages, **changes):
     """A recipe whose stages choose their microbatches."""
     stages = stages or ("dpo",)
     chosen = {f"stages__{name}__microbatches": "auto" for name in stages}
-    return h.recipe(inputs, run, *stages, **chosen, **changes)
+    return recipe_of(inputs, run, *stages, **chosen, **changes)
 
 
 def limited(monkeypatch, limit):
@@ -105,7 +111,7 @@ def test_the_base_of_adapters_is_an_argument_with_the_shardings_of_the_loaded_on
     lora = {"rank": 2, "quantise": quantise}
     mesh = make_mesh(h.Mesh(fsdp=2, tensor=2), jax.devices()[:4])
     prepared = h.prepared(auto(inputs, tmp_path, stages__dpo__lora=lora), "dpo", mesh)
-    loaded = plan.stage.frozen_params(prepared)
+    loaded = frozen_params(prepared)
     expected = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), loaded)
     found = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), plan._frozen(prepared))
     assert found == expected
@@ -136,17 +142,17 @@ def test_a_run_trains_with_the_fewest_that_fit_and_goes_on_with_them(
     monkeypatch.setattr(plan, "update_bytes", lambda prepared: 1 / 0)  # is not asked again
     printed = h.run(recipe, MESH)
     assert "goes on after update 6 of 6" in printed
-    assert "microbatches" not in printed
+    assert "an update takes" not in printed
     assert shapes(recipe, 2) == (2, 1)
     assert "microbatches: auto" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
 def test_a_run_that_chose_equals_one_that_was_told_to_the_bit(inputs, tmp_path, two):
     printed = h.run(auto(inputs, tmp_path / "chosen"), MESH)
-    assert "dpo: an update in 1 microbatches takes" in printed
-    assert "dpo: an update in 2 microbatches takes" in printed
-    assert "in 4 microbatches" not in printed
-    h.run(h.recipe(inputs, tmp_path / "told", "dpo", stages__dpo__microbatches=2), MESH)
+    assert "dpo: microbatches 1: an update takes" in printed
+    assert "dpo: microbatches 2: an update takes" in printed
+    assert "microbatches 4" not in printed
+    h.run(recipe_of(inputs, tmp_path / "told", "dpo", stages__dpo__microbatches=2), MESH)
     chex.assert_trees_all_equal(
         *(h.tensors(tmp_path / run / "dpo" / "model") for run in ("chosen", "told"))
     )
@@ -173,8 +179,8 @@ def test_a_stage_that_fits_in_no_way_is_refused_with_the_figures(inputs, tmp_pat
     with pytest.raises(UserError) as error:
         h.run(auto(inputs, tmp_path), MESH)
     said = str(error.value)
-    assert "stages.dpo.microbatches: auto finds none that fits; an update in 8" in said
-    assert "takes 2 GiB on each device; wanted at most 0.000977 GiB" in said
+    assert "stages.dpo.microbatches: auto finds none that fits; an update in 64" in said
+    assert "takes 2,048.0 MiB on each device; wanted at most 1.0 MiB" in said
     assert not (tmp_path / "dpo").exists()  # nothing has begun: the recipe may be mended
 
 
