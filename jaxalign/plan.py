@@ -23,7 +23,7 @@ from .checkpoint import write_atomic
 from .data.pack import cell_size
 from .errors import UserError
 from .hf.load import read_json
-from .models.quantised import quantise
+from .models.quantised import Quantised, quantise
 from .optim import optimizer
 from .sharding import batch_layout, batch_shards
 from .stage import Prepared
@@ -169,17 +169,17 @@ def _frozen(prepared: Prepared) -> Any:
     if kind is None:
         return params
 
-    def keep(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: quantise(tuple(k.key for k in path), leaf, kind), params
+    def keep(path: Any, leaf: Any) -> Any:
+        made = jax.jit(lambda x: quantise(tuple(key.key for key in path), x, kind))
+        kept = jax.eval_shape(made, leaf)
+        if not isinstance(kept, Quantised):
+            return leaf
+        layouts = made.lower(leaf).compile().output_shardings
+        return jax.tree.map(
+            lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), kept, layouts
         )
 
-    shardings = jax.jit(keep).lower(params).compile().output_shardings
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(keep, params),
-        shardings,
-    )
+    return jax.tree_util.tree_map_with_path(keep, params)
 
 
 def _mib(count: int | None) -> str:

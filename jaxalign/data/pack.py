@@ -58,8 +58,7 @@ def pack(
       microbatches: n; B must be a multiple of n * shards.
       shards: S, parts of the batch that share no row.
       chunks: G, parts of a cell whose logits exist one after another; must divide b.
-      row_length: the largest L, tokens; doubled until the longest example of the batch fits. L is
-        that of `row_lengths` with which the batch costs least.
+      row_length: the largest of the `row_lengths`, tokens; L is the one that costs least.
       max_scored: T, the most scored tokens that a response may have.
       ref: {token statistic: [scored tokens of the data set] float32}, in the order of `offsets`.
       offsets: [N * R + 1] `Examples.offsets` of the data set; needed with `ref`.
@@ -119,8 +118,8 @@ def cell_size(batch_size: int, microbatches: int, shards: int) -> int:
 def row_lengths(longest: int, largest: int) -> list[int]:
     """The lengths that a batch's rows may have, shortest first.
 
-    128 * (1, 2, 3, 4, 5, 6, 7, 8, 10, ...) tokens between the longest example and `largest`, which is doubled
-    until that example fits.
+    128 * (1, 2, 3, 4, 5, 6, 7, 8, 10, ...) tokens between the longest example and `largest`, which
+    is doubled until that example fits.
     """
     while largest < longest:
         largest *= 2
