@@ -145,7 +145,7 @@ def update_bytes(prepared: Prepared) -> int | None:
             if "RESOURCE_EXHAUSTED" not in str(e):
                 raise
             return None
-    # Elsewhere than on TPUs the compiler's peak leaves out arguments or temporaries.
+    # On a CPU the compiler's own peak leaves out temporaries, so only that of TPUs is taken.
     if mesh.devices.flat[0].platform == "tpu" and used.peak_memory_in_bytes > 0:
         return used.peak_memory_in_bytes
     kept = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
