@@ -126,6 +126,7 @@ def _prepared(argv: list[str], command: str, *extra: tuple[str, dict[str, Any]])
     own, recipe = _recipe(command, argv, STAGE, *extra)
     from . import train
     from .hf.load import resolve
+    from .plan import settled
     from .stage import prepare
 
     mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
@@ -138,7 +139,7 @@ def _prepared(argv: list[str], command: str, *extra: tuple[str, dict[str, Any]])
     source = train.model_folder(recipe, before[-1]) if before else recipe.locate(recipe.model.path)
     if before and not Path(source).exists():
         raise UserError(f"--stage {name}: it starts from {source}, which is not there; train first")
-    return own, prepare(recipe, name, resolve(str(source)), mesh, console)
+    return own, settled(prepare(recipe, name, resolve(str(source)), mesh, console))
 
 
 def _reference(argv: list[str]) -> int:

@@ -12,8 +12,8 @@ from .errors import UserError
 from .settings import Optimizer
 
 READS = {
-    "adamw": ("b1", "b2", "eps", "weight_decay"),
-    "lion": ("b1", "b2", "weight_decay"),
+    "adamw": ("b1", "b2", "eps", "moment_dtype", "weight_decay"),
+    "lion": ("b1", "b2", "moment_dtype", "weight_decay"),
     "adafactor": ("weight_decay",),
     "sgd": ("b1",),
 }
@@ -63,7 +63,7 @@ def optimizer(settings: Optimizer, total: int) -> optax.GradientTransformation:
             "lower it, or train for more steps"
         )
     reads = READS[settings.name]
-    given = {k: getattr(settings, k) for k in ("b1", "b2", "eps")}
+    given = {k: getattr(settings, k) for k in ("b1", "b2", "eps", "moment_dtype")}
     given = {k: v for k, v in given.items() if v is not None}
     if settings.weight_decay:
         given["weight_decay"] = settings.weight_decay
@@ -72,6 +72,7 @@ def optimizer(settings: Optimizer, total: int) -> optax.GradientTransformation:
             f"optimizer.{unread[0]}: {settings.name} does not read it; it reads {', '.join(reads)}"
         )
     rate = learning_rate(settings, total)
+    given["mu_dtype"] = given.pop("moment_dtype", None)
     decay = {"weight_decay": given.pop("weight_decay", 0.0), "mask": decayed}
     match settings.name:
         case "adamw":
@@ -79,11 +80,11 @@ def optimizer(settings: Optimizer, total: int) -> optax.GradientTransformation:
         case "lion":
             rule = optax.lion(rate, **given, **decay)
         case "adafactor":
-            rule = optax.adafactor(
-                rate,
-                multiply_by_parameter_scale=False,
-                weight_decay_rate=decay["weight_decay"] or None,
-                weight_decay_mask=decayed,
+            # The decay that adafactor has itself is not multiplied by the learning rate.
+            rule = optax.chain(
+                optax.adafactor(multiply_by_parameter_scale=False),
+                optax.add_decayed_weights(-decay["weight_decay"], decayed),
+                optax.scale_by_learning_rate(rate, flip_sign=False),
             )
         case "sgd":
             rule = optax.sgd(rate, momentum=given.get("b1"))

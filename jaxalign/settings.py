@@ -109,8 +109,10 @@ class Optimizer:
     """Decay of the second moment (adamw) or of the update's average (lion); none: optax's."""
     eps: Rate | None = None
     """Added to the root of the second moment (adamw); none: optax's default."""
+    moment_dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the first moment (adamw, lion); none: that of the parameters."""
     weight_decay: Rate = 0.0
-    """Decoupled weight decay of matrices; never of biases and norms."""
+    """Decoupled weight decay of matrices, times the learning rate; never of biases and norms."""
     clip_norm: Annotated[float, Gt(0)] | None = 1.0
     """Largest global gradient norm; none: no clipping."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -160,8 +162,9 @@ class Stage:
     """Train adapters alone, merged at the end of the stage; none: train all parameters."""
     batch_size: Count = 64
     """Examples per update, all devices and microbatches together."""
-    microbatches: Count = 1
-    """Forward and backward passes per update; never changes the result."""
+    microbatches: Count | Literal["auto"] = 1
+    """Forward and backward passes per update, which never change the result; `auto`: the fewest
+    that fit in the devices' memory."""
     epochs: Annotated[float, Gt(0)] = 1.0
     """Passes over the data."""
     steps: Count | None = None

@@ -87,12 +87,17 @@ def check_divisible(name: str, shape: Sequence[int], partition: PartitionSpec, m
                 )
 
 
+def batch_layout(mesh: Mesh) -> NamedSharding:
+    """How the arrays of a batch, [n, S, ...], lie: S cut over the mesh's batch axes."""
+    return NamedSharding(mesh, PartitionSpec(None, BATCH))
+
+
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """A batch of host arrays [n, S, ...] -> the same on the mesh, S cut over its batch axes.
 
     Every host packs the whole batch and copies only the part of its own devices.
     """
-    layout = NamedSharding(mesh, PartitionSpec(None, BATCH))
+    layout = batch_layout(mesh)
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, layout, lambda index: x[index]), batch
     )

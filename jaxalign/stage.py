@@ -74,6 +74,11 @@ class Prepared:
         return self.stage.lora and self.stage.lora.quantise
 
     @property
+    def reference_mode(self) -> str | None:
+        """`cached` or `live`; None where the objective has no reference."""
+        return self.stage.reference.mode if self.task.objective.uses_ref else None
+
+    @property
     def policy(self) -> Task:
         """The task as it is trained: where there are adapters, `forward` takes the base first."""
         if self.adapted is None:
@@ -83,6 +88,7 @@ class Prepared:
     def loader(self, examples: Examples, ref: dict[str, np.ndarray] | None = None) -> Loader:
         """Batches of a data set as this stage's mesh, microbatches and vocabulary want them."""
         size, microbatches = self.stage.batch_size, self.stage.microbatches
+        assert microbatches != "auto", "plan.settled comes first"
         shards, vocab = batch_shards(self.mesh), self.model.config.vocab
         cell = cell_size(size, microbatches, shards)
         return Loader(
@@ -271,7 +277,7 @@ def live_reference(prepared: Prepared, frozen: Params | None = None) -> Params |
 
     Beside `frozen` it is no adapters: the frozen weights themselves, and no second copy of them.
     """
-    if not prepared.task.objective.uses_ref or prepared.stage.reference.mode != "live":
+    if prepared.reference_mode != "live":
         return None
     if frozen is not None:
         return {}
@@ -297,8 +303,7 @@ def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | 
       {statistic: flat float32} by example, response, scored token; None where the objective has
       no reference or it runs live.
     """
-    stage, task = prepared.stage, prepared.task
-    if not task.objective.uses_ref or stage.reference.mode != "cached":
+    if prepared.reference_mode != "cached":
         return None
     examples = prepared.train if split == "train" else prepared.held_out
     assert examples is not None
@@ -310,7 +315,7 @@ def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | 
         "tokenizer": load.tokenizer_fingerprint(prepared.source),
         "data": examples.fingerprint,
         "dtype": prepared.recipe.model.dtype,
-        "needs": ", ".join(s.name for s in task.objective.needs),
+        "needs": ", ".join(s.name for s in prepared.task.objective.needs),
     }
     if prepared.quantised and source == prepared.source:
         fingerprint["quantised"] = prepared.quantised

@@ -11,11 +11,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from .batch import Batch
 from .head import accumulate, sum_over_chunks, token_stats
 from .objective import Objective
-from .sharding import constrain
+from .sharding import constrain, replicated
 from .stats import reduce_tokens
 from .types import Array, Metrics, SequenceStats, select_rows
 
@@ -305,6 +306,25 @@ def train_step(
         "examples": metrics,
     }
     return TrainState(params, opt_state, state.step + 1, objective_state), out
+
+
+def jitted_step(
+    task: Task, tx: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+) -> Any:
+    """`train_step` jitted: (state, donated; batch, reference parameters, frozen parameters).
+
+    Args:
+      task: its forward pass takes the frozen parameters first, if there are any.
+      tx: the optimizer.
+      abstract: shapes and shardings of the state.
+      mesh: of the devices.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+    def update(state: TrainState, batch: Batch, ref_params: Any, frozen: Any) -> Any:
+        return train_step(task.beside(frozen), tx, state, batch, ref_params)
+
+    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def eval_step(

@@ -29,8 +29,9 @@ from .errors import RunError, UserError
 from .evaluate import evaluator, means
 from .hf import load
 from .optim import learning_rate, optimizer
+from .plan import settled
 from .settings import Recipe
-from .sharding import put_batch, replicated
+from .sharding import put_batch
 from .stage import (
     Prepared,
     cached_reference,
@@ -40,7 +41,7 @@ from .stage import (
     prepare,
 )
 from .state import abstract_state, initial_state
-from .step import TrainState, train_step
+from .step import TrainState, jitted_step
 from .tracking import Tracker
 from .world_model import make_world
 
@@ -77,7 +78,7 @@ def train(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
             console.print(f"{name}: finished before, its model is in {out}")
         else:
             with jax.set_mesh(mesh):
-                train_stage(prepare(recipe, name, source, mesh, console))
+                train_stage(settled(prepare(recipe, name, source, mesh, console)))
         source = out
     return source
 
@@ -170,14 +171,8 @@ class Loop:
         self._ref_params = ref_params
         self._frozen = frozen
         self._held_out = held_out
-        mesh = prepared.mesh
-        shardings = jax.tree.map(lambda x: x.sharding, abstract)
-
-        def update(state: TrainState, batch: Batch, ref_params: Any, frozen: Any) -> Any:
-            return train_step(prepared.policy.beside(frozen), tx, state, batch, ref_params)
-
-        self._step = jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-        self._evaluate = evaluator(prepared.policy, mesh, ref_params, frozen)
+        self._step = jitted_step(prepared.policy, tx, abstract, prepared.mesh)
+        self._evaluate = evaluator(prepared.policy, prepared.mesh, ref_params, frozen)
 
     def run(
         self, loader: Loader, state: TrainState, start: int, total: int, checkpoints: Checkpoints
@@ -272,8 +267,8 @@ class Reporter:
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise self._not_finite(step, batch, metrics)
-        real, slots, _ = token_counts(batch)
-        self._tokens += (real, slots)
+        tokens = token_counts(batch)
+        self._tokens += (tokens.real, tokens.slots)
         if step % self._every and step != self._total:
             return
         seconds = max(time.monotonic() - self._since, 1e-9)
@@ -281,8 +276,9 @@ class Reporter:
         values = {"loss": loss, "grad_norm": norm, "learning_rate": float(self._rates[step - 1])}
         values |= means(metrics["sums"])
         values |= {
-            "tokens": real,
-            "fill": real / slots,
+            "tokens": tokens.real,
+            "fill": tokens.real / tokens.slots,
+            "shared": 1 - tokens.real / tokens.unshared,
             "compiles": len(self._shapes),
             "time/tokens_per_second": real_rate,
             "time/slots_per_second": slot_rate,

@@ -151,6 +151,19 @@ def test_the_objective_cannot_be_changed_by_a_flag(recipe_file, capsys):
     assert "invalid choice 'sft'" in capsys.readouterr().err
 
 
+def test_microbatches_are_a_number_or_auto(recipe_file):
+    for given, wanted in (("auto", "auto"), ("4", 4)):
+        recipe = config.read(recipe_file(), ["--stages.dpo-2.microbatches", given])
+        assert recipe.stages["dpo-2"].microbatches == wanted
+        assert config.parse(config.resolved(recipe)) == recipe
+
+
+def test_microbatches_of_another_kind_are_refused(recipe_file):
+    wanted = r"microbatches: Input should be greater than 0 or 'auto' \(got 0\)"
+    with pytest.raises(UserError, match=wanted):
+        config.read(recipe_file(), ["--stages.dpo-2.microbatches", "0"])
+
+
 @pytest.fixture
 def help_text(recipe_file, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")

@@ -22,6 +22,7 @@ LAYERS = (
     ("config", "step", "checkpoint", "answer"),
     ("state", "reference", "evaluate"),
     ("stage",),
+    ("plan",),
     ("export", "world_model"),
     ("train",),
     ("showcase",),

@@ -29,6 +29,7 @@ def cache(tmp_path_factory):
 def recipe(inputs, folder, **changes):
     changes |= {"mesh": MESH, "stages__bco__data__eval_path": f"{inputs}/held_out.jsonl"}
     changes |= {"stages__bco__steps": STEPS, "stages__bco__save_every": 20}
+    changes["stages__sft__microbatches"] = "auto"
     for stage in STAGES:
         # Adam divides a gradient near 0 by its size, and so shows the rounding of its last bits.
         changes[f"stages__{stage}__optimizer"] = {"name": "sgd", "learning_rate": 1e-2}
@@ -107,7 +108,9 @@ def test_two_processes_train_the_model_of_one(single, double):
 
 def test_the_first_process_alone_speaks(double):
     _, (first, second) = double
+    assert "sft: microbatches 1: an update takes" in first[1]
     assert "bco: model written to" in first[1]
+    assert "sft" not in second[1]
     assert "bco" not in second[1]
 
 

@@ -224,9 +224,14 @@ def test_hh_like_lengths_fill_over_80_percent_of_the_slots():
     assert real / slots > 0.8
 
 
-def test_counts_tell_real_tokens_slots_and_scored_tokens():
+def test_counts_tell_tokens_slots_scored_tokens_and_tokens_without_sharing():
     batch = one_batch([make_example([1, 2, 3], [4, 5], [6]), make_example([7], [8], [9])])
-    assert token_counts(batch) == (9, 64, 5)
+    assert token_counts(batch) == (9, 64, 5, 13)
+
+
+def test_one_response_shares_its_prompt_with_nothing():
+    counts = token_counts(one_batch([make_example([1, 2, 3], [4, 5]), None]))
+    assert counts.real == counts.unshared == 5
 
 
 def test_a_prompt_is_encoded_once_however_many_responses_share_it():

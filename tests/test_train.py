@@ -86,6 +86,17 @@ def test_every_update_has_its_metrics(finished):
         assert all(names <= set(m) for m in lines)
 
 
+def test_the_share_of_tokens_that_sharing_prompts_saved_is_logged(finished):
+    recipe, folder, _ = finished
+    stage = h.prepared(recipe, "dpo", MESH)
+    items = [stage.train.items[i] for i in stage.loader(stage.train).indices(0)]
+    apart = sum(len(x.prompt) + len(response) for x in items for response in x.responses)
+    first = h.metrics(folder / "dpo")[0]
+    assert first["shared"] == pytest.approx(1 - first["tokens"] / apart)
+    assert 0.1 < first["shared"] < 0.5
+    assert {m["shared"] for m in h.metrics(folder / "sft") if "loss" in m} == {0}
+
+
 def test_the_first_loss_of_dpo_is_log_2(finished):
     first = h.metrics(finished[1] / "dpo")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)

@@ -25,6 +25,7 @@ class TokenCounts(NamedTuple):
     real: int  # that are somebody's
     slots: int  # that go through the model's body, padding included
     scored: int  # that a statistic is computed of, padding left out
+    unshared: int  # that would be real if every response had a prompt of its own
 
 
 class Place(NamedTuple):
@@ -57,8 +58,7 @@ def pack(
       microbatches: n; B must be a multiple of n * shards.
       shards: S, parts of the batch that share no row.
       chunks: G, parts of a cell whose logits exist one after another; must divide b.
-      row_length: the largest L, tokens; doubled until the longest example of the batch fits. L is
-        that of `row_lengths` with which the batch costs least.
+      row_length: the largest of the `row_lengths`, tokens; L is the one that costs least.
       max_scored: T, the most scored tokens that a response may have.
       ref: {token statistic: [scored tokens of the data set] float32}, in the order of `offsets`.
       offsets: [N * R + 1] `Examples.offsets` of the data set; needed with `ref`.
@@ -148,9 +148,14 @@ def round_up(count: int, unit: int) -> int:
 
 
 def token_counts(batch: Batch) -> TokenCounts:
-    """How many tokens a batch holds, how many it costs, and how many are scored."""
+    """How many tokens a batch holds, costs, scores, and would hold if it shared no prompt."""
+    real = batch.segment > 0
+    prompts = int((real & (batch.branch == 0)).sum())
     return TokenCounts(
-        int((batch.segment > 0).sum()), int(np.prod(batch.ids.shape)), int(batch.mask.sum())
+        real=int(real.sum()),
+        slots=int(np.prod(batch.ids.shape)),
+        scored=int(batch.mask.sum()),
+        unshared=int(real.sum()) + (batch.mask.shape[3] - 1) * prompts,
     )
 
 
