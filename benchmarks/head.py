@@ -94,7 +94,9 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="also to results/head.md")
     own = parser.parse_args()
     head = ("objective", "V", "chunks", "full, s", "again, s", "ours, s", "time of full")
-    rows = [(*head, "full, MB", "again, MB", "ours, MB", "memory of full", "differ by")]
+    rows: list[tuple[str, ...]] = [
+        (*head, "full, MB", "again, MB", "ours, MB", "memory of full", "differ by")
+    ]
     for vocab in own.vocab:
         for name in ("dpo", "slpo"):
             rows.append(measured(name, vocab))
