@@ -82,7 +82,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--batches", type=int, default=3, help="different steps")
     parser.add_argument("--passes", type=int, default=2, help="timed, over the batches")
-    parser.add_argument("--microbatches", type=int, default=4, help="of jaxalign")
+    parser.add_argument("--microbatches", type=int, default=2, help="of jaxalign")
     parser.add_argument("--row-length", type=int, default=512, help="of jaxalign, tokens")
     parser.add_argument("--trl-python", default=sys.executable, help="interpreter that has TRL")
     parser.add_argument("--tunix-python", default=sys.executable, help="interpreter that has Tunix")

@@ -45,7 +45,7 @@ def recipe(folder: Path, name: str, microbatches: int, row_length: int) -> setti
     )
     return settings.Recipe(
         run=settings.Run(dir=str(folder / f"jaxalign-{name}")),
-        model=settings.Model(path=str(folder / "model"), dtype="float32", remat="none"),
+        model=settings.Model(path=str(folder / "model"), dtype="float32", remat="dots"),
         stages={name: stage},
     )
 
