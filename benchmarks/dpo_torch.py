@@ -125,7 +125,7 @@ def jaxalign_updates(prepared: Prepared, loader: Loader, updates: int) -> Iterat
     compiled = 0
     for batch in loader.batches(0, updates):
         began = time.perf_counter()
-        state, out = step(state, put_batch(batch, prepared.mesh), None)
+        state, out = step(state, put_batch(batch, prepared.mesh), None, None)
         loss, norm = float(out["loss"]), float(out["grad_norm"])
         seconds = time.perf_counter() - began
         yield Update(loss, norm, seconds if len(loader.shapes_seen) == compiled else np.nan)

@@ -67,7 +67,7 @@ def make_step(prepared: Prepared) -> Step:
     def step() -> tuple[float, float]:
         nonlocal state
         batch = put_batch(next(stream), prepared.mesh)
-        state, out = jax.block_until_ready(update(state, batch, None))
+        state, out = jax.block_until_ready(update(state, batch, None, None))
         return float(out["loss"]), float(out["grad_norm"])
 
     return step
