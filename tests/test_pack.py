@@ -174,15 +174,15 @@ def test_a_response_longer_than_max_scored_is_refused():
 
 
 def test_sizes_are_rounded_up_to_a_small_set():
-    assert [round_up(n, 1) for n in (0, 1, 2, 5, 7, 9, 11, 13, 17, 100)] == [
-        *(1, 1, 2, 5, 7, 10, 12, 14, 20, 112)
+    assert [round_up(n, 1) for n in (0, 1, 2, 3, 5, 7, 9, 13, 17, 100)] == [
+        *(1, 1, 2, 3, 6, 8, 12, 16, 24, 128)
     ]
-    assert [round_up(n, 64) for n in (0, 64, 65, 257, 600, 1025)] == [64, 64, 128, 320, 640, 1280]
+    assert [round_up(n, 64) for n in (0, 64, 65, 129, 257, 600)] == [64, 64, 128, 192, 384, 768]
 
 
 def test_row_lengths_lie_between_the_longest_example_and_the_largest_row():
     assert row_lengths(150, 600) == [256, 384, 512, 600]
-    assert row_lengths(600, 512) == [640, 768, 896, 1024]
+    assert row_lengths(600, 512) == [768, 1024]
     assert row_lengths(5, 64) == [64]
 
 

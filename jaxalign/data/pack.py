@@ -115,7 +115,7 @@ def cell_size(batch_size: int, microbatches: int, shards: int) -> int:
 def row_lengths(longest: int, largest: int) -> list[int]:
     """The lengths that a batch's rows may have, shortest first.
 
-    128 * (1, 2, 3, 4, 5, 6, 7, 8, 10, ...) tokens, between the longest example and `largest`,
+    128 * (1, 2, 3, 4, 6, 8, 12, ...) tokens, between the longest example and `largest`,
     which is doubled until that example fits.
     """
     while largest < longest:
@@ -141,10 +141,12 @@ def head_chunks(cell: int, scored: float, vocab: int) -> int:
 
 
 def round_up(count: int, unit: int) -> int:
-    """The least of unit * (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, ...) no less than count."""
-    units = max(-(-count // unit), 1)
-    step = 2 ** max(units.bit_length() - 3, 0)
-    return -(-units // step) * step * unit
+    """The least of unit * (1, 2, 3, 4, 6, 8, 12, 16, ...) that is no less than count."""
+    size = unit
+    while size < count:
+        size *= 2
+    between = size // 4 * 3
+    return between if size > 2 * unit and between >= count else size
 
 
 def token_counts(batch: Batch) -> TokenCounts:
