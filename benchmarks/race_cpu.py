@@ -193,8 +193,7 @@ def results(
 ) -> tuple[list[list[str]], str]:
     """The rows of the sides that ran, and what their work was; `rate`: FLOP per CPU second."""
     batches = work.batches(folder)
-    shape = work.Shape.read(folder / "model")
-    flops = statistics.mean(work.useful_flops(shape, pairs) for pairs in batches)
+    flops = statistics.mean(work.useful_flops(work.decoder(folder), pairs) for pairs in batches)
     tokens = statistics.mean(sum(p.tokens for p in pairs) for pairs in batches)
     cpu = {side: per_step(steps, "cpu", len(batches)) for side, steps in timed.items()}
     rows = []

@@ -41,17 +41,7 @@ def useful_flops(config: ModelConfig, items: Sequence[Example], adapters: int) -
       items: pairs of the update.
       adapters: scalars of all adapters; 0 where all parameters are trained.
     """
-    shape = work.Shape(
-        vocab=config.vocab,
-        width=config.width,
-        layers=config.layers,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_width=config.head_width,
-        mlp=config.mlp_width,
-        gated=config.gated,
-    )
-    forward = work.forward_flops(shape, [work.Pair(x.prompt, *x.responses) for x in items])
+    forward = work.forward_flops(config, [work.Pair(x.prompt, *x.responses) for x in items])
     if not adapters:
         return 3 * sum(forward)
     low_rank = 2 * adapters * sum(x.length for x in items)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.models import kernels
-from jaxalign.models.attention import attend, backend
+from jaxalign.models.attention import attend, attend_cached, backend
 from jaxalign.models.blocked import blocked
 from jaxalign.models.kernels import cudnn, splash
 from jaxalign.models.packing import Packing
@@ -207,3 +207,10 @@ CHOICES = {
 @pytest.mark.parametrize("device, q, static, wanted", CHOICES.values(), ids=CHOICES)
 def test_the_backend_follows_the_device_and_what_its_kernel_takes(device, q, static, wanted):
     assert backend(device, q, pack([[]], q.shape[1], **static)) is wanted
+
+
+def test_a_query_of_generation_that_sees_nothing_is_finite_with_a_finite_gradient():
+    x = jax.random.normal(jax.random.key(0), (1, 3, 2, 4))
+    blind = jnp.zeros((1, 1, 3, 3), bool)
+    value, slope = jax.value_and_grad(lambda x: attend_cached(x, x, x, blind).sum())(x)
+    chex.assert_tree_all_finite((value, slope))

@@ -14,7 +14,8 @@ import pytest
 import transformers
 
 from jaxalign.answer import Sampling
-from jaxalign.cli import COMMANDS
+from jaxalign.cli import COMMANDS, _cache_folder
+from jaxalign.settings import Run
 
 GOES_ON = "the same command goes on from there"
 
@@ -181,3 +182,13 @@ def test_a_full_disk_exits_with_1_and_keeps_what_was_saved(stopped, cache, tmp_p
     out = str(tmp_path / "model")
     again = h.cli("export", recipe, "--run.dir", str(ours), "--out", out, cache=cache)
     assert f"the model after update {saved[-1]} is in {out}" in again.stdout, again.stderr
+
+
+def test_compiled_programs_are_kept_beside_the_run_unless_told_otherwise(tmp_path, monkeypatch):
+    run = str(tmp_path / "run")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    assert _cache_folder(Run(dir=run)) == str(tmp_path / "compile_cache")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/theirs")
+    assert _cache_folder(Run(dir=run)) == "/theirs"
+    assert _cache_folder(Run(dir=run, compile_cache="/mine")) == "/mine"
+    assert _cache_folder(Run(dir=run, compile_cache="off")) is None

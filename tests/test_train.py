@@ -100,8 +100,9 @@ def test_the_share_of_tokens_that_sharing_prompts_saved_is_logged(finished):
 def test_the_first_loss_of_dpo_is_log_2(finished):
     first = h.metrics(finished[1] / "dpo")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    # The reference pass packs other rows, whose sums are rounded elsewhere.
-    assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    # The reference pass packs other rows, so its sums may differ in the last digit of float32.
+    digit = np.spacing(np.float32(max(abs(first["logps/chosen"]), abs(first["logps/rejected"]))))
+    assert abs(first["rewards/margins"]) <= 0.1 * digit  # beta
 
 
 def test_training_lowers_the_loss(finished):

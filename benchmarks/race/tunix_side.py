@@ -51,12 +51,12 @@ def models(folder: Path) -> tuple[Any, Any]:
     from flax import nnx
 
     qwen3 = importlib.import_module("tunix.models.qwen3.model")
-    shape = work.Shape.read(folder / "model")
+    shape = work.decoder(folder)
     config = qwen3.ModelConfig(
         num_layers=shape.layers,
         vocab_size=shape.vocab,
         embed_dim=shape.width,
-        hidden_dim=shape.mlp,
+        hidden_dim=shape.mlp_width,
         num_heads=shape.heads,
         head_dim=shape.head_width,
         num_kv_heads=shape.kv_heads,

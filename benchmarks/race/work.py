@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxalign.models.config import ModelConfig  # standard library alone: rivals read it too
+
 BATCH = 8  # pairs a step
 PROMPT, RESPONSE = 160, 96  # longest, tokens: a sequence has 256 at most
 BETA = 0.1
@@ -50,33 +52,9 @@ def batches(folder: Path) -> list[list[Pair]]:
     return [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
 
 
-class Shape(NamedTuple):
-    """Sizes of a decoder."""
-
-    vocab: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    mlp: int
-    gated: bool  # three feed-forward matrices rather than two
-
-    @classmethod
-    def read(cls, checkpoint: Path) -> Shape:
-        """From a checkpoint's `config.json`."""
-        raw = json.loads((checkpoint / "config.json").read_text())
-        heads, width = raw["num_attention_heads"], raw["hidden_size"]
-        return cls(
-            vocab=raw["vocab_size"],
-            width=width,
-            layers=raw["num_hidden_layers"],
-            heads=heads,
-            kv_heads=raw.get("num_key_value_heads") or heads,
-            head_width=raw.get("head_dim") or width // heads,
-            mlp=raw["intermediate_size"],
-            gated=raw["model_type"] != "gpt_neox",
-        )
+def decoder(folder: Path) -> ModelConfig:
+    """The decoder of a race."""
+    return ModelConfig.from_hf(json.loads((folder / "model" / "config.json").read_text()))
 
 
 class Flops(NamedTuple):
@@ -87,12 +65,12 @@ class Flops(NamedTuple):
     head: int
 
 
-def useful_flops(shape: Shape, pairs: Sequence[Pair]) -> int:
+def useful_flops(config: ModelConfig, pairs: Sequence[Pair]) -> int:
     """FLOPs that a step over the pairs cannot do without: three times those of the forward pass."""
-    return 3 * sum(forward_flops(shape, pairs))
+    return 3 * sum(forward_flops(config, pairs))
 
 
-def forward_flops(shape: Shape, pairs: Sequence[Pair]) -> Flops:
+def forward_flops(config: ModelConfig, pairs: Sequence[Pair]) -> Flops:
     """FLOPs that the forward pass over the pairs cannot do without.
 
     Only real tokens count, a prompt once for both responses: 2 per parameter of the linear layers
@@ -100,8 +78,8 @@ def forward_flops(shape: Shape, pairs: Sequence[Pair]) -> Flops:
     parameter of the output matrix for each scored token. Norms, activations, softmax, the embedding
     and the update are left out.
     """
-    attention = shape.width * shape.head_width * (2 * shape.heads + 2 * shape.kv_heads)
-    mlp = (3 if shape.gated else 2) * shape.width * shape.mlp
+    attention = config.width * config.head_width * (2 * config.heads + 2 * config.kv_heads)
+    mlp = (3 if config.gated else 2) * config.width * config.mlp_width
     tokens = visible = scored = 0
     for prompt, *responses in pairs:
         p = len(prompt)
@@ -112,7 +90,7 @@ def forward_flops(shape: Shape, pairs: Sequence[Pair]) -> Flops:
             visible += r * p + r * (r + 1) // 2
             scored += r if p else r - 1
     return Flops(
-        linear=shape.layers * 2 * (attention + mlp) * tokens,
-        attention=shape.layers * 4 * shape.heads * shape.head_width * visible,
-        head=2 * shape.width * shape.vocab * scored,
+        linear=config.layers * 2 * (attention + mlp) * tokens,
+        attention=config.layers * 4 * config.heads * config.head_width * visible,
+        head=2 * config.width * config.vocab * scored,
     )

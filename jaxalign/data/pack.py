@@ -16,7 +16,8 @@ LOGITS_BYTES = 2**28
 
 
 ATTENTION_LENGTH = 4096
-"""Row length at which attention costs about as much as the rest of a layer, tokens."""
+"""Row length at which attention is counted as dear as the rest of a layer, tokens; where it is so
+depends on the model, and the choice only settles what is about equal in slots."""
 
 
 class TokenCounts(NamedTuple):
