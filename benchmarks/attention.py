@@ -7,10 +7,7 @@ timed in turn; a figure is the median of their rounds.
 
 from __future__ import annotations
 
-import os
-import platform
 import time
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -20,6 +17,9 @@ import numpy as np
 from jaxalign.models.blocked import blocked
 from jaxalign.models.packing import Packing
 from jaxalign.types import Array
+
+from .common import versions
+from .tables import table
 
 TOKENS, HEADS, GROUPS, WIDTH = 4096, 8, 4, 64
 ROUNDS = 9
@@ -78,11 +78,8 @@ def program(attention, packing: Packing):
 
 def main() -> None:
     """Measure and print the table."""
-    packages = f"python {platform.python_version()}, jax {jax.__version__}"
-    where = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-    print(f"{packages}, jaxlib {version('jaxlib')}; {where}\n")
-    print("| row | rows | mask | jax.nn, s | ours, s | ratio | jax.nn, MB | ours, MB | differ by |")
-    print("|" + "--:|" * 9)
+    head = ("row", "rows", "mask", "jax.nn, s", "ours, s", "ratio", "jax.nn, MB", "ours, MB")
+    rows_of_table: list[tuple[str, ...]] = [(*head, "differ by")]
     for length in (256, 512, 1024):
         for name, plain in (("causal", causal), ("packed", dense)):
             packing = rows(length, name == "packed")
@@ -98,7 +95,8 @@ def main() -> None:
             theirs, ours = (float(np.median(s)) for s in seconds)
             cells = [length, TOKENS // length, name, f"{theirs:.3f}", f"{ours:.3f}"]
             cells += [f"{theirs / ours:.1f}x", *(f"{m:.0f}" for _, m in pair), f"{off:.0e}"]
-            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+            rows_of_table.append(tuple(map(str, cells)))
+    print(f"{versions()}\n\n{table(rows_of_table)}")
 
 
 if __name__ == "__main__":
