@@ -8,4 +8,17 @@ from .sft import sft
 from .simpo import simpo
 from .slpo import slpo
 
-OBJECTIVES = {o.name: o for o in (sft, dpo, simpo, kto, bco, bco_pair, bnf, bnf_pair, slpo)}
+OBJECTIVES = {
+    o.name: o
+    for o in (
+        sft,
+        dpo,
+        simpo,
+        kto,
+        bco,
+        bco_pair,
+        bnf,
+        bnf_pair,
+        slpo,
+    )
+}

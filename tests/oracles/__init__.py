@@ -8,15 +8,23 @@ An oracle is `fn(policy, ref, columns, previous=None, **hyper) -> (loss, gradien
 - `loss`: average over the batch; `gradient`: {row: list of [T_i]} with respect to each token's
   log-probability, by the formula, not by differences.
 
+A module holds the oracles named in its `HYPER`, {name: hyper-parameters to compare it with}, and
+in `WORKED` the worked values of the pair of `test_objectives.py`: (name, hyper-parameters, loss,
+slope of each chosen token, slope of each rejected token). One whose gradient is not the slope of
+its value, since part of it is a constant to the gradient, is named in `SURROGATES`.
+
 Nothing here imports the package.
 """
 
-from .bco import bco, bco_pair
-from .bnf import bnf, bnf_pair
-from .dpo import dpo
-from .kto import kto
-from .sft import sft
-from .simpo import simpo
-from .slpo import slpo
+import importlib
+import pkgutil
 
-ORACLES = {f.__name__: f for f in (sft, dpo, simpo, kto, bco, bco_pair, bnf, bnf_pair, slpo)}
+MODULES = [
+    importlib.import_module(f"{__name__}.{module.name}")
+    for module in pkgutil.iter_modules(__path__)
+    if module.name != "scalars"
+]
+HYPER = {name: hyper for module in MODULES for name, hyper in module.HYPER.items()}
+ORACLES = {name: getattr(module, name) for module in MODULES for name in module.HYPER}
+WORKED = [value for module in MODULES for value in getattr(module, "WORKED", ())]
+SURROGATES = {name for module in MODULES for name in getattr(module, "SURROGATES", ())}

@@ -2,6 +2,12 @@ import numpy as np
 
 from .scalars import sigmoid, softplus
 
+HYPER = {
+    "bco": [{}, {"beta": 0.5, "decay": 0.5}],
+    "bco_pair": [{}, {"beta": 0.5, "decay": 0.0}],
+}
+SURROGATES = ("bco", "bco_pair")
+
 
 def shift(classes, decay):
     """Halfway between the two moving averages; `classes` is ((undesirable, desirable), ...)."""

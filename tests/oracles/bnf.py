@@ -2,6 +2,9 @@
 
 import numpy as np
 
+HYPER = {"bnf": [{}], "bnf_pair": [{}]}
+SURROGATES = ("bnf", "bnf_pair")
+
 
 def half(policy, ref, sign, n):
     loss, grad = 0.0, np.zeros(len(policy))

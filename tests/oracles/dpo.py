@@ -2,6 +2,12 @@ import numpy as np
 
 from .scalars import sigmoid, softplus
 
+HYPER = {"dpo": [{}, {"beta": 0.5, "label_smoothing": 0.2}]}
+WORKED = [
+    ("dpo", {}, 0.6396589186224, -0.04725276956554, 0.04725276956554),
+    ("dpo", {"label_smoothing": 0.1}, 0.6506589186224, -0.03725276956554, 0.03725276956554),
+]
+
 
 def dpo(policy, ref, columns, previous=None, beta=0.1, label_smoothing=0.0):
     n = len(policy["chosen"])

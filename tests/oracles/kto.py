@@ -2,6 +2,8 @@ import numpy as np
 
 from .scalars import sigmoid
 
+HYPER = {"kto": [{}, {"beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.7}]}
+
 
 def kto(
     policy, ref, columns, previous=None, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0

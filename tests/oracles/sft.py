@@ -1,5 +1,7 @@
 import numpy as np
 
+HYPER = {"sft": [{}]}
+
 
 def sft(policy, ref, columns, previous=None):
     tokens = sum(len(y) for y in policy["response"])

@@ -2,6 +2,9 @@ import numpy as np
 
 from .scalars import sigmoid, softplus
 
+HYPER = {"simpo": [{}, {"beta": 5.0, "gamma_beta_ratio": 0.1}]}
+WORKED = [("simpo", {}, 2.031934711644, -0.3475673318282, 0.2482623798773)]
+
 
 def simpo(policy, ref, columns, previous=None, beta=2.0, gamma_beta_ratio=0.5):
     n = len(policy["chosen"])

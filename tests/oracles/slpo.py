@@ -6,6 +6,14 @@ import numpy as np
 
 from .scalars import log, log1mexp, log_add, sigmoid, softplus
 
+HYPER = {
+    "slpo": [
+        {},
+        {"alpha": 0.7, "mass_shift": "paper"},
+        {"alpha": 0.9, "temperature": 3.0},
+    ]
+}
+
 
 def targets(rho_w, rho_l, alpha, mass_shift):
     if mass_shift == "repo":
