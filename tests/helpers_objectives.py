@@ -69,18 +69,23 @@ def reduce(loss, weight):
 
 def value_and_grad(o, case, state=None, **hyper):
     """The scalar, and its gradient with respect to the policy's token log-odds {row: [B, T]}."""
-    return _compiled(o.name, tuple(sorted(hyper.items())))(case["policy"], case, state)
+    (loss, _), grad = _compiled(o.name, tuple(sorted(hyper.items())))(case["policy"], case, state)
+    return loss, grad
 
 
 @functools.cache
 def _compiled(name, hyper):
-    o = OBJECTIVES[name]
+    return compiled(OBJECTIVES[name], dict(hyper))
+
+
+def compiled(o, hyper):
+    """(policy, case, state) -> ((scalar, metrics), gradient), jitted."""
 
     def fn(policy, case, state):
-        out = train_call(o, case | {"policy": policy}, state, **dict(hyper))
-        return reduce(out[0], case["columns"]["weight"])
+        out = train_call(o, case | {"policy": policy}, state, **hyper)
+        return reduce(out[0], case["columns"]["weight"]), out[1]
 
-    return jax.jit(jax.value_and_grad(fn))
+    return jax.jit(jax.value_and_grad(fn, has_aux=True))
 
 
 def ragged_logp(log_odds, masks):
