@@ -38,7 +38,13 @@ class Objective(Generic[P]):
     needs: tuple[TokenStat, ...] = (logp,)
     """Token statistics it reads."""
     columns: tuple[str, ...] = ()
-    """Columns of the batch it reads, [B] each; examples of `weight` 0 are padding."""
+    """Columns of the batch it reads, [B] each; examples of `weight` 0 are padding.
+
+    `label` comes from the layout and `weight` from the packer; any other is read from the data by
+    its name, a finite number.
+    """
+    check: Callable[[Mapping[str, Any]], str] | None = None
+    """What is wrong with the columns of an example, in words, or nothing: ""; before training."""
     couples_examples: bool = False
     """Whether the loss of an example, or the next state, depends on other examples."""
     init_state: Callable[[], Any] | None = None
@@ -110,6 +116,7 @@ def objective(
     source: str,
     needs: tuple[TokenStat, ...] = (logp,),
     columns: tuple[str, ...] = (),
+    check: Callable[[Mapping[str, Any]], str] | None = None,
     couples_examples: bool = False,
     init_state: Callable[[], Any] | None = None,
 ) -> Callable[[Callable[P, Any]], Objective[P]]:
@@ -120,6 +127,7 @@ def objective(
       source: paper and equation.
       needs: see `Objective`, as for the rest.
       columns: columns of the batch.
+      check: columns of an example -> what is wrong with them.
       couples_examples: whether examples meet.
       init_state: makes the state before the first batch.
 
@@ -144,10 +152,12 @@ def objective(
             raise TypeError(f"{where}: a running state summarises a batch; set couples_examples")
         if bool(columns) != ("batch" in inputs):
             raise TypeError(f"{where}: a `batch` input and `columns` come together")
+        if check is not None and not columns:
+            raise TypeError(f"{where}: a `check` is of `columns`; declare them")
         if logp not in needs:
             raise TypeError(f"{where}: `needs` must hold stats.logp; sequence sums come from it")
         return Objective(
-            fn, data, source, needs, columns, couples_examples, init_state, inputs, hyper
+            fn, data, source, needs, columns, check, couples_examples, init_state, inputs, hyper
         )
 
     return wrap
