@@ -12,7 +12,7 @@ from .errors import near_miss
 from .stats import TokenStat, logp
 
 P = ParamSpec("P")
-INPUTS = ("policy", "ref", "batch", "state")
+INPUTS = ("policy", "ref", "batch", "state", "key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Objective(Generic[P]):
     """A loss function, and what must be true for it to be called.
 
     The function takes, by name, any of `policy` (a layout of `SequenceStats`), `ref` (the same
-    under the reference, a constant), `batch` (`columns`, [B] each; `weight` is always there) and
-    `state`. It returns a `Loss` and [B] metrics. Everything keyword-only is a hyper-parameter.
+    under the reference, a constant), `batch` (`columns`, [B] each; `weight` is always there),
+    `state` and `key` ([B] keys for random numbers, one per example and update). It returns a
+    `Loss` and [B] metrics. Everything keyword-only is a hyper-parameter.
 
     A function with a `state` computes its loss from the state it is given, and returns, third,
     the state with this batch added, through which no gradient flows. The training step calls it
@@ -72,7 +73,7 @@ class Objective(Generic[P]):
         """Fix the hyper-parameters; numbers may be traced, their range is the config's to check.
 
         Returns:
-          A function that takes `policy`, `ref`, `batch` and `state` by name, ignores those the
+          A function that takes `INPUTS` by name, ignores those the
           objective does not declare, and returns (`Loss`, metrics) or (`Loss`, metrics, state).
           It raises a TypeError that names the inputs it lacks.
 

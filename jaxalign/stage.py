@@ -164,7 +164,7 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
         _check_ids(examples, model, source)
         _check_columns(examples, objective)
     show_data(console, name, train, held_out, tokenizer)
-    task = Task(objective, hyper, model.forward)
+    task = Task(objective, hyper, model.forward, seed=recipe.run.seed)
     return Prepared(
         recipe, name, mesh, source, model, tokenizer, task, train, held_out, console, adapted
     )
