@@ -41,19 +41,26 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     masks = {r: jnp.arange(t)[None, :] < n[:, None] for r, n in lengths.items()}
     label = rng.permutation(np.arange(b) % 2)
     columns = {"label": jnp.asarray(label, jnp.float32), "weight": jnp.ones(b, jnp.float32)}
-    return {"policy": rows(), "ref": rows(), "masks": masks, "columns": columns}
+    case = {"policy": rows(), "ref": rows(), "masks": masks, "columns": columns}
+    return case | {"key": jax.random.split(jax.random.key(seed), b)}
+
+
+def inputs(o, case, state=None):
+    """What the step calls an objective with, of columns exactly the declared ones."""
+    if o.init_state is not None and state is None:
+        state = o.init_state()
+    return {
+        "policy": layout(o, case["policy"], case["masks"]),
+        "ref": layout(o, case["ref"], case["masks"]),
+        "batch": {k: case["columns"][k] for k in o.columns},
+        "state": state,
+        "key": case["key"],
+    }
 
 
 def call(o, case, state=None, **hyper):
-    """(loss, metrics) or (loss, metrics, state), with exactly the declared columns."""
-    if o.init_state is not None and state is None:
-        state = o.init_state()
-    return o.bind(**hyper)(
-        policy=layout(o, case["policy"], case["masks"]),
-        ref=layout(o, case["ref"], case["masks"]),
-        batch={k: case["columns"][k] for k in o.columns},
-        state=state,
-    )
+    """(loss, metrics) or (loss, metrics, state)."""
+    return o.bind(**hyper)(**inputs(o, case, state))
 
 
 def train_call(o, case, state=None, **hyper):
@@ -99,11 +106,18 @@ def ragged_logp(log_odds, masks):
     }
 
 
+def oracle_columns(case):
+    """The columns, and as `uniform` what a key draws from [0, 1) for the tokens of a response."""
+    t = next(iter(case["masks"].values())).shape[-1]
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(case["key"])
+    return {k: np.asarray(v) for k, v in case["columns"].items()} | {"uniform": uniform}
+
+
 def oracle_value_and_grad(oracle, case, previous=None, **hyper):
     """The oracle's loss, and its gradient with respect to log-odds, {row: [B, T]}."""
 
     def arguments(case):
-        columns = {k: np.asarray(v) for k, v in case["columns"].items()}
+        columns = oracle_columns(case)
         policy, ref = (ragged_logp(case[k], case["masks"]) for k in ("policy", "ref"))
         return policy, ref, columns
 

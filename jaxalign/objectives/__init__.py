@@ -4,6 +4,7 @@ from .bco import bco, bco_pair
 from .bnf import bnf, bnf_pair
 from .dpo import dpo
 from .kto import kto
+from .sampo import sampo
 from .sft import sft
 from .simpo import simpo
 from .slpo import slpo
@@ -15,6 +16,7 @@ OBJECTIVES = {
         dpo,
         simpo,
         kto,
+        sampo,
         bco,
         bco_pair,
         bnf,
