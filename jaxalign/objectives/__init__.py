@@ -3,7 +3,7 @@
 from .bco import bco, bco_pair
 from .bnf import bnf, bnf_pair
 from .dpo import dpo
-from .kto import kto
+from .kto import apo_zero_unpaired, kto
 from .sft import sft
 from .simpo import simpo
 from .slpo import slpo
@@ -20,5 +20,6 @@ OBJECTIVES = {
         bnf,
         bnf_pair,
         slpo,
+        apo_zero_unpaired,
     )
 }
