@@ -22,6 +22,12 @@ def layout(o, log_odds, masks):
     return o.data(**{r: sequence_stats(log_odds[r], masks[r], needs) for r in o.data.ROWS})
 
 
+# What a column may hold, beside the label and the weight.
+RANGES = {
+    "density_ratio": (0.3, 12.0),
+}
+
+
 def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     """A random case: policy, ref and previous policy log-odds, masks, columns.
 
@@ -40,8 +46,10 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     lengths = {r: rng.integers(1, t + 1, b) for r in o.data.ROWS}
     masks = {r: jnp.arange(t)[None, :] < n[:, None] for r, n in lengths.items()}
     label = rng.permutation(np.arange(b) % 2)
-    columns = {"label": jnp.asarray(label, jnp.float32), "weight": jnp.ones(b, jnp.float32)}
-    return {"policy": rows(), "ref": rows(), "masks": masks, "columns": columns}
+    case = {"policy": rows(), "ref": rows(), "masks": masks}
+    columns = {"label": label, "weight": np.ones(b)}
+    columns |= {k: rng.uniform(*ends, b) for k, ends in RANGES.items()}
+    return case | {"columns": {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}}
 
 
 def call(o, case, state=None, **hyper):

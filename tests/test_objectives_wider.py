@@ -6,6 +6,7 @@ import pytest
 from test_objectives import KL, LP, PAIR, REF_KL, REF_PAIR, RP, worked
 
 from jaxalign.objectives import OBJECTIVES
+from jaxalign.stats import reduce_tokens
 
 
 def labelled(log_ratios):
@@ -81,3 +82,78 @@ def test_kto_reference_point_is_the_mean_of_all_mismatched_responses():
     ref = {"response": [[x] for x in RP], "mismatched": [[x] for x in REF_KL]}
     value, _ = worked(o, policy, ref, labels([1.0] * 4))
     np.testing.assert_allclose(value, 0.5, rtol=1e-6)
+
+
+def reward_pairs(n):
+    return {"response": [[x] for x in LP[:n]]}, {"response": [[x] for x in RP[:n]]}
+
+
+def bco_after(batches, name="bco", **hyper):
+    """BCO's worked loss and slopes for the last of some batches, and the state it leaves."""
+    o, state = OBJECTIVES[name], OBJECTIVES[name].init_state()
+    for policy, ref, columns in batches:
+        out = o.bind(**hyper)(
+            policy=o.data(sums(policy)), ref=o.data(sums(ref)), batch=columns, state=state
+        )
+        state = out[2]
+    return worked(o, *batches[-1], state, **hyper), state
+
+
+def sums(tokens):
+    logp = jnp.asarray(tokens["response"], jnp.float32)
+    return reduce_tokens({"logp": logp}, jnp.ones(logp.shape, bool))
+
+
+def test_worked_value_of_bco_with_the_mean_of_all_rewards():
+    batch = (*reward_pairs(3), labels([1, 0, 0]))
+    got, state = bco_after([batch], center="pooled")
+    np.testing.assert_allclose(state.shift, -1 / 60, rtol=2e-5)
+    slope = [-0.01594489616, 0.01647223104, 0.01613906523]
+    assert_worked(got, 0.6647609431126, response=slope)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "shift"),
+    [
+        ({}, 0.04025),
+        ({"center": "pooled", "average": "cumulative"}, 0.0816666667),
+        # By class, (0.21 + 0.5) / 3 and (-0.12 - 0.1) / 3; and an average of the two means.
+        ({"average": "cumulative"}, 0.0816666667),
+        ({"center": "pooled"}, 0.9 * 0.0225 + 0.1 * 0.2),
+    ],
+)
+def test_worked_value_of_the_shift_after_a_second_batch(hyper, shift):
+    first = (*reward_pairs(4), labels([1, 0, 0, 1]))
+    second = (*labelled([5.0, -1.0]), labels([1, 0]))
+    _, state = bco_after([first, second], **hyper)
+    np.testing.assert_allclose(state.shift, shift, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("denominator", "loss", "slope"),
+    [
+        (
+            "examples",
+            1.052458316756,
+            [-0.01220318081, 0.006054751053, 0.0474397388, -0.01176646875],
+        ),
+        (
+            "weights",
+            0.6476666763936,
+            [-0.007509649958, 0.003726000763, 0.02919368631, -0.007240904068],
+        ),
+    ],
+)
+def test_worked_value_of_bco_with_matched_prompts(denominator, loss, slope):
+    columns = labels([1, 0, 0, 1], density_ratio=[7.0, 0.3 / 0.7, 0.8 / 0.2, 0.1])
+    batch = (*reward_pairs(4), columns)
+    got, state = bco_after([batch], "bco_udm", denominator=denominator)
+    np.testing.assert_allclose(state.shift, 0.0225, rtol=2e-5)
+    assert_worked(got, loss, response=slope)
+
+
+def test_bco_cumulative_mean_weighs_examples_not_batches():
+    first = (*labelled([10.0] * 3), labels([1] * 3))
+    second = (*labelled([50.0, 0.0]), labels([1, 0]))
+    _, state = bco_after([first, second], average="cumulative")
+    np.testing.assert_allclose(state.mean, [0.0, 2.0], atol=1e-6)

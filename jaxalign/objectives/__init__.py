@@ -1,6 +1,6 @@
 """The index of objectives: one import and one entry each."""
 
-from .bco import bco, bco_pair
+from .bco import bco, bco_pair, bco_udm
 from .bnf import bnf, bnf_pair
 from .dpo import dpo
 from .kto import apo_zero_unpaired, kto
@@ -21,5 +21,6 @@ OBJECTIVES = {
         bnf_pair,
         slpo,
         apo_zero_unpaired,
+        bco_udm,
     )
 }
