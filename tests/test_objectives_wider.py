@@ -1,8 +1,10 @@
 """Worked values and closed-form anchors of the objectives on labels, demonstrations and pairs."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers_objectives import logit_grads
 from test_objectives import KL, LP, PAIR, REF_KL, REF_PAIR, RP, worked
 
 from jaxalign.objectives import OBJECTIVES
@@ -100,7 +102,7 @@ def bco_after(batches, name="bco", **hyper):
 
 
 def sums(tokens):
-    logp = jnp.asarray(tokens["response"], jnp.float32)
+    logp = jnp.stack([jnp.asarray(y, jnp.float32) for y in tokens["response"]])
     return reduce_tokens({"logp": logp}, jnp.ones(logp.shape, bool))
 
 
@@ -157,3 +159,44 @@ def test_bco_cumulative_mean_weighs_examples_not_batches():
     second = (*labelled([50.0, 0.0]), labels([1, 0]))
     _, state = bco_after([first, second], average="cumulative")
     np.testing.assert_allclose(state.mean, [0.0, 2.0], atol=1e-6)
+
+
+BNF_OAT = {
+    "chosen": [
+        [-0.2806043259, 0.1330699659, 0.04895370468, 0.09858065533],
+        [0.08299649386, -0.2506642557, 0.05563421359, 0.1120335482],
+        [0.1179694906, 0.04796281566, 0.07907731439, -0.2450096207],
+    ],
+    "rejected": [
+        [-0.0746899971, -0.1504071839, 0.25865756, -0.03356037903],
+        [0.268789307, -0.05158998298, -0.1402361133, -0.07696321077],
+    ],
+}
+
+
+@pytest.mark.parametrize("row", ["chosen", "rejected"])
+def test_bnf_divided_by_the_shortest_length_has_the_gradient_of_its_authors_code(row):
+    _, grad = logit_grads("bnf_pair_batch_min")
+    # 1e-5: oat's epsilon of 1e-6 on the reference probability is not ours.
+    np.testing.assert_allclose(grad[row], BNF_OAT[row], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("row", "label", "slopes"),
+    [
+        ("chosen", 1, [-1 / 3, -1 / 3, -0.259399798562]),
+        ("rejected", 0, [0.326241547219, 0.5]),
+    ],
+)
+def test_worked_slopes_of_bnf_with_respect_to_each_token(row, label, slopes):
+    lp = [-0.8237322676, -0.6958087394, -0.9934048994]
+    rp = [-0.9618414714, -0.9505032029, -0.842971689]
+    if row == "rejected":
+        lp, rp = [-1.574286715, -0.7712797128], [-1.251975998, -0.9884392729]
+    o = OBJECTIVES["bnf"]
+
+    def loss(lp):
+        policy, ref = (o.data(sums({"response": [x]})) for x in (lp, jnp.asarray(rp)))
+        return o.bind()(policy=policy, ref=ref, batch=labels([label]))[0].terms[0].total[0]
+
+    np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(lp)), slopes, rtol=3e-6)

@@ -1,7 +1,7 @@
 """The index of objectives: one import and one entry each."""
 
 from .bco import bco, bco_pair, bco_udm
-from .bnf import bnf, bnf_pair
+from .bnf import bnf, bnf_pair, bnf_pair_batch_min
 from .dpo import dpo
 from .kto import apo_zero_unpaired, kto
 from .sft import sft
@@ -22,5 +22,6 @@ OBJECTIVES = {
         slpo,
         apo_zero_unpaired,
         bco_udm,
+        bnf_pair_batch_min,
     )
 }
