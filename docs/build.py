@@ -1,6 +1,6 @@
 """Writes docs/objectives.md from the records and docstrings of the objectives.
 
-    python docs/build.py
+python docs/build.py
 """
 
 from __future__ import annotations

@@ -22,10 +22,17 @@ def layout(o, log_odds, masks):
     return o.data(**{r: sequence_stats(log_odds[r], masks[r], needs) for r in o.data.ROWS})
 
 
+# What a column may hold, beside the label and the weight.
+RANGES = {
+    "density_ratio": (0.3, 12.0),
+}
+
+
 def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     """A random case: policy, ref and previous policy log-odds, masks, columns.
 
     Some responses have a probability near 1, most do not; policy and reference are independent.
+    Example 0 alone holds the shortest response.
     """
     rng = np.random.default_rng(seed)
 
@@ -37,12 +44,15 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
             x["rejected"][:, 0] = np.minimum(x["rejected"][:, 0], -x["chosen"][:, 0] - 0.5)
         return {r: jnp.asarray(v, jnp.float32) for r, v in x.items()}
 
-    lengths = {r: rng.integers(1, t + 1, b) for r in o.data.ROWS}
+    lengths = {r: np.maximum(rng.integers(1, t + 1, b), 2) for r in o.data.ROWS}
+    lengths[o.data.ROWS[-1]][0] = 1
     masks = {r: jnp.arange(t)[None, :] < n[:, None] for r, n in lengths.items()}
     label = rng.permutation(np.arange(b) % 2)
-    columns = {"label": jnp.asarray(label, jnp.float32), "weight": jnp.ones(b, jnp.float32)}
-    case = {"policy": rows(), "ref": rows(), "masks": masks, "columns": columns}
-    return case | {"key": jax.random.split(jax.random.key(seed), b)}
+    case = {"policy": rows(), "ref": rows(), "masks": masks}
+    case["key"] = jax.random.split(jax.random.key(seed), b)
+    columns = {"label": label, "weight": np.ones(b)}
+    columns |= {k: rng.uniform(*ends, b) for k, ends in RANGES.items()}
+    return case | {"columns": {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}}
 
 
 def inputs(o, case, state=None):
@@ -162,6 +172,8 @@ def logit_grads(name, **hyper):
     ref = build(as_arrays(REF_LOGITS))
 
     def fn(logits):
-        return reduce(o.bind(**hyper)(policy=build(logits), ref=ref)[0], jnp.ones(1))
+        weight = jnp.ones(1)
+        out = o.bind(**hyper)(policy=build(logits), ref=ref, batch={"weight": weight})
+        return reduce(out[0], weight)
 
     return jax.value_and_grad(fn)(as_arrays(LOGITS))

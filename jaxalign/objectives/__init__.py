@@ -1,9 +1,9 @@
 """The index of objectives: one import and one entry each."""
 
-from .bco import bco, bco_pair
-from .bnf import bnf, bnf_pair
+from .bco import bco, bco_pair, bco_udm
+from .bnf import bnf, bnf_pair, bnf_pair_batch_min
 from .dpo import dpo
-from .kto import kto
+from .kto import apo_zero_unpaired, kto
 from .sampo import sampo
 from .sft import sft
 from .simpo import simpo
@@ -22,5 +22,8 @@ OBJECTIVES = {
         bnf,
         bnf_pair,
         slpo,
+        apo_zero_unpaired,
+        bco_udm,
+        bnf_pair_batch_min,
     )
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.struct
 import jax.numpy as jnp
 from jax.lax import stop_gradient
@@ -9,8 +11,11 @@ from jax.nn import log_sigmoid
 
 from ..numerics import weighted_mean
 from ..objective import objective
-from ..types import Array, Labeled, Loss, Metrics, Pairs, per_example
+from ..types import Array, Labeled, Loss, Mean, Metrics, Pairs, per_example
 from ._common import Decay, Positive, label_sign, labeled_metrics, log_ratio, pair_metrics
+
+Center = Literal["class_balanced", "pooled"]
+Average = Literal["ema", "cumulative"]
 
 
 @flax.struct.dataclass
@@ -18,12 +23,12 @@ class ClassMeans:
     """Running mean reward of the undesirable and of the desirable responses, in this order."""
 
     mean: Array  # [2]  reward
-    seen: Array  # [2]  1.0 once a batch has held the class, else 0.0
+    seen: Array  # [2]  examples of the class so far
 
     @property
     def shift(self) -> Array:
         """The reward midway between the two classes; of the one class seen, or 0, before that."""
-        return weighted_mean(self.mean, self.seen)
+        return weighted_mean(self.mean, (self.seen > 0).astype(self.mean.dtype))
 
 
 def no_means() -> ClassMeans:
@@ -32,7 +37,12 @@ def no_means() -> ClassMeans:
 
 
 def add_batch(
-    state: ClassMeans, undesirable: Array, desirable: Array, weights: Array, decay: float | Array
+    state: ClassMeans,
+    undesirable: Array,
+    desirable: Array,
+    weights: Array,
+    average: Average,
+    decay: float | Array,
 ) -> ClassMeans:
     """Move the mean of each class that the batch holds towards its mean in the batch.
 
@@ -41,15 +51,17 @@ def add_batch(
       undesirable: rewards, [B]; no gradient flows from here.
       desirable: rewards, [B].
       weights: [2, B], in the order of the state; 0 where the example is not of the class.
+      average: over all examples so far, or with the weight of a batch decaying.
       decay: of the moving average. The first batch of a class sets its mean.
     """
     rewards = stop_gradient(jnp.stack([undesirable, desirable]))
-    batch = weighted_mean(rewards, weights)
-    here = weights.sum(-1) > 0
-    moved = jnp.where(state.seen > 0, decay * state.mean + (1 - decay) * batch, batch)
-    return ClassMeans(
-        mean=jnp.where(here, moved, state.mean), seen=jnp.where(here, 1.0, state.seen)
-    )
+    batch, count = weighted_mean(rewards, weights), weights.sum(-1)
+    seen = state.seen + count
+    if average == "cumulative":
+        rate = count / jnp.maximum(seen, 1.0)
+    else:
+        rate = jnp.where(count > 0, jnp.where(state.seen > 0, 1 - decay, 1.0), 0.0)
+    return ClassMeans(mean=(1 - rate) * state.mean + rate * batch, seen=seen)
 
 
 @objective(
@@ -66,6 +78,8 @@ def bco(
     state: ClassMeans,
     *,
     beta: Positive = 0.1,
+    center: Center = "class_balanced",
+    average: Average = "ema",
     decay: Decay = 0.9,
 ) -> tuple[Loss, Metrics, ClassMeans]:
     """BCO, a binary classifier of desirable against undesirable whose logit is the reward.
@@ -82,7 +96,9 @@ def bco(
       batch: `label`, [B], 1 desirable, 0 undesirable; `weight`, [B], 0 for padding.
       state: the running mean reward of each class.
       beta: reward per nat of log-ratio.
-      decay: of the running means, per update.
+      center: `class_balanced` is above; `pooled` takes the mean of all rewards for delta.
+      average: `ema`, batches weigh less as they age; `cumulative`, all examples weigh the same.
+      decay: of the running means, per update, where `average` is `ema`.
 
     Returns:
       The loss, [B] metrics `rewards/*`, `logps/response` and `shift` (delta), and the next state.
@@ -91,17 +107,89 @@ def bco(
       Paper: Jung et al. 2024, arXiv:2404.04656; delta is the minimiser of its bound on DPO's loss.
       Code: TRL, pull requests 1524 and 1599, by the paper's author.
       Differences: delta is midway between the classes and an exponential average, as in the
-      paper; TRL's is the average of all rewards ever seen. No prompt classifier (UDM), which the
-      final version of the paper dropped.
+      paper (UNVERIFIED: its decay); `BCOTrainer` of TRL is `pooled` and `cumulative`.
     """
+    margin, metrics, state = _classify(policy, ref, batch, state, beta, center, average, decay)
+    return per_example(-log_sigmoid(margin)), metrics, state
+
+
+@objective(
+    Labeled,
+    source="Jung et al. 2024, arXiv:2404.04656v1",
+    columns=("label", "density_ratio", "weight"),
+    couples_examples=True,
+    init_state=no_means,
+)
+def bco_udm(
+    policy: Labeled,
+    ref: Labeled,
+    batch: dict[str, Array],
+    state: ClassMeans,
+    *,
+    beta: Positive = 0.1,
+    center: Center = "class_balanced",
+    average: Average = "ema",
+    decay: Decay = 0.9,
+    denominator: Literal["examples", "weights"] = "examples",
+) -> tuple[Loss, Metrics, ClassMeans]:
+    """BCO with underlying distribution matching, for labels whose prompts differ in kind.
+
+        omega = density ratio of the prompt, cut to [1/2, 10], if undesirable; 1 if desirable
+        loss  = -log sigmoid(r - delta) if desirable, -omega log sigmoid(delta - r) if not
+
+    averaged over examples, with r and delta of `bco`: omega makes the prompts of undesirable
+    responses look like those of desirable ones. It is omega log 2 when the policy is the reference.
+
+    Args:
+      policy: the response under the policy. Reads `logp`, [B].
+      ref: the same under the frozen reference. Reads `logp`, [B].
+      batch: `label`, [B], 1 desirable, 0 undesirable; `weight`, [B], 0 for padding;
+        `density_ratio`, [B], how many times likelier the prompt is among the desirable examples,
+        p/(1 - p) of a classifier with balanced classes. Of desirable examples it is not used.
+      state: the running mean reward of each class, without omega.
+      beta: reward per nat of log-ratio.
+      center: as for `bco`.
+      average: as for `bco`.
+      decay: of the running means, per update, where `average` is `ema`.
+      denominator: `examples`, the loss is a plain mean; `weights`, it is divided by the sum of
+        omega over all examples.
+
+    Returns:
+      The loss, [B] metrics `rewards/*`, `logps/response` and `shift` (delta), and the next state.
+
+    Source:
+      Paper: Jung et al. 2024, arXiv:2404.04656v1; the final version leaves omega out.
+      Code: TRL, `BCOTrainer`, which is `pooled`, `cumulative` and `examples`.
+      Differences: as for `bco`. EasyDeL divides by `weights`. UNVERIFIED: whether the paper's
+      delta has omega in it.
+    """
+    margin, metrics, state = _classify(policy, ref, batch, state, beta, center, average, decay)
+    omega = jnp.where(batch["label"] > 0.5, 1.0, jnp.clip(batch["density_ratio"], 0.5, 10.0))
+    loss = -omega * log_sigmoid(margin)
+    count = jnp.ones_like(loss) if denominator == "examples" else omega
+    return Loss((Mean(loss, count),)), metrics, state
+
+
+def _classify(
+    policy: Labeled,
+    ref: Labeled,
+    batch: dict[str, Array],
+    state: ClassMeans,
+    beta: float | Array,
+    center: Center,
+    average: Average,
+    decay: float | Array,
+) -> tuple[Array, Metrics, ClassMeans]:
+    """The logit on the side of its label, [B], metrics, and the next state."""
     reward = beta * log_ratio(policy.response, ref.response)
     sign = label_sign(batch["label"])
     margin = sign * (reward - state.shift)
     metrics = labeled_metrics(policy.response, reward, margin)
     metrics["shift"] = jnp.broadcast_to(state.shift, reward.shape)
-    weights = jnp.stack([jnp.where(sign == s, batch["weight"], 0.0) for s in (-1, 1)])
-    state = add_batch(state, reward, reward, weights, decay)
-    return per_example(-log_sigmoid(margin)), metrics, state
+    # The pooled mean is that of one class, which holds every example.
+    sides = sign if center == "class_balanced" else jnp.ones_like(sign)
+    weights = jnp.stack([jnp.where(sides == s, batch["weight"], 0.0) for s in (-1, 1)])
+    return margin, metrics, add_batch(state, reward, reward, weights, average, decay)
 
 
 @objective(
@@ -118,6 +206,7 @@ def bco_pair(
     state: ClassMeans,
     *,
     beta: Positive = 0.1,
+    average: Average = "ema",
     decay: Decay = 0.9,
 ) -> tuple[Loss, Metrics, ClassMeans]:
     """BCO on pairs, chosen desirable and rejected undesirable.
@@ -134,7 +223,8 @@ def bco_pair(
       batch: `weight`, [B], 0 for padding.
       state: the running mean reward of rejected and of chosen responses.
       beta: reward per nat of log-ratio.
-      decay: of the running means, per update.
+      average: as for `bco`.
+      decay: of the running means, per update, where `average` is `ema`.
 
     Returns:
       The loss, [B] metrics `rewards/*`, `logps/*` and `shift` (delta), and the next state.
@@ -149,5 +239,5 @@ def bco_pair(
     metrics = pair_metrics(policy, chosen, rejected)
     metrics["shift"] = jnp.broadcast_to(state.shift, chosen.shape)
     weights = jnp.stack([batch["weight"], batch["weight"]])
-    state = add_batch(state, rejected, chosen, weights, decay)
+    state = add_batch(state, rejected, chosen, weights, average, decay)
     return per_example(loss), metrics, state

@@ -22,11 +22,21 @@ def odds_weights(policy: SequenceStats, ref: SequenceStats) -> Array:
 
 
 def _feedback(policy: SequenceStats, ref: SequenceStats) -> tuple[Array, Array]:
-    """(sum_t w_t log p_t, sum_t w_t) / |y|, [B] each."""
+    """sum_t w_t log p_t and the mean of w_t, [B] each."""
     weights = odds_weights(policy, ref)
-    length = jnp.maximum(policy.length, 1.0)
-    weighted = (weights * policy.token["logp"]).sum(-1) / length
-    return weighted, (weights * policy.mask).sum(-1) / length
+    mean = (weights * policy.mask).sum(-1) / _length(policy)
+    return (weights * policy.token["logp"]).sum(-1), mean
+
+
+def _length(y: SequenceStats) -> Array:
+    return jnp.maximum(y.length, 1.0)
+
+
+def _pair_metrics(policy: Pairs, ref: Pairs, chosen: Array, rejected: Array) -> Metrics:
+    """Log-ratios as rewards, and the mean weights of the tokens."""
+    rewards = log_ratio(policy.chosen, ref.chosen), log_ratio(policy.rejected, ref.rejected)
+    means = {"weights/chosen": chosen, "weights/rejected": rejected}
+    return pair_metrics(policy, *rewards) | means
 
 
 @objective(Labeled, source="Mao et al. 2025, arXiv:2410.04834, Eq. 6", columns=("label",))
@@ -55,14 +65,15 @@ def bnf(policy: Labeled, ref: Labeled, batch: dict[str, Array]) -> tuple[Loss, M
       Code: sail-sg/oat@c1a074c, `BNFLoss`, by the paper's author.
       Differences: the gradient is that of the paper's cross-entropy with its dynamic target; the
       value is not (that takes the whole vocabulary), nor is either a potential: watch
-      `logps/response`. |y| is each response's own length; oat takes the shortest of the batch.
+      `logps/response`. |y| is each response's own length; oat's is that of `bnf_pair_batch_min`.
       oat adds 1e-6 to r, which halves the weight of tokens with r = 1e-6.
     """
     sign = label_sign(batch["label"])
     reward = log_ratio(policy.response, ref.response)
     feedback, weights = _feedback(policy.response, ref.response)
     metrics = labeled_metrics(policy.response, reward, sign * reward)
-    return per_example(-sign * feedback), metrics | {"weights/response": weights}
+    loss = -sign * feedback / _length(policy.response)
+    return per_example(loss), metrics | {"weights/response": weights}
 
 
 @objective(Pairs, source="Mao et al. 2025, arXiv:2410.04834, Eq. 6")
@@ -86,8 +97,41 @@ def bnf_pair(policy: Pairs, ref: Pairs) -> tuple[Loss, Metrics]:
     """
     chosen, chosen_weights = _feedback(policy.chosen, ref.chosen)
     rejected, rejected_weights = _feedback(policy.rejected, ref.rejected)
-    metrics = pair_metrics(
-        policy, log_ratio(policy.chosen, ref.chosen), log_ratio(policy.rejected, ref.rejected)
-    )
-    metrics |= {"weights/chosen": chosen_weights, "weights/rejected": rejected_weights}
-    return per_example(rejected - chosen), metrics
+    loss = rejected / _length(policy.rejected) - chosen / _length(policy.chosen)
+    return per_example(loss), _pair_metrics(policy, ref, chosen_weights, rejected_weights)
+
+
+@objective(
+    Pairs,
+    source="sail-sg/oat@c1a074c, BNFLoss",
+    columns=("weight",),
+    couples_examples=True,
+)
+def bnf_pair_batch_min(policy: Pairs, ref: Pairs, batch: dict[str, Array]) -> tuple[Loss, Metrics]:
+    """BNF on pairs as its author's code has it, divided by the shortest length of the batch.
+
+        n    = min over the batch of |y_w| and |y_l|
+        loss = -1/n sum_t w_t log p_t (chosen) + 1/n sum_t w_t log p_t (rejected)
+
+    averaged over pairs, with the constant weights w of `bnf`. To reproduce that code: here the
+    loss of a pair depends on the others, and a response weighs as much as it is longer than n.
+
+    Args:
+      policy: chosen and rejected under the policy. Reads token `logp`, [B, T], `length`, [B].
+      ref: the same under the frozen reference. Reads token `logp`, [B, T].
+      batch: `weight`, [B], 0 for padding.
+
+    Returns:
+      The loss, and [B] metrics `rewards/*` (log-ratios, nats), `logps/*` and `weights/*`.
+
+    Source:
+      Code: sail-sg/oat@c1a074c, `BNFLoss`, by the paper's author.
+      Differences: the gradient is oat's but for its epsilon, as for `bnf`, and its value is not.
+      n is of the whole batch; oat's is of a microbatch on one device.
+    """
+    chosen, chosen_weights = _feedback(policy.chosen, ref.chosen)
+    rejected, rejected_weights = _feedback(policy.rejected, ref.rejected)
+    lengths = jnp.minimum(_length(policy.chosen), _length(policy.rejected))
+    shortest = jnp.min(lengths, initial=jnp.inf, where=batch["weight"] > 0)
+    loss = (rejected - chosen) / shortest
+    return per_example(loss), _pair_metrics(policy, ref, chosen_weights, rejected_weights)

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation."""
+"""Kahneman-Tversky optimisation, and anchored preference optimisation without pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jax.nn import log_sigmoid, relu
 
 from ..numerics import weighted_mean
 from ..objective import objective
-from ..types import Array, Loss, Metrics, Mismatched, per_example
+from ..types import Array, Labeled, Loss, Metrics, Mismatched, per_example
 from ._common import NonNegative, Positive, label_sign, labeled_metrics, log_ratio
 
 
@@ -41,8 +41,8 @@ def kto(
       ref: the same under the frozen reference. Reads `logp`, [B].
       batch: `label`, [B], 1 desirable, 0 undesirable; `weight`, [B], 0 for padding.
       beta: per nat; larger keeps the policy nearer the reference.
-      desirable_weight: lam_D. lam_D n_D / (lam_U n_U) between 1 and 3/2 is advised, n_D and n_U
-        being the numbers of desirable and undesirable examples.
+      desirable_weight: lam_D. lam_D n_D / (lam_U n_U) between 1 and 3/2 is advised (4/3 in early
+        versions), n_D and n_U being the numbers of desirable and undesirable examples.
       undesirable_weight: lam_U.
 
     Returns:
@@ -52,15 +52,64 @@ def kto(
       Paper: Ethayarajh et al. 2024, arXiv:2402.01306, Eq. 8 (Eq. 7 in early versions).
       Code: ContextualAI/HALOs@4831988.
       Differences: z is the mean over the whole batch, whatever the number of microbatches and
-      devices; TRL clamps the mean of per-device batches. HALOs leaves out pairs with log-ratio 0.
+      devices; TRL averages over per-device batches, and pairs a prompt with another's response
+      within one. The paper divides a sum over m - 1 responses by m. HALOs leaves out those with
+      log-ratio 0; EasyDeL cuts beta (r - z) at 30 nats, and with it the gradient.
     """
     log_ratios = log_ratio(policy.response, ref.response)
     mismatched = log_ratio(policy.mismatched, ref.mismatched)
     z = relu(stop_gradient(weighted_mean(mismatched, batch["weight"])))
-    sign = label_sign(batch["label"])
-    lam = jnp.where(sign > 0, desirable_weight, undesirable_weight)
-    margin = beta * sign * (log_ratios - z)
-    # Not sigmoid(-margin): its gradient s(1 - s) loses its digits as s nears 1.
-    loss = lam * jnp.exp(log_sigmoid(-margin))
+    loss, margin = _saturating(
+        beta * (log_ratios - z), batch["label"], desirable_weight, undesirable_weight
+    )
     metrics = labeled_metrics(policy.response, beta * log_ratios, margin)
     return per_example(loss), metrics | {"kl": jnp.broadcast_to(z, margin.shape)}
+
+
+@objective(Labeled, source="D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7", columns=("label",))
+def apo_zero_unpaired(
+    policy: Labeled,
+    ref: Labeled,
+    batch: dict[str, Array],
+    *,
+    beta: Positive = 0.1,
+    desirable_weight: NonNegative = 1.0,
+    undesirable_weight: NonNegative = 1.0,
+) -> tuple[Loss, Metrics]:
+    """APO-zero on labelled responses, KTO with the reference point fixed at 0.
+
+        r    = log pi(y|x)/pi_ref(y|x)
+        loss = lam_D sigmoid(-beta r) if desirable, lam_U sigmoid(beta r) if not
+
+    averaged over examples. It is lam/2 when the policy is the reference.
+
+    Args:
+      policy: the response under the policy. Reads `logp`, [B].
+      ref: the same under the frozen reference. Reads `logp`, [B].
+      batch: `label`, [B], 1 desirable, 0 undesirable.
+      beta: per nat; larger keeps the policy nearer the reference.
+      desirable_weight: lam_D.
+      undesirable_weight: lam_U.
+
+    Returns:
+      The loss, and [B] metrics `rewards/*` and `logps/response`.
+
+    Source:
+      Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7, its two halves apart.
+      Code: TRL, `KTOTrainer` with loss_type `apo_zero_unpaired`.
+      Differences: none.
+    """
+    reward = beta * log_ratio(policy.response, ref.response)
+    loss, margin = _saturating(reward, batch["label"], desirable_weight, undesirable_weight)
+    return per_example(loss), labeled_metrics(policy.response, reward, margin)
+
+
+def _saturating(
+    advantage: Array, label: Array, desirable: float | Array, undesirable: float | Array
+) -> tuple[Array, Array]:
+    """Lam sigmoid(-margin) and the margin, [B] each: the advantage times the label's sign."""
+    sign = label_sign(label)
+    margin = sign * advantage
+    lam = jnp.where(sign > 0, desirable, undesirable)
+    # Not sigmoid(-margin): its gradient s(1 - s) loses its digits as s nears 1.
+    return lam * jnp.exp(log_sigmoid(-margin)), margin
