@@ -21,6 +21,11 @@ def log_ratio(policy: SequenceStats, ref: SequenceStats) -> Array:
     return policy.logp - ref.logp
 
 
+def avg_log_ratio(policy: SequenceStats, ref: SequenceStats) -> Array:
+    """The log-ratio per token, nats; 0 for an empty response."""
+    return log_ratio(policy, ref) / jnp.maximum(policy.length, 1.0)
+
+
 def label_sign(label: Array) -> Array:
     """+1 for a desirable response (label 1), -1 for an undesirable one (label 0)."""
     return jnp.where(label > 0.5, 1.0, -1.0).astype(label.dtype)
