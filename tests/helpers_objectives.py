@@ -40,8 +40,17 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     lengths = {r: rng.integers(1, t + 1, b) for r in o.data.ROWS}
     masks = {r: jnp.arange(t)[None, :] < n[:, None] for r, n in lengths.items()}
     label = rng.permutation(np.arange(b) % 2)
-    columns = {"label": jnp.asarray(label, jnp.float32), "weight": jnp.ones(b, jnp.float32)}
-    return {"policy": rows(), "ref": rows(), "masks": masks, "columns": columns}
+    policy, ref = rows(), rows()
+    rejected = rng.normal(0.0, 2.0, b)
+    columns = {
+        "label": label,
+        "weight": np.ones(b),
+        "preference": rng.uniform(0.55, 0.95, b),
+        "score_chosen": rejected + rng.uniform(0.2, 3.0, b),
+        "score_rejected": rejected,
+    }
+    columns = {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}
+    return {"policy": policy, "ref": ref, "masks": masks, "columns": columns}
 
 
 def call(o, case, state=None, **hyper):

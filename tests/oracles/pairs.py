@@ -18,3 +18,15 @@ def average(policy, pair):
         for row, slope in zip(grad, slopes, strict=True):
             grad[row].append(np.ones(len(policy[row][i])) * slope / n)
     return loss, grad
+
+
+def add_nll(policy, loss, grad, weight, reduction):
+    """A loss and its gradient, with `weight` times minus the likelihood of the chosen added."""
+    chosen = policy["chosen"]
+    tokens = sum(len(y) for y in chosen)
+    added = []
+    for y, g in zip(chosen, grad["chosen"], strict=True):
+        count = {"mean": len(y) * len(chosen), "sum": len(chosen), "token_mean": tokens}[reduction]
+        loss -= weight * y.sum() / count
+        added.append(g - weight / count)
+    return loss, grad | {"chosen": added}
