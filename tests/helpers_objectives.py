@@ -25,6 +25,7 @@ def layout(o, log_odds, masks):
 # What a column may hold, beside the label and the weight.
 RANGES = {
     "density_ratio": (0.3, 12.0),
+    "preference": (0.55, 0.95),
 }
 
 
@@ -52,6 +53,8 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     case["key"] = jax.random.split(jax.random.key(seed), b)
     columns = {"label": label, "weight": np.ones(b)}
     columns |= {k: rng.uniform(*ends, b) for k, ends in RANGES.items()}
+    columns["score_rejected"] = rng.normal(0.0, 2.0, b)
+    columns["score_chosen"] = columns["score_rejected"] + rng.uniform(0.2, 3.0, b)
     return case | {"columns": {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}}
 
 

@@ -1,13 +1,33 @@
 """The index of objectives: one import and one entry each."""
 
+from .apo import apo_down, apo_zero
 from .bco import bco, bco_pair, bco_udm
 from .bnf import bnf, bnf_pair, bnf_pair_batch_min
+from .cal_dpo import cal_dpo
+from .cpo import cpo
+from .discopop import discopop
 from .dpo import dpo
+from .dpop import dpop
+from .exo import exo_pair
+from .f_dpo import f_dpo
+from .flex_dpo import flex_dpo
+from .hinge import hinge, slic
+from .ipo import ipo
 from .kto import apo_zero_unpaired, kto
+from .ld_dpo import ld_dpo
+from .nca import nca_pair
+from .odpo import odpo
+from .orpo import orpo
+from .r_dpo import r_dpo
+from .robust_dpo import robust_dpo
+from .rpo import rpo
 from .sampo import sampo
 from .sft import sft
+from .sigmoid_norm import sigmoid_norm
 from .simpo import simpo
 from .slpo import slpo
+from .spce import spce
+from .sppo import sppo, sppo_hard
 
 OBJECTIVES = {
     o.name: o
@@ -15,6 +35,29 @@ OBJECTIVES = {
         sft,
         dpo,
         simpo,
+        robust_dpo,
+        sigmoid_norm,
+        hinge,
+        slic,
+        ipo,
+        exo_pair,
+        nca_pair,
+        apo_zero,
+        apo_down,
+        discopop,
+        sppo,
+        sppo_hard,
+        f_dpo,
+        dpop,
+        r_dpo,
+        odpo,
+        rpo,
+        cpo,
+        orpo,
+        cal_dpo,
+        ld_dpo,
+        spce,
+        flex_dpo,
         kto,
         sampo,
         bco,
