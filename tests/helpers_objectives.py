@@ -25,6 +25,9 @@ def layout(o, log_odds, masks):
 # What a column may hold, beside the label and the weight.
 RANGES = {
     "density_ratio": (0.3, 12.0),
+    "preference_gap": (0.1, 0.9),
+    "score_chosen": (0.2, 1.5),
+    "score_rejected": (-1.5, -0.2),
 }
 
 

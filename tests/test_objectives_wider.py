@@ -1,13 +1,17 @@
 """Worked values and closed-form anchors of the objectives on labels, demonstrations and pairs."""
 
+from decimal import Decimal, localcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers_objectives import logit_grads
+from helpers_objectives import call, draw, layout, logit_grads, ragged_logp, value_and_grad
 from test_objectives import KL, LP, PAIR, REF_KL, REF_PAIR, RP, worked
 
 from jaxalign.objectives import OBJECTIVES
+from jaxalign.objectives.dco import log_coverage
+from jaxalign.objectives.implicit_prm import process_rewards
 from jaxalign.stats import reduce_tokens
 
 
@@ -200,3 +204,105 @@ def test_worked_slopes_of_bnf_with_respect_to_each_token(row, label, slopes):
         return o.bind()(policy=policy, ref=ref, batch=labels([label]))[0].terms[0].total[0]
 
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(lp)), slopes, rtol=3e-6)
+
+
+def test_worked_value_of_npo():
+    policy, ref = {"response": PAIR["rejected"]}, {"response": REF_PAIR["rejected"]}
+    got = worked(OBJECTIVES["npo"], policy, ref)
+    assert_worked(got, 13.46694334456, response=[0.9800026662401])
+
+
+def test_npo_is_gradient_ascent_as_beta_nears_zero():
+    policy, ref = labelled([3.0, -40.0])
+    _, grad = worked(OBJECTIVES["npo"], policy, ref, beta=1e-6)
+    np.testing.assert_allclose(grad["response"], [0.5, 0.5], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "value"),
+    [
+        ("apo_zero_unpaired", {"desirable_weight": 3.0, "undesirable_weight": 3.0}, 1.5),
+        ("npo", {}, 20 * np.log(2)),
+        ("cpl_kl", {}, np.log(2)),
+        ("implicit_prm", {}, np.log(2)),
+    ],
+)
+def test_loss_at_the_reference_is_known(name, hyper, value):
+    case = draw(OBJECTIVES[name], 0)
+    out = call(OBJECTIVES[name], case | {"policy": case["ref"]}, **hyper)
+    np.testing.assert_allclose(out[0].terms[0].total, value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_asft_with_beta_one_is_likelihood_and_unlikelihood(lam):
+    case = draw(OBJECTIVES["asft"], 0)
+    total = call(OBJECTIVES["asft"], case, lam=lam)[0].terms[0].total
+    policy = ragged_logp(case["policy"], case["masks"])
+    chosen, rejected = (np.array([y.mean() for y in policy[r]]) for r in ("chosen", "rejected"))
+    expected = -(1 + lam) * chosen - lam * np.log(-np.expm1(rejected))
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+def test_cpl_with_a_reference_and_no_bias_is_dpo():
+    case = draw(OBJECTIVES["dpo"], 0)
+    ours = value_and_grad(OBJECTIVES["cpl_kl"], case, alpha=0.3, lam=1.0)
+    dpo = value_and_grad(OBJECTIVES["dpo"], case, beta=0.3)
+    np.testing.assert_allclose(ours[0], dpo[0], rtol=1e-6)
+    for row in dpo[1]:
+        np.testing.assert_allclose(ours[1][row], dpo[1][row], rtol=1e-5)
+
+
+def test_egpo_pulls_back_a_pair_beyond_its_gap():
+    pair = {"chosen": [[-1.0]], "rejected": [[-3.0]]}
+    ref = {"chosen": [[-2.0]], "rejected": [[-2.0]]}
+    o, columns = OBJECTIVES["egpo"], {"preference_gap": jnp.array([-0.05])}
+    got = worked(o, pair, ref, columns)
+    assert_worked(got, 2.5**2, chosen=[5.0], rejected=[-5.0])
+
+
+def test_gpo_vanishes_where_log_ratios_equal_the_scores():
+    columns = {"score_chosen": jnp.array([0.07]), "score_rejected": jnp.array([-0.04])}
+    value, _ = worked(OBJECTIVES["gpo"], PAIR, REF_PAIR, columns, beta=0.1)
+    np.testing.assert_allclose(value, 0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize("divergence", ["tv", "kl", "jeffrey", "pearson", "js"])
+def test_flat_is_a_sum_of_a_falling_and_a_rising_half(divergence):
+    pair = {"chosen": [np.log([0.2, 0.6])], "rejected": [np.log([0.1, 0.5, 0.3])]}
+    _, grad = worked(OBJECTIVES["flat"], pair, pair, divergence=divergence)
+    assert grad["chosen"][0] < 0 < grad["rejected"][0]
+
+
+def test_process_rewards_add_up_to_the_reward_of_the_answer():
+    o = OBJECTIVES["implicit_prm"]
+    case = draw(o, 0)
+    policy, ref = (layout(o, case[k], case["masks"]).response for k in ("policy", "ref"))
+    q = process_rewards(policy, ref, beta=0.3)
+    np.testing.assert_allclose(q[:, -1], 0.3 * (policy.logp - ref.logp), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(q[:, 0], 0.3 * (policy.token["logp"] - ref.token["logp"])[:, 0])
+
+
+def exact_coverage(logp, n):
+    """Loss and F of DCO with 60 digits."""
+    with localcontext() as context:
+        context.prec = 60
+        p = Decimal(logp).exp()
+        missed = (1 - p) ** n
+        return float(-(1 - missed).ln()), float(n * p * missed / (1 - p) / (1 - missed))
+
+
+@pytest.mark.parametrize("n", [1, 16, 1024])
+@pytest.mark.parametrize("logp", [-1e-7, -1e-3, -0.69, -5.0, -12.0, -61.0, -66.0, -70.0, -90.0])
+def test_coverage_is_exact_in_float32(logp, n):
+    logp = float(np.float32(logp))
+    value, slope = jax.value_and_grad(log_coverage)(logp, float(n))
+    loss, f = exact_coverage(logp, n)
+    if f > 1e-37:  # below it float32 has no numbers
+        np.testing.assert_allclose(slope, f, rtol=1e-5)
+    if loss > 1e-37:
+        np.testing.assert_allclose(-value, loss, rtol=1e-5)
+
+
+def test_coverage_of_a_long_response_is_likelihood():
+    value, slope = jax.value_and_grad(log_coverage)(-5e4, 16.0)
+    np.testing.assert_allclose([value, slope], [-5e4 + np.log(16.0), 1.0], rtol=1e-7)

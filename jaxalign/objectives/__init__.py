@@ -1,9 +1,17 @@
 """The index of objectives: one import and one entry each."""
 
+from .asft import asft
 from .bco import bco, bco_pair, bco_udm
 from .bnf import bnf, bnf_pair, bnf_pair_batch_min
+from .cpl import cpl, cpl_kl
+from .dco import dco
 from .dpo import dpo
+from .egpo import egpo
+from .flat import flat
+from .gpo import gpo
+from .implicit_prm import implicit_prm
 from .kto import apo_zero_unpaired, kto
+from .npo import npo
 from .sft import sft
 from .simpo import simpo
 from .slpo import slpo
@@ -23,5 +31,14 @@ OBJECTIVES = {
         apo_zero_unpaired,
         bco_udm,
         bnf_pair_batch_min,
+        npo,
+        asft,
+        cpl,
+        cpl_kl,
+        egpo,
+        gpo,
+        flat,
+        implicit_prm,
+        dco,
     )
 }
