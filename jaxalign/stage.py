@@ -31,6 +31,7 @@ from .models.adapted import Adapted, adapt
 from .models.config import ModelConfig
 from .models.decoder import Model, Params, build
 from .models.quantised import Kind, quantise
+from .objective import Objective
 from .settings import Model as ModelSettings
 from .settings import Recipe, Stage
 from .sharding import batch_shards, put_batch, replicated
@@ -153,6 +154,7 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
         tokenizer=tokenizer,
         layout=objective.data.__name__,
         seed=recipe.run.seed,
+        columns=objective.columns,
     )
     train = read(path=recipe.locate(stage.data.path), split=stage.data.split)
     held_out = None
@@ -160,8 +162,9 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
         held_out = read(path=recipe.locate(stage.data.eval_path), split=stage.data.eval_split)
     for examples in (train, held_out):
         _check_ids(examples, model, source)
+        _check_columns(examples, objective)
     show_data(console, name, train, held_out, tokenizer)
-    task = Task(objective, hyper, model.forward)
+    task = Task(objective, hyper, model.forward, seed=recipe.run.seed)
     return Prepared(
         recipe, name, mesh, source, model, tokenizer, task, train, held_out, console, adapted
     )
@@ -197,6 +200,16 @@ def _check_ids(examples: Examples | None, model: Model, source: Path) -> None:
             f"{source}: the data has token {top}, but this model's vocabulary has {vocab}; "
             "does the tokenizer belong to the model?"
         )
+
+
+def _check_columns(examples: Examples | None, objective: Objective[...]) -> None:
+    """Refuse an example whose columns the objective cannot use."""
+    if examples is None or objective.check is None:
+        return
+    for example in examples.items:
+        if wrong := objective.check(example.columns):
+            got = ", ".join(f"{name} {value}" for name, value in example.columns.items())
+            raise UserError(f"{example.where}: {wrong}; got {got}; mend or drop the row")
 
 
 def show_data(

@@ -43,6 +43,7 @@ class Task:
     hyper: dict[str, Any]
     forward: Forward
     trains_head: bool = True  # whether the head depends on the parameters that are trained
+    seed: int = 0  # of what an objective draws
 
     def __post_init__(self):
         self.objective.bind(**self.hyper)  # an unknown hyper-parameter raises here, not in a trace
@@ -55,6 +56,14 @@ class Task:
         if frozen is None:
             return self
         return dataclasses.replace(self, forward=functools.partial(self.forward, frozen))
+
+    def keys(self, example: Array, step: Array | int) -> Array | None:
+        """A key per example and update, whatever its place in the batch; None if none is read."""
+        if "key" not in self.objective.inputs:
+            return None
+        key = jax.random.fold_in(jax.random.key(self.seed, impl="threefry2x32"), step)
+        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(example.reshape(-1))
+        return keys.reshape(example.shape)
 
 
 def scored_hidden(task: Task, params: Params, cells: Batch) -> tuple[Array, Array]:
@@ -129,11 +138,13 @@ class Side:
     ref: SequenceStats | None
     columns: dict[str, Array]
     weight: Array
+    key: Array | None
 
     @classmethod
-    def of(cls, batch: Batch, ref: SequenceStats | None) -> Side:
-        """That of a batch, or of a microbatch."""
-        return cls(ref, batch.columns | {"weight": batch.weight}, batch.weight)
+    def of(cls, task: Task, batch: Batch, ref: SequenceStats | None, step: Array | int = 0) -> Side:
+        """That of a batch, or of a microbatch, at an update."""
+        columns = batch.columns | {"weight": batch.weight}
+        return cls(ref, columns, batch.weight, task.keys(batch.example, step))
 
 
 def _call(task: Task, policy: SequenceStats, side: Side, state: Any) -> Any:
@@ -143,7 +154,8 @@ def _call(task: Task, policy: SequenceStats, side: Side, state: Any) -> Any:
     layout = task.objective.data
     ref = None if side.ref is None else select_rows(layout, side.ref)
     bound = task.objective.bind(**task.hyper)
-    return bound(policy=select_rows(layout, policy), ref=ref, batch=side.columns, state=state)
+    policy = select_rows(layout, policy)
+    return bound(policy=policy, ref=ref, batch=side.columns, state=state, key=side.key)
 
 
 def next_state(task: Task, policy: SequenceStats, side: Side, state: Any) -> Any:
@@ -174,7 +186,13 @@ def loss_and_metrics(
 
 
 def value_and_grad(
-    task: Task, params: Params, batch: Batch, *, state: Any = None, ref_params: Params | None = None
+    task: Task,
+    params: Params,
+    batch: Batch,
+    *,
+    state: Any = None,
+    ref_params: Params | None = None,
+    step: Array | int = 0,
 ) -> tuple[tuple[Array, tuple[Metrics, Any]], Params]:
     """The loss over the global batch and its gradient, whatever the number of microbatches.
 
@@ -184,13 +202,14 @@ def value_and_grad(
       batch: leading axes [n, S]; n microbatches are run one after another.
       state: the objective's state, if it keeps one.
       ref_params: a live reference, where `batch.ref` holds no cached statistics.
+      step: updates made before, for what the objective draws.
 
     Returns:
       ((loss, ([n, S, b] metrics, next state)), gradient).
     """
     if task.objective.couples_examples:
-        return _coupled(task, params, batch, state, ref_params)
-    return _separable(task, params, batch, ref_params)
+        return _coupled(task, params, batch, state, ref_params, step)
+    return _separable(task, params, batch, ref_params, step)
 
 
 def _reference(task: Task, cells: Batch, ref_params: Params | None) -> SequenceStats | None:
@@ -201,15 +220,17 @@ def _reference(task: Task, cells: Batch, ref_params: Params | None) -> SequenceS
     return jax.lax.stop_gradient(sequence_stats(task, ref_params, cells))
 
 
-def _separable(task: Task, params: Params, batch: Batch, ref_params: Params | None) -> Any:
+def _separable(
+    task: Task, params: Params, batch: Batch, ref_params: Params | None, step: Array | int
+) -> Any:
     """Denominators from the masks alone, then one forward and backward pass per microbatch."""
     zero = jnp.zeros(batch.mask.shape, jnp.float32)
     blank = reduce_tokens({s.name: zero for s in task.objective.needs}, batch.mask)
     ref = (cached_stats(batch) or blank) if task.objective.uses_ref else None
-    counts = [c for _, c in loss_and_metrics(task, blank, Side.of(batch, ref), None)[1][1]]
+    counts = [c for _, c in loss_and_metrics(task, blank, Side.of(task, batch, ref), None)[1][1]]
 
     def one(cells: Batch) -> Any:
-        side = Side.of(cells, _reference(task, cells, ref_params))
+        side = Side.of(task, cells, _reference(task, cells, ref_params), step)
 
         def loss(hidden: Array, head: Array, item: tuple[Chunk, Side]) -> Any:
             policy = chunk_stats(task, hidden, head, item[0])
@@ -253,14 +274,16 @@ def _through_body(
     return (value, jax.tree.map(_join, aux)), grads[0]
 
 
-def _coupled(task: Task, params: Params, batch: Batch, state: Any, ref_params: Any) -> Any:
+def _coupled(
+    task: Task, params: Params, batch: Batch, state: Any, ref_params: Any, step: Array | int
+) -> Any:
     """Statistics of the whole batch, the loss and its cotangents, then a vjp per microbatch."""
 
     def forward(cells: Batch) -> Any:
         return sequence_stats(task, params, cells), _reference(task, cells, ref_params)
 
     policy, ref = jax.lax.map(forward, batch)
-    side = Side.of(batch, ref)
+    side = Side.of(task, batch, ref, step)
     state = next_state(task, policy, side, state)
 
     def loss(policy: SequenceStats) -> Any:
@@ -295,7 +318,12 @@ def train_step(
       "examples": {metric: [n, S, b]}}`; the last only matters when something went wrong.
     """
     (loss, (metrics, objective_state)), grads = value_and_grad(
-        task, state.params, batch, state=state.objective_state, ref_params=ref_params
+        task,
+        state.params,
+        batch,
+        state=state.objective_state,
+        ref_params=ref_params,
+        step=state.step,
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -340,5 +368,6 @@ def eval_step(
         return sequence_stats(task, params, cells), _reference(task, cells, ref_params)
 
     policy, ref = jax.lax.map(forward, batch)
-    _, (metrics, terms) = loss_and_metrics(task, policy, Side.of(batch, ref), objective_state)
+    side = Side.of(task, batch, ref)  # what is drawn is the same at every evaluation
+    _, (metrics, terms) = loss_and_metrics(task, policy, side, objective_state)
     return {"terms": terms, "sums": {k: weighted_mean(v, batch.weight) for k, v in metrics.items()}}

@@ -52,21 +52,28 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     masks = {r: jnp.arange(t)[None, :] < n[:, None] for r, n in lengths.items()}
     label = rng.permutation(np.arange(b) % 2)
     case = {"policy": rows(), "ref": rows(), "masks": masks}
+    case["key"] = jax.random.split(jax.random.key(seed), b)
     columns = {"label": label, "weight": np.ones(b)}
     columns |= {k: rng.uniform(*ends, b) for k, ends in RANGES.items()}
     return case | {"columns": {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}}
 
 
-def call(o, case, state=None, **hyper):
-    """(loss, metrics) or (loss, metrics, state), with exactly the declared columns."""
+def inputs(o, case, state=None):
+    """What the step calls an objective with, of columns exactly the declared ones."""
     if o.init_state is not None and state is None:
         state = o.init_state()
-    return o.bind(**hyper)(
-        policy=layout(o, case["policy"], case["masks"]),
-        ref=layout(o, case["ref"], case["masks"]),
-        batch={k: case["columns"][k] for k in o.columns},
-        state=state,
-    )
+    return {
+        "policy": layout(o, case["policy"], case["masks"]),
+        "ref": layout(o, case["ref"], case["masks"]),
+        "batch": {k: case["columns"][k] for k in o.columns},
+        "state": state,
+        "key": case["key"],
+    }
+
+
+def call(o, case, state=None, **hyper):
+    """(loss, metrics) or (loss, metrics, state)."""
+    return o.bind(**hyper)(**inputs(o, case, state))
 
 
 def train_call(o, case, state=None, **hyper):
@@ -82,18 +89,23 @@ def reduce(loss, weight):
 
 def value_and_grad(o, case, state=None, **hyper):
     """The scalar, and its gradient with respect to the policy's token log-odds {row: [B, T]}."""
-    return _compiled(o.name, tuple(sorted(hyper.items())))(case["policy"], case, state)
+    (loss, _), grad = _compiled(o.name, tuple(sorted(hyper.items())))(case["policy"], case, state)
+    return loss, grad
 
 
 @functools.cache
 def _compiled(name, hyper):
-    o = OBJECTIVES[name]
+    return compiled(OBJECTIVES[name], dict(hyper))
+
+
+def compiled(o, hyper):
+    """(policy, case, state) -> ((scalar, metrics), gradient), jitted."""
 
     def fn(policy, case, state):
-        out = train_call(o, case | {"policy": policy}, state, **dict(hyper))
-        return reduce(out[0], case["columns"]["weight"])
+        out = train_call(o, case | {"policy": policy}, state, **hyper)
+        return reduce(out[0], case["columns"]["weight"]), out[1]
 
-    return jax.jit(jax.value_and_grad(fn))
+    return jax.jit(jax.value_and_grad(fn, has_aux=True))
 
 
 def ragged_logp(log_odds, masks):
@@ -107,11 +119,18 @@ def ragged_logp(log_odds, masks):
     }
 
 
+def oracle_columns(case):
+    """The columns, and as `uniform` what a key draws from [0, 1) for the tokens of a response."""
+    t = next(iter(case["masks"].values())).shape[-1]
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(case["key"])
+    return {k: np.asarray(v) for k, v in case["columns"].items()} | {"uniform": uniform}
+
+
 def oracle_value_and_grad(oracle, case, previous=None, **hyper):
     """The oracle's loss, and its gradient with respect to log-odds, {row: [B, T]}."""
 
     def arguments(case):
-        columns = {k: np.asarray(v) for k, v in case["columns"].items()}
+        columns = oracle_columns(case)
         policy, ref = (ragged_logp(case[k], case["masks"]) for k in ("policy", "ref"))
         return policy, ref, columns
 

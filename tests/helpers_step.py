@@ -92,8 +92,10 @@ def dense_loss(objective, hyper, model, params, ref_params, items, state=None):
         ref = select_rows(objective.data, dense_stats(model, ref_params, items, objective.needs))
     policy = select_rows(objective.data, dense_stats(model, params, items, objective.needs))
     bound = objective.bind(**hyper)
+    key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), 0)
+    key = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(items)))
     if objective.init_state is not None:
         frozen = jax.lax.stop_gradient(policy)
-        state = bound(policy=frozen, ref=ref, batch=columns, state=state)[2]
-    loss = bound(policy=policy, ref=ref, batch=columns, state=state)[0]
+        state = bound(policy=frozen, ref=ref, batch=columns, state=state, key=key)[2]
+    loss = bound(policy=policy, ref=ref, batch=columns, state=state, key=key)[0]
     return sum(t.total.sum() / t.count.sum() for t in loss.terms)

@@ -8,7 +8,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ TURN = "\n\nAssistant:"
 HUMAN = "\n\nHuman:"
 FILES = (".jsonl", ".jsonl.gz", ".parquet")
 COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "text")
+OWN = ("label", "weight")
+"""Columns of a batch that are not read by their name: the layout's label, the packer's weight."""
 SCHEMAS = (
     "prompt/chosen/rejected, chosen/rejected, prompt/completion/label, prompt/completion, text"
 )
@@ -36,10 +38,16 @@ class Row(NamedTuple):
     names: tuple[str, ...]  # columns that the responses came from
     label: float | None  # 1: desirable, 0: undesirable, None: not said
     where: str  # "path line 118", for messages
+    columns: Mapping[str, float] = {}  # what else the objective reads
 
 
 def read_rows(
-    settings: Data, path: str, split: str, layout: str, dropped: Counter[str]
+    settings: Data,
+    path: str,
+    split: str,
+    layout: str,
+    dropped: Counter[str],
+    columns: Collection[str] = (),
 ) -> Iterator[Row]:
     """The rows of a data set as a layout wants them.
 
@@ -49,16 +57,21 @@ def read_rows(
       split: the split to read, where `path` is no file.
       layout: "Demos", "Pairs", "Labeled" or "Mismatched".
       dropped: how many rows were left out, by reason; added to as the rows are read.
+      columns: what the objective reads besides responses; of these, `OWN` are not in the file.
 
     Raises:
-      UserError: the data set is missing or broken, or a row does not fit the layout.
+      UserError: the data set is missing or broken, or a row does not fit the layout or lacks a
+        column.
     """
     records = itertools.islice(_records(path, split), settings.limit)
+    wanted = [name for name in columns if name not in OWN]
     for where, record in records:
+        record = {k: v for k, v in record.items() if v is not None}
         row = parse(record, where)
         if row is None:
             dropped["prompts differ"] += 1
             continue
+        row = row._replace(columns={name: _number(record, name, where) for name in wanted})
         for fitted in fit_layout(row, layout, dropped):
             if _all_filled(fitted, settings.skip_empty):
                 yield fitted
@@ -76,12 +89,11 @@ def prompts_of(path: str) -> list[Field]:
 
 
 def parse(record: Mapping[str, Any], where: str) -> Row | None:
-    """A record, by the columns it has; None where two transcripts share no prompt.
+    """A record without nulls, by the columns it has; None where two transcripts share no prompt.
 
     Raises:
       UserError: the columns are none of `SCHEMAS`, or a value is of the wrong kind.
     """
-    record = {k: v for k, v in record.items() if v is not None}
     if "chosen" in record or "rejected" in record:
         chosen, rejected = (_field(record, k, where) for k in ("chosen", "rejected"))
         if "prompt" not in record or _is_transcript(record["prompt"], chosen, rejected):
@@ -193,12 +205,25 @@ def _hub(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path} [{split}] row {number}", dict(record)
 
 
-def _field(record: Mapping[str, Any], name: str, where: str) -> Field:
+def _value(record: Mapping[str, Any], name: str, where: str) -> Any:
     if name not in record:
-        hint = near_miss(name, set(record) - set(COLUMNS)) if set(record) - set(COLUMNS) else ""
+        others = [k for k in record if k not in (*COLUMNS, name)]
+        hint = near_miss(name, others) if others else ""
         hint = f"; {hint}" if hint.startswith("did you mean") else ""
         raise UserError(f"{where}: no '{name}'; the columns are {_listed(record)}{hint}")
-    value = record[name]
+    return record[name]
+
+
+def _number(record: Mapping[str, Any], name: str, where: str) -> float:
+    value = _value(record, name, where)
+    # Over 3e38 a float32 is infinite; NaN compares as false.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 3e38:
+        raise UserError(f"{where}: '{name}' is {str(value)[:40]!r}; wanted a finite number")
+    return float(value)
+
+
+def _field(record: Mapping[str, Any], name: str, where: str) -> Field:
+    value = _value(record, name, where)
     if isinstance(value, str):
         return _encodable(value, name, where)
     if not isinstance(value, list) or not all(

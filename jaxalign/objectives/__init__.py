@@ -12,6 +12,7 @@ from .gpo import gpo
 from .implicit_prm import implicit_prm
 from .kto import apo_zero_unpaired, kto
 from .npo import npo
+from .sampo import sampo
 from .sft import sft
 from .simpo import simpo
 from .slpo import slpo
@@ -23,6 +24,7 @@ OBJECTIVES = {
         dpo,
         simpo,
         kto,
+        sampo,
         bco,
         bco_pair,
         bnf,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import annotated_types
 import jax.numpy as jnp
@@ -19,6 +20,12 @@ Decay = Annotated[float, annotated_types.Interval(ge=0, lt=1)]
 def log_ratio(policy: SequenceStats, ref: SequenceStats) -> Array:
     """How much likelier than under the reference: log pi(y|x) - log pi_ref(y|x), nats."""
     return policy.logp - ref.logp
+
+
+def between(name: str, low: float, high: float) -> Callable[[Mapping[str, Any]], str]:
+    """An objective's `check` that a column lies in [low, high]."""
+    wrong = f"{name} must lie between {low:g} and {high:g}"
+    return lambda columns: "" if low <= columns[name] <= high else wrong
 
 
 def label_sign(label: Array) -> Array:
