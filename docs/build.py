@@ -92,7 +92,9 @@ def section(o: Objective[Any]) -> str:
 
 def docstring(o: Objective[Any]) -> dict[str, str]:
     """The sections of a docstring, dedented; '' is what comes before them."""
-    pieces = re.split(rf"^({'|'.join(SECTIONS)}):\n", inspect.cleandoc(o.fn.__doc__ or ""), flags=re.M)
+    pieces = re.split(
+        rf"^({'|'.join(SECTIONS)}):\n", inspect.cleandoc(o.fn.__doc__ or ""), flags=re.M
+    )
     named = dict(zip(pieces[1::2], pieces[2::2], strict=True))
     return {"": pieces[0].strip()} | {k: textwrap.dedent(v).strip() for k, v in named.items()}
 

@@ -27,9 +27,8 @@ RANGES = {
     "baseline": (-1.0, 1.0),
     "behaviour_logp": (-5.0, -0.5),
     "density_ratio": (0.3, 12.0),
+    "preference": (0.55, 0.95),
     "preference_gap": (0.1, 0.9),
-    "score_chosen": (0.2, 1.5),
-    "score_rejected": (-1.5, -0.2),
     "target_logp": (-5.0, -0.5),
 }
 
@@ -58,6 +57,8 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     case["key"] = jax.random.split(jax.random.key(seed), b)
     columns = {"label": label, "weight": np.ones(b)}
     columns |= {k: rng.uniform(*ends, b) for k, ends in RANGES.items()}
+    columns["score_rejected"] = rng.normal(0.0, 2.0, b)
+    columns["score_chosen"] = columns["score_rejected"] + rng.uniform(0.2, 3.0, b)
     return case | {"columns": {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}}
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import annotated_types
 import jax.numpy as jnp
 
-from ..types import Array, Metrics, Pairs, SequenceStats
+from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example, per_token
 
 Positive = Annotated[float, annotated_types.Gt(0)]
 NonNegative = Annotated[float, annotated_types.Ge(0)]
@@ -26,6 +26,24 @@ def between(name: str, low: float, high: float) -> Callable[[Mapping[str, Any]],
     """An objective's `check` that a column lies in [low, high]."""
     wrong = f"{name} must lie between {low:g} and {high:g}"
     return lambda columns: "" if low <= columns[name] <= high else wrong
+
+
+def avg_log_ratio(policy: SequenceStats, ref: SequenceStats) -> Array:
+    """The log-ratio per token, nats; 0 for an empty response."""
+    return log_ratio(policy, ref) / jnp.maximum(policy.length, 1.0)
+
+
+def nll(response: SequenceStats, reduction: Literal["mean", "sum", "token_mean"]) -> Loss:
+    """Minus the log-likelihood of responses, nats.
+
+    Args:
+      response: under the policy.
+      reduction: `mean`, per token of each response, averaged over responses; `sum`, averaged over
+        responses; `token_mean`, averaged over the tokens of all responses of the batch.
+    """
+    if reduction == "token_mean":
+        return per_token(-response.logp, response.length)
+    return per_example(-(response.avg_logp if reduction == "mean" else response.logp))
 
 
 def label_sign(label: Array) -> Array:

@@ -6,10 +6,15 @@ from typing import Literal
 
 from ..objective import objective
 from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
-from ._common import Positive, log_ratio, pair_metrics
+from ._common import Positive, between, log_ratio, pair_metrics
 
 
-@objective(Pairs, source="Zhou et al. 2025, arXiv:2503.08942", columns=("preference_gap",))
+@objective(
+    Pairs,
+    source="Zhou et al. 2025, arXiv:2503.08942",
+    columns=("preference_gap",),
+    check=between("preference_gap", -1, 1),
+)
 def egpo(
     policy: Pairs,
     ref: Pairs,

@@ -11,7 +11,9 @@ An oracle is `fn(policy, ref, columns, previous=None, **hyper) -> (loss, gradien
 A module holds the oracles named in its `HYPER`, {name: hyper-parameters to compare it with}, and
 in `WORKED` the worked values of the pair of `test_objectives.py`: (name, hyper-parameters, loss,
 slope of each chosen token, slope of each rejected token). One whose gradient is not the slope of
-its value, since part of it is a constant to the gradient, is named in `SURROGATES`.
+its value, since part of it is a constant to the gradient, is named in `SURROGATES`. One whose
+gradient at the reference need not raise every chosen and lower every rejected response is named
+in `UNDIRECTED`.
 
 Nothing here imports the package.
 """
@@ -22,9 +24,10 @@ import pkgutil
 MODULES = [
     importlib.import_module(f"{__name__}.{module.name}")
     for module in pkgutil.iter_modules(__path__)
-    if module.name != "scalars"
+    if module.name not in ("scalars", "pairs")
 ]
 HYPER = {name: hyper for module in MODULES for name, hyper in module.HYPER.items()}
 ORACLES = {name: getattr(module, name) for module in MODULES for name in module.HYPER}
 WORKED = [value for module in MODULES for value in getattr(module, "WORKED", ())]
 SURROGATES = {name for module in MODULES for name in getattr(module, "SURROGATES", ())}
+UNDIRECTED = {name for module in MODULES for name in getattr(module, "UNDIRECTED", ())}

@@ -1,6 +1,7 @@
 import numpy as np
 
 HYPER = {"gpo": [{}, {"beta": 0.1}]}
+UNDIRECTED = ("gpo",)
 
 
 def gpo(policy, ref, columns, previous=None, beta=1e-3):

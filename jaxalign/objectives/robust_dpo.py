@@ -1,0 +1,43 @@
+"""Direct preference optimisation from labels that are flipped at a known rate."""
+
+from __future__ import annotations
+
+from jax.nn import log_sigmoid
+
+from ..objective import objective
+from ..types import Loss, Metrics, Pairs, per_example
+from ._common import FlipRate, Positive, log_ratio, pair_metrics
+
+
+@objective(Pairs, source="Chowdhury et al. 2024, arXiv:2403.00409")
+def robust_dpo(
+    policy: Pairs, ref: Pairs, *, beta: Positive = 0.1, label_smoothing: FlipRate = 0.1
+) -> tuple[Loss, Metrics]:
+    """Robust DPO (rDPO), whose mean over label flips is the DPO loss of the true labels.
+
+        h    = log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)
+        loss = (-(1 - eps) log sigmoid(beta h) + eps log sigmoid(-beta h)) / (1 - 2 eps)
+
+    averaged over pairs. It is log 2 when the policy is the reference. It has no lower bound, and
+    its gradient never vanishes, so its value is no criterion for stopping.
+
+    Args:
+      policy: chosen and rejected under the policy. Reads `logp`, [B].
+      ref: the same under the frozen reference. Reads `logp`, [B].
+      beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
+      label_smoothing: eps, the probability that a pair is labelled the wrong way round.
+
+    Returns:
+      The loss, and [B] metrics `rewards/*` and `logps/*`.
+
+    Source:
+      Paper: Chowdhury et al. 2024, arXiv:2403.00409.
+      Differences: none; it is `robust` in TRL. cDPO, which is `dpo` with `label_smoothing`,
+      adds the second term, and is biased.
+    """
+    chosen = beta * log_ratio(policy.chosen, ref.chosen)
+    rejected = beta * log_ratio(policy.rejected, ref.rejected)
+    margin = chosen - rejected
+    right, wrong = -log_sigmoid(margin), -log_sigmoid(-margin)
+    loss = ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
+    return per_example(loss), pair_metrics(policy, chosen, rejected)

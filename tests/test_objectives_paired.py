@@ -1,0 +1,250 @@
+"""Worked values and anchors of paired objectives that the shared tables cannot hold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_objectives import PAIR, REF_PAIR, at_reference, rows, worked
+
+from jaxalign.objectives import OBJECTIVES
+from jaxalign.stats import reduce_tokens
+from jaxalign.types import Pairs
+
+
+def test_worked_value_of_apo_down():
+    value, grad = worked(OBJECTIVES["apo_down"], PAIR, REF_PAIR)
+    np.testing.assert_allclose(value, 0.9900205533218, rtol=1e-6)
+    np.testing.assert_allclose(grad["rejected"], [0.0249245272494], rtol=2e-6)
+    # The difference of two slopes of 0.025, in float32.
+    np.testing.assert_allclose(grad["chosen"], [4.487274366654e-05], atol=1e-6 * 0.025)
+
+
+def test_apo_down_leaves_the_chosen_response_alone_at_the_reference():
+    _, grad = worked(OBJECTIVES["apo_down"], PAIR, PAIR)
+    np.testing.assert_array_equal(grad["chosen"], 0.0)
+
+
+def test_worked_value_of_exo_as_its_authors_code_it():
+    """Their target is exp of (0, -10), unnormalised."""
+    value, grad = worked(OBJECTIVES["exo_pair"], PAIR, REF_PAIR, label_smoothing=np.exp(-10.0))
+    np.testing.assert_allclose(value, 4.03363999141, rtol=2e-5)
+    np.testing.assert_allclose(grad["rejected"], [0.2465035744966], rtol=2e-5)
+
+
+def test_robust_dpo_averaged_over_flips_is_dpo():
+    flipped = [{"chosen": p["rejected"], "rejected": p["chosen"]} for p in (PAIR, REF_PAIR)]
+    right, _ = worked(OBJECTIVES["robust_dpo"], PAIR, REF_PAIR, label_smoothing=0.2)
+    wrong, _ = worked(OBJECTIVES["robust_dpo"], *flipped, label_smoothing=0.2)
+    clean, _ = worked(OBJECTIVES["dpo"], PAIR, REF_PAIR)
+    np.testing.assert_allclose(0.8 * right + 0.2 * wrong, clean, rtol=1e-6)
+
+
+def test_ipo_pushes_back_beyond_its_margin():
+    policy = {"chosen": [[-1.0]], "rejected": [[-8.0]]}
+    ref = {"chosen": [[-1.0]], "rejected": [[-1.0]]}
+    _, grad = worked(OBJECTIVES["ipo"], policy, ref)
+    np.testing.assert_allclose(grad["chosen"], [4.0], rtol=1e-6)
+
+
+def test_nca_draws_the_chosen_reward_to_log_2():
+    policy = {"chosen": [[-1.0]], "rejected": [[-1.0]]}
+    ref = {"chosen": [[-1.0 - np.log(2) / 0.1]], "rejected": [[-1.0]]}
+    _, grad = worked(OBJECTIVES["nca_pair"], policy, ref, beta=0.1)
+    np.testing.assert_allclose(grad["chosen"], 0.0, atol=1e-8)
+
+
+def test_hinge_is_zero_beyond_its_margin():
+    policy = {"chosen": [[-1.0]], "rejected": [[-8.0]]}
+    ref = {"chosen": [[-1.0]], "rejected": [[-1.0]]}
+    value, grad = worked(OBJECTIVES["hinge"], policy, ref, beta=1.0)
+    assert value == 0.0
+    np.testing.assert_array_equal(grad["chosen"], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "value"),
+    [
+        ("robust_dpo", {}, np.log(2)),
+        ("sigmoid_norm", {}, np.log(2)),
+        ("hinge", {}, 1.0),
+        ("ipo", {}, 25.0),
+        ("exo_pair", {}, -np.log(2) - np.log(1e-3 * (1 - 1e-3)) / 2),
+        ("nca_pair", {}, 2 * np.log(2)),
+        ("apo_zero", {}, 1.0),
+        ("apo_down", {}, 1.0),
+        ("discopop", {}, (1 + np.log(2)) / 2),
+        ("sppo_hard", {"beta": 0.1}, 50.0),
+        ("f_dpo", {"divergence": "reverse_kl"}, np.log(2)),
+        ("f_dpo", {"divergence": "forward_kl"}, np.log(2)),
+        ("f_dpo", {"divergence": "js"}, np.log(2)),
+        ("f_dpo", {"divergence": "alpha"}, np.log(2)),
+        ("dpop", {}, np.log(2)),
+        ("r_dpo", {"alpha": 0.0}, np.log(2)),
+        ("cal_dpo", {"beta": 0.1}, np.log(2) + 25.0),
+        ("ld_dpo", {}, np.log(2)),
+        ("spce", {}, np.log(2)),
+        ("flex_dpo", {}, np.log(2)),
+    ],
+)
+def test_loss_at_the_reference_is_known(name, hyper, value):
+    _, out = at_reference(name, **hyper)
+    np.testing.assert_allclose(out[0].terms[0].total, value, rtol=1e-6)
+
+
+SCORES = {"score_chosen": jnp.array([8.0]), "score_rejected": jnp.array([6.5])}
+
+
+def test_worked_value_of_odpo():
+    value, grad = worked(OBJECTIVES["odpo"], PAIR, REF_PAIR, SCORES)
+    np.testing.assert_allclose(value, 0.8517527239929, rtol=1e-6)
+    np.testing.assert_allclose(grad["chosen"], [-0.05733335523226], rtol=2e-6)
+    np.testing.assert_allclose(grad["rejected"], [0.05733335523226], rtol=2e-6)
+
+
+def test_odpo_takes_the_difference_of_logarithms_for_the_authors_ratio():
+    logs = {k: jnp.log(v) for k, v in SCORES.items()}
+    value, _ = worked(OBJECTIVES["odpo"], PAIR, REF_PAIR, logs, scale="difference")
+    np.testing.assert_allclose(value, np.log1p(8.0 / 6.5 * np.exp(-0.11)), rtol=1e-6)
+
+
+def test_odpo_of_a_tie_has_no_gradient():
+    tie = {"score_chosen": jnp.array([3.0]), "score_rejected": jnp.array([3.0])}
+    value, grad = worked(OBJECTIVES["odpo"], PAIR, REF_PAIR, tie)
+    np.testing.assert_allclose([value, grad["chosen"][0]], 0.0, atol=1e-30)
+
+
+def test_odpo_at_the_reference_is_the_offset_alone():
+    value, _ = worked(OBJECTIVES["odpo"], PAIR, PAIR, SCORES, alpha=2.0)
+    np.testing.assert_allclose(value, np.log1p(1.5**2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_sppo_halves_are_drawn_to_the_log_odds_scale_of_the_preference(p):
+    value, grad = worked(
+        OBJECTIVES["sppo"], PAIR, REF_PAIR, {"preference": jnp.array([p])}, beta=0.1
+    )
+    target = (p - 0.5) / 0.1
+    np.testing.assert_allclose(value, (0.7 - target) ** 2 + (target - 0.4) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(grad["chosen"], [2 * (0.7 - target)], rtol=1e-5)
+    np.testing.assert_allclose(grad["rejected"], [2 * (target - 0.4)], rtol=1e-5)
+
+
+def test_spce_with_one_preference_for_all_is_cdpo():
+    soft, grad = worked(OBJECTIVES["spce"], PAIR, REF_PAIR, {"preference": jnp.array([0.9])})
+    smooth, smooth_grad = worked(OBJECTIVES["dpo"], PAIR, REF_PAIR, label_smoothing=0.1)
+    np.testing.assert_allclose(soft, smooth, rtol=1e-6)
+    np.testing.assert_allclose(grad["chosen"], smooth_grad["chosen"], rtol=1e-6)
+
+
+def below_reference():
+    """The pair with log pi(y_w|x) = -13.4, below its reference of -13."""
+    tokens = [*PAIR["chosen"][0]]
+    tokens[0] -= 1.1
+    return PAIR | {"chosen": [tokens]}
+
+
+def test_worked_value_of_dpop_below_the_reference():
+    value, grad = worked(OBJECTIVES["dpop"], below_reference(), REF_PAIR, beta=0.3, lam=5.0)
+    np.testing.assert_allclose(value, 1.037487950486, rtol=1e-6)
+    np.testing.assert_allclose(grad["chosen"], [-1.162181351206], rtol=2e-6)
+    np.testing.assert_allclose(grad["rejected"], [0.1936968918677], rtol=2e-6)
+
+
+def test_dpop_above_the_reference_is_dpo():
+    value, grad = worked(OBJECTIVES["dpop"], PAIR, REF_PAIR, beta=0.1)
+    same, same_grad = worked(OBJECTIVES["dpo"], PAIR, REF_PAIR)
+    np.testing.assert_array_equal([value, *grad["chosen"]], [same, *same_grad["chosen"]])
+
+
+@pytest.mark.parametrize(("alpha", "like"), [(1e-3, "reverse_kl"), (1 - 1e-3, "forward_kl")])
+def test_alpha_divergence_lies_between_the_two_kl(alpha, like):
+    value, grad = worked(OBJECTIVES["f_dpo"], PAIR, REF_PAIR, alpha=alpha)
+    same, same_grad = worked(OBJECTIVES["f_dpo"], PAIR, REF_PAIR, divergence=like)
+    np.testing.assert_allclose(value, same, rtol=1e-4)
+    np.testing.assert_allclose(grad["chosen"], same_grad["chosen"], rtol=2e-3)
+
+
+@pytest.mark.parametrize("alpha", [1e-6, 0.5])
+def test_alpha_divergence_keeps_its_digits(alpha):
+    value, _ = worked(OBJECTIVES["f_dpo"], PAIR, REF_PAIR, alpha=alpha)
+    margin = -0.1 * (np.expm1(-0.7 * alpha) - np.expm1(0.4 * alpha)) / alpha
+    np.testing.assert_allclose(value, np.log1p(np.exp(-margin)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("fall", [60.0, 90.0, 5000.0])
+@pytest.mark.parametrize("row", ["chosen", "rejected"])
+def test_forward_kl_has_a_finite_gradient_however_far_a_response_fell(fall, row):
+    ref = {"chosen": [[-1.0]], "rejected": [[-1.0]]}
+    policy = ref | {row: [[-1.0 - fall]]}
+    value, grad = worked(OBJECTIVES["f_dpo"], policy, ref, divergence="forward_kl")
+    assert np.isfinite([value, *grad["chosen"], *grad["rejected"]]).all()
+    expected = -0.1 * np.exp(min(fall, 70.0)) if row == "chosen" else 0.0
+    np.testing.assert_allclose(grad[row], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("hyper", "loss", "slope"),
+    [
+        ({}, 0.6372993954215, 0.0471281643),
+        ({"desensitise": "policy"}, 0.7261752126141, 0.05162442811),
+    ],
+)
+def test_worked_value_of_ld_dpo(hyper, loss, slope):
+    def fn(values, masks):
+        def build(tokens):
+            return Pairs(**{r: reduce_tokens({"logp": tokens[r]}, masks[r]) for r in tokens})
+
+        out = OBJECTIVES["ld_dpo"].bind(**hyper)(policy=build(values), ref=build(ref))
+        return out[0].terms[0].total.sum()
+
+    (values, masks), (ref, _) = rows(**PAIR), rows(**REF_PAIR)
+    value, grad = jax.value_and_grad(fn)(values, masks)
+    np.testing.assert_allclose(value, loss, rtol=1e-6)
+    np.testing.assert_allclose(grad["chosen"][0], [-slope] * 5 + [0.0] * 2, rtol=2e-6)
+    np.testing.assert_allclose(grad["rejected"][0], [slope] * 5 + [slope / 2] * 2, rtol=2e-6)
+
+
+def test_ld_dpo_that_discounts_nothing_is_dpo():
+    value, _ = worked(OBJECTIVES["ld_dpo"], PAIR, REF_PAIR, alpha=1.0)
+    same, _ = worked(OBJECTIVES["dpo"], PAIR, REF_PAIR)
+    np.testing.assert_allclose(value, same, rtol=1e-6)
+
+
+def test_ld_dpo_counts_scored_tokens_not_positions():
+    """Responses that start late in the row give what those at its start do."""
+    (values, masks), (ref, _) = rows(**PAIR), rows(**REF_PAIR)
+
+    def loss(move):
+        def build(tokens):
+            moved = {r: reduce_tokens({"logp": move(v)}, move(masks[r])) for r, v in tokens.items()}
+            return Pairs(**moved)
+
+        return OBJECTIVES["ld_dpo"](build(values), build(ref))[0].terms[0].total
+
+    late = loss(lambda x: jnp.pad(x, ((0, 0), (3, 0))))
+    np.testing.assert_allclose(late, loss(lambda x: x), rtol=1e-6)
+
+
+def test_flex_dpo_with_equal_betas_is_dpo():
+    value, _ = worked(OBJECTIVES["flex_dpo"], PAIR, REF_PAIR, beta_rejected=0.1)
+    same, _ = worked(OBJECTIVES["dpo"], PAIR, REF_PAIR)
+    np.testing.assert_allclose(value, same, rtol=1e-6)
+
+
+def test_discopop_lowers_a_small_margin_and_raises_a_larger_one():
+    def slope(z):
+        policy = {"chosen": [[-1.0]], "rejected": [[-1.0 - z / 0.05]]}
+        ref = {"chosen": [[-1.0]], "rejected": [[-1.0]]}
+        return worked(OBJECTIVES["discopop"], policy, ref)[1]["chosen"][0]
+
+    assert slope(-0.12) < 0 < slope(-0.117)
+    assert slope(0.0735) < 0 < slope(0.0705)
+
+
+def test_orpo_is_finite_and_exact_where_a_response_is_certain():
+    policy = {"chosen": [[-1e-30]], "rejected": [[-1e-20, -3e-20]]}
+    value, grad = worked(OBJECTIVES["orpo"], policy, policy)
+    odds = 2e-20 / 1e-30
+    np.testing.assert_allclose(value, 0.1 / odds, rtol=1e-5)
+    # The slope of the log-odds is 1/(1 - p), 1e30 here.
+    np.testing.assert_allclose(grad["chosen"], [-0.1 / odds * 1e30 - 1.0], rtol=1e-5)
