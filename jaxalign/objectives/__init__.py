@@ -1,34 +1,32 @@
 """The index of objectives: one import and one entry each."""
 
-from .asft import asft
 from .apo import apo_down, apo_zero
+from .asft import asft
 from .bco import bco, bco_pair, bco_udm
 from .beta_dpo import beta_dpo
 from .bnf import bnf, bnf_pair, bnf_pair_batch_min
-from .cpl import cpl, cpl_kl
-from .dco import dco
-from .dpo import dpo
-from .egpo import egpo
-from .f_dpg import f_dpg
-from .flat import flat
-from .gpo import gpo
-from .hypo import hypo_kl
-from .implicit_prm import implicit_prm
-from .kto import apo_zero_unpaired, kto
-from .npo import npo
 from .cal_dpo import cal_dpo
+from .cpl import cpl, cpl_kl
 from .cpo import cpo
+from .dco import dco
 from .discopop import discopop
 from .dpo import dpo
 from .dpop import dpop
+from .egpo import egpo
 from .exo import exo_pair
+from .f_dpg import f_dpg
 from .f_dpo import f_dpo
+from .flat import flat
 from .flex_dpo import flex_dpo
+from .gpo import gpo
 from .hinge import hinge, slic
+from .hypo import hypo_kl
+from .implicit_prm import implicit_prm
 from .ipo import ipo
 from .kto import apo_zero_unpaired, kto
 from .ld_dpo import ld_dpo
 from .nca import nca_pair
+from .npo import npo
 from .odpo import odpo
 from .orpo import orpo
 from .r_dpo import r_dpo
