@@ -24,8 +24,12 @@ def layout(o, log_odds, masks):
 
 # What a column may hold, beside the label and the weight.
 RANGES = {
+    "baseline": (-1.0, 1.0),
+    "behaviour_logp": (-5.0, -0.5),
     "density_ratio": (0.3, 12.0),
     "preference": (0.55, 0.95),
+    "preference_gap": (0.1, 0.9),
+    "target_logp": (-5.0, -0.5),
 }
 
 
@@ -120,10 +124,11 @@ def ragged_logp(log_odds, masks):
 
 
 def oracle_columns(case):
-    """The columns, and as `uniform` what a key draws from [0, 1) for the tokens of a response."""
+    """The columns, and what a key draws: `uniform` in [0, 1) by token, `gumbel` by example."""
     t = next(iter(case["masks"].values())).shape[-1]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(case["key"])
-    return {k: np.asarray(v) for k, v in case["columns"].items()} | {"uniform": uniform}
+    draws = {"uniform": uniform, "gumbel": jax.vmap(jax.random.gumbel)(case["key"])}
+    return {k: np.asarray(v) for k, v in (case["columns"] | draws).items()}
 
 
 def oracle_value_and_grad(oracle, case, previous=None, **hyper):

@@ -1,13 +1,28 @@
 """Worked values and closed-form anchors of the objectives on labels, demonstrations and pairs."""
 
+from decimal import Decimal, localcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers_objectives import logit_grads
+from helpers_objectives import (
+    call,
+    draw,
+    layout,
+    logit_grads,
+    ragged_logp,
+    reduce,
+    value_and_grad,
+)
 from test_objectives import KL, LP, PAIR, REF_KL, REF_PAIR, RP, worked
 
 from jaxalign.objectives import OBJECTIVES
+from jaxalign.objectives.beta_dpo import add_batch, no_gaps
+from jaxalign.objectives.dco import log_coverage
+from jaxalign.objectives.f_dpg import Baseline
+from jaxalign.objectives.implicit_prm import process_rewards
+from jaxalign.objectives.spa import no_margins
 from jaxalign.stats import reduce_tokens
 
 
@@ -200,3 +215,267 @@ def test_worked_slopes_of_bnf_with_respect_to_each_token(row, label, slopes):
         return o.bind()(policy=policy, ref=ref, batch=labels([label]))[0].terms[0].total[0]
 
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(lp)), slopes, rtol=3e-6)
+
+
+def test_worked_value_of_npo():
+    policy, ref = {"response": PAIR["rejected"]}, {"response": REF_PAIR["rejected"]}
+    got = worked(OBJECTIVES["npo"], policy, ref)
+    assert_worked(got, 13.46694334456, response=[0.9800026662401])
+
+
+def test_npo_is_gradient_ascent_as_beta_nears_zero():
+    policy, ref = labelled([3.0, -40.0])
+    _, grad = worked(OBJECTIVES["npo"], policy, ref, beta=1e-6)
+    np.testing.assert_allclose(grad["response"], [0.5, 0.5], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "value"),
+    [
+        ("apo_zero_unpaired", {"desirable_weight": 3.0, "undesirable_weight": 3.0}, 1.5),
+        ("npo", {}, 20 * np.log(2)),
+        ("cpl_kl", {}, np.log(2)),
+        ("implicit_prm", {}, np.log(2)),
+    ],
+)
+def test_loss_at_the_reference_is_known(name, hyper, value):
+    case = draw(OBJECTIVES[name], 0)
+    out = call(OBJECTIVES[name], case | {"policy": case["ref"]}, **hyper)
+    np.testing.assert_allclose(out[0].terms[0].total, value, rtol=1e-6)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_asft_with_beta_one_is_likelihood_and_unlikelihood(lam):
+    case = draw(OBJECTIVES["asft"], 0)
+    total = call(OBJECTIVES["asft"], case, lam=lam)[0].terms[0].total
+    policy = ragged_logp(case["policy"], case["masks"])
+    chosen, rejected = (np.array([y.mean() for y in policy[r]]) for r in ("chosen", "rejected"))
+    expected = -(1 + lam) * chosen - lam * np.log(-np.expm1(rejected))
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+
+
+def test_cpl_with_a_reference_and_no_bias_is_dpo():
+    case = draw(OBJECTIVES["dpo"], 0)
+    ours = value_and_grad(OBJECTIVES["cpl_kl"], case, alpha=0.3, lam=1.0)
+    dpo = value_and_grad(OBJECTIVES["dpo"], case, beta=0.3)
+    np.testing.assert_allclose(ours[0], dpo[0], rtol=1e-6)
+    for row in dpo[1]:
+        np.testing.assert_allclose(ours[1][row], dpo[1][row], rtol=1e-5)
+
+
+def test_egpo_pulls_back_a_pair_beyond_its_gap():
+    pair = {"chosen": [[-1.0]], "rejected": [[-3.0]]}
+    ref = {"chosen": [[-2.0]], "rejected": [[-2.0]]}
+    o, columns = OBJECTIVES["egpo"], {"preference_gap": jnp.array([-0.05])}
+    got = worked(o, pair, ref, columns)
+    assert_worked(got, 2.5**2, chosen=[5.0], rejected=[-5.0])
+
+
+def test_gpo_vanishes_where_log_ratios_equal_the_scores():
+    columns = {"score_chosen": jnp.array([0.07]), "score_rejected": jnp.array([-0.04])}
+    value, _ = worked(OBJECTIVES["gpo"], PAIR, REF_PAIR, columns, beta=0.1)
+    np.testing.assert_allclose(value, 0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize("divergence", ["tv", "kl", "jeffrey", "pearson", "js"])
+def test_flat_is_a_sum_of_a_falling_and_a_rising_half(divergence):
+    pair = {"chosen": [np.log([0.2, 0.6])], "rejected": [np.log([0.1, 0.5, 0.3])]}
+    _, grad = worked(OBJECTIVES["flat"], pair, pair, divergence=divergence)
+    assert grad["chosen"][0] < 0 < grad["rejected"][0]
+
+
+def test_process_rewards_add_up_to_the_reward_of_the_answer():
+    o = OBJECTIVES["implicit_prm"]
+    case = draw(o, 0)
+    policy, ref = (layout(o, case[k], case["masks"]).response for k in ("policy", "ref"))
+    q = process_rewards(policy, ref, beta=0.3)
+    np.testing.assert_allclose(q[:, -1], 0.3 * (policy.logp - ref.logp), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(q[:, 0], 0.3 * (policy.token["logp"] - ref.token["logp"])[:, 0])
+
+
+def exact_coverage(logp, n):
+    """Loss and F of DCO with 60 digits."""
+    with localcontext() as context:
+        context.prec = 60
+        p = Decimal(logp).exp()
+        missed = (1 - p) ** n
+        return float(-(1 - missed).ln()), float(n * p * missed / (1 - p) / (1 - missed))
+
+
+@pytest.mark.parametrize("n", [1, 16, 1024])
+@pytest.mark.parametrize("logp", [-1e-7, -1e-3, -0.69, -5.0, -12.0, -61.0, -66.0, -70.0, -90.0])
+def test_coverage_is_exact_in_float32(logp, n):
+    logp = float(np.float32(logp))
+    value, slope = jax.value_and_grad(log_coverage)(logp, float(n))
+    loss, f = exact_coverage(logp, n)
+    if f > 1e-37:  # below it float32 has no numbers
+        np.testing.assert_allclose(slope, f, rtol=1e-5)
+    if loss > 1e-37:
+        np.testing.assert_allclose(-value, loss, rtol=1e-5)
+
+
+def test_coverage_of_a_long_response_is_likelihood():
+    value, slope = jax.value_and_grad(log_coverage)(-5e4, 16.0)
+    np.testing.assert_allclose([value, slope], [-5e4 + np.log(16.0), 1.0], rtol=1e-7)
+
+
+VOCAB = 4
+LOGITS = np.array([0.3, -1.2, 0.8, 0.1])
+TARGET = np.array([0.1, 0.2, 0.25, 0.45])
+BEHAVIOUR = np.array([0.4, 0.3, 0.2, 0.1])
+DIVERGENCES = {
+    "js": lambda t: t * jnp.log(t) - (1 + t) * jnp.log((1 + t) / 2),
+    "forward_kl": lambda t: -jnp.log(t),
+    "reverse_kl": lambda t: t * jnp.log(t),
+    "tv": lambda t: jnp.abs(t - 1) / 2,
+    "chi2": lambda t: t + 1 / t,
+    "reverse_chi2": lambda t: (t - 1) ** 2,
+}
+
+
+def whole_vocabulary(name, columns, state=None, ref=None, **hyper):
+    """Gradient in the logits of a policy of one token, every response being in the batch.
+
+    The weight of a response is its probability under the model that sampled it.
+    """
+    o = OBJECTIVES[name]
+    columns = {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}
+
+    def loss(logits):
+        policy = o.data(sums({"response": jax.nn.log_softmax(logits)[:, None]}))
+        out = o.bind(**hyper)(policy=policy, ref=ref, batch=columns, state=state)
+        return reduce(out[0], columns["weight"])
+
+    return jax.grad(loss)(jnp.asarray(LOGITS, jnp.float32))
+
+
+@pytest.mark.parametrize("baseline", [0.0, 0.7])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_f_dpg_gradient_on_every_response_is_that_of_the_divergence(divergence, baseline):
+    state = Baseline(mean=jnp.float32(baseline), seen=jnp.float32(1.0))
+    columns = {
+        "behaviour_logp": np.log(BEHAVIOUR),
+        "target_logp": np.log(TARGET),
+        "weight": BEHAVIOUR,
+    }
+
+    def exact(logits):
+        return jnp.sum(TARGET * DIVERGENCES[divergence](jax.nn.softmax(logits) / TARGET))
+
+    got = whole_vocabulary("f_dpg", columns, state, divergence=divergence)
+    expected = jax.grad(exact)(jnp.asarray(LOGITS, jnp.float32))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_f_dpg_vanishes_at_the_target():
+    o = OBJECTIVES["f_dpg"]
+    log_p = np.log(TARGET)
+    columns = {"behaviour_logp": log_p, "target_logp": log_p, "weight": TARGET}
+    policy = o.data(sums({"response": log_p[:, None]}))
+    batch = {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}
+    state = o.bind()(policy=policy, batch=batch, state=o.init_state())[2]
+    terms = o.bind()(policy=policy, batch=batch, state=state)[0].terms
+    np.testing.assert_allclose(terms[0].total, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("baseline", [0.0, 0.7])
+def test_hypo_gradient_on_every_response_is_that_of_the_kl(baseline):
+    policy = jax.nn.softmax(jnp.asarray(LOGITS, jnp.float32))
+    ref = OBJECTIVES["hypo_kl"].data(sums({"response": np.log(TARGET)[:, None]}))
+
+    def exact(logits):
+        p = jax.nn.softmax(logits)
+        return 0.3 * jnp.sum(p * (jnp.log(p) - np.log(TARGET)))
+
+    columns = {"baseline": np.full(VOCAB, baseline), "weight": policy}
+    got = whole_vocabulary("hypo_kl", columns, ref=ref, lam=0.3)
+    expected = jax.grad(exact)(jnp.asarray(LOGITS, jnp.float32))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def paired(gaps):
+    """Pairs of one token whose log-ratios differ by `gaps`, nats."""
+    n, o = len(gaps), OBJECTIVES["spa"]
+    flat = sums({"response": jnp.full((n, 1), -100.0)})
+    chosen = sums({"response": jnp.asarray(gaps, jnp.float32)[:, None] - 100.0})
+    return o.data(chosen, flat), o.data(flat, flat)
+
+
+def spa_call(gaps, state, **hyper):
+    policy, ref = paired(gaps)
+    batch = {"weight": jnp.ones(len(gaps))}
+    o = OBJECTIVES["spa"]
+    return o.bind(beta=1.0, **hyper)(policy=policy, ref=ref, batch=batch, state=state)
+
+
+def spa_after(means):
+    state = no_margins()
+    for mean in means:
+        state = spa_call([mean, mean], state)[2]
+    return state
+
+
+def test_spa_threshold_is_the_lowest_tenth_of_the_last_fifty_updates():
+    means = np.random.default_rng(0).permutation(70).astype(np.float32)
+    ordered = np.sort(means[-50:])
+    np.testing.assert_allclose(spa_after(means).threshold, (ordered[5] + ordered[6]) / 2)
+
+
+def test_spa_threshold_of_few_updates_is_of_those_made():
+    np.testing.assert_allclose(spa_after([3.0]).threshold, 3.0)
+    np.testing.assert_allclose(spa_after([3.0, 1.0, 8.0]).threshold, 2.0)
+    assert no_margins().threshold == -np.inf
+
+
+def test_spa_doubts_pairs_below_the_threshold_after_the_warmup():
+    state = spa_after([1.0, 2.0])
+    doubted = [spa_call([1.0, 1.6], state, warmup=n)[1]["doubted"] for n in (0, 1, 2)]
+    np.testing.assert_array_equal(doubted, [[1, 0], [1, 0], [0, 0]])
+
+
+def beta_dpo_call(gaps, state, key=0, **hyper):
+    policy, ref = paired(gaps)
+    keys = jax.random.split(jax.random.key(key), len(gaps))
+    return OBJECTIVES["beta_dpo"].bind(**hyper)(
+        policy=policy, ref=ref, batch={"weight": jnp.ones(len(gaps))}, state=state, key=keys
+    )
+
+
+def test_worked_value_of_the_beta_of_a_batch():
+    state = no_gaps().replace(mean=jnp.float32((0.6 - 0.11) / 0.9))
+    state = beta_dpo_call([1.0, 1.2], state, rho=0.0)[2]
+    np.testing.assert_allclose(state.mean, 0.6, rtol=1e-6)
+    beta = beta_dpo_call([1.0, 1.2], state, rho=0.0)[1]["beta"]
+    np.testing.assert_allclose(beta, 0.13, rtol=1e-6)
+
+
+def test_the_beta_of_a_batch_is_positive():
+    state = no_gaps().replace(lead=jnp.float32(-5.0))
+    np.testing.assert_allclose(beta_dpo_call([0.0], state)[1]["beta"], 1e-3)
+
+
+@pytest.mark.parametrize(("rho", "kept"), [(0.0, 10), (0.2, 8), (0.35, 6), (0.99, 1)])
+def test_beta_dpo_keeps_its_share_of_a_batch(rho, kept):
+    gaps = np.random.default_rng(0).normal(size=10)
+    loss, metrics, state = beta_dpo_call(gaps, beta_dpo_call(gaps, no_gaps(), rho=rho)[2], rho=rho)
+    assert metrics["kept"].sum() == kept
+    np.testing.assert_allclose(state.share, kept / 10, rtol=1e-6)
+    beta = metrics["beta"] * gaps
+    average = np.log1p(np.exp(-beta))[metrics["kept"] > 0].mean()
+    np.testing.assert_allclose(loss.terms[0].total.mean(), average, rtol=1e-5)
+
+
+def test_beta_dpo_draws_in_proportion_to_the_weights():
+    gaps = jnp.array([0.0, 1.0, 2.0, 3.0])
+    start = no_gaps().replace(mean=jnp.float32(1.0), std=jnp.float32(1.2))
+
+    def first(seed):
+        keys = jax.random.split(jax.random.key(seed), 4)
+        noise = jax.vmap(jax.random.gumbel)(keys)
+        state = add_batch(start, gaps, noise, jnp.ones(4), 0.75, 1.0)
+        return noise - ((gaps - state.mean) / state.std) ** 2 / 2 >= state.cutoff
+
+    kept = jax.vmap(first)(jnp.arange(20000)).mean(0)
+    weights = np.exp(-((np.arange(4) - 1.0) ** 2) / 2 / 1.2**2)
+    # 20000 draws: a standard error of 0.0035.
+    np.testing.assert_allclose(kept, weights / weights.sum(), atol=0.014)

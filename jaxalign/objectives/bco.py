@@ -12,7 +12,15 @@ from jax.nn import log_sigmoid
 from ..numerics import weighted_mean
 from ..objective import objective
 from ..types import Array, Labeled, Loss, Mean, Metrics, Pairs, per_example
-from ._common import Decay, Positive, label_sign, labeled_metrics, log_ratio, pair_metrics
+from ._common import (
+    Decay,
+    Positive,
+    between,
+    label_sign,
+    labeled_metrics,
+    log_ratio,
+    pair_metrics,
+)
 
 Center = Literal["class_balanced", "pooled"]
 Average = Literal["ema", "cumulative"]
@@ -117,6 +125,7 @@ def bco(
     Labeled,
     source="Jung et al. 2024, arXiv:2404.04656v1",
     columns=("label", "density_ratio", "weight"),
+    check=between("density_ratio", 0, float("inf")),
     couples_examples=True,
     init_state=no_means,
 )

@@ -61,7 +61,7 @@ def bco_udm(
             loss += softplus(delta - r)
             slope = -beta * sigmoid(delta - r)
         else:
-            omega = min(max(columns["density_ratio"][i], 0.5), 10.0) if matched else 1.0
+            omega = min(max(float(columns["density_ratio"][i]), 0.5), 10.0) if matched else 1.0
             loss += omega * softplus(r - delta)
             slope = omega * beta * sigmoid(r - delta)
         total += omega if denominator == "weights" else 1.0

@@ -1,0 +1,44 @@
+"""Aligned supervised fine-tuning."""
+
+from __future__ import annotations
+
+from jax.nn import log_sigmoid
+
+from ..numerics import log1mexp
+from ..objective import objective
+from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ._common import NonNegative, Positive, pair_metrics
+
+
+@objective(Pairs, source="Wang et al. 2024, arXiv:2409.10571")
+def asft(policy: Pairs, *, lam: NonNegative = 1.0, beta: Positive = 1.0) -> tuple[Loss, Metrics]:
+    """ASFT, likelihood of chosen, and a classifier of each response on its own by its odds.
+
+        a(y) = log pi(y|x) / |y|,   o(y) = a(y) - log(1 - e^a(y))
+        loss = -a(y_w) - lam (log sigmoid(beta o(y_w)) + log sigmoid(-beta o(y_l)))
+
+    averaged over pairs; no reference. With beta = 1 the odds cancel, and it is
+    -(1 + lam) a(y_w) - lam log(1 - e^a(y_l)): likelihood and unlikelihood.
+
+    Args:
+      policy: chosen and rejected under the policy. Reads `avg_logp`, [B].
+      lam: weight of the classifier, against likelihood of the chosen response.
+      beta: per unit of log-odds.
+
+    Returns:
+      The loss, and [B] metrics `rewards/*` (beta times log-odds) and `logps/*`.
+
+    Source:
+      Paper: Wang et al. 2024, arXiv:2409.10571; beta: arXiv:2502.01237. UNVERIFIED: that the
+      former divides by |y|, and its lam; the latter does, and finds lam = 1 best.
+      Differences: the ASFT of LLaMA-Factory, anchored SFT, is another method.
+    """
+    chosen, rejected = beta * _log_odds(policy.chosen), beta * _log_odds(policy.rejected)
+    classifier = log_sigmoid(chosen) + log_sigmoid(-rejected)
+    loss = -policy.chosen.avg_logp - lam * classifier
+    return per_example(loss), pair_metrics(policy, chosen, rejected)
+
+
+def _log_odds(y: SequenceStats) -> Array:
+    """Of the geometric mean of the token probabilities, [B]."""
+    return y.avg_logp - log1mexp(y.avg_logp)
