@@ -22,12 +22,16 @@ def layout(o, log_odds, masks):
     return o.data(**{r: sequence_stats(log_odds[r], masks[r], needs) for r in o.data.ROWS})
 
 
+# With seed 0 the pairs happen to rank alike on both sides, so that they would not meet.
+OTHER_SEED = {"aot": 3, "aot_unpaired": 3}
+
+
 def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     """A random case: policy, ref and previous policy log-odds, masks, columns.
 
     Some responses have a probability near 1, most do not; policy and reference are independent.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed + OTHER_SEED.get(o.name, 0))
 
     def rows():
         x = {r: rng.normal(shift, scale, (b, t)) for r in o.data.ROWS}

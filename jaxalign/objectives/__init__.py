@@ -1,5 +1,6 @@
 """The index of objectives: one import and one entry each."""
 
+from .aot import aot, aot_unpaired
 from .apo import apo_down, apo_zero
 from .bco import bco, bco_pair
 from .bnf import bnf, bnf_pair
@@ -57,6 +58,8 @@ OBJECTIVES = {
         ld_dpo,
         spce,
         flex_dpo,
+        aot,
+        aot_unpaired,
         kto,
         bco,
         bco_pair,
