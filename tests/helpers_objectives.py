@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.stats import reduce_tokens
+from jaxalign.types import Ranked
 
 
 def sequence_stats(log_odds, mask, needs=("logp", "log_complement")):
@@ -19,7 +20,15 @@ def sequence_stats(log_odds, mask, needs=("logp", "log_complement")):
 def layout(o, log_odds, masks):
     """{row: [B, T]} -> the responses that the objective asks for, with its `needs` only."""
     needs = tuple(s.name for s in o.needs)
-    return o.data(**{r: sequence_stats(log_odds[r], masks[r], needs) for r in o.data.ROWS})
+    rows = {r: sequence_stats(log_odds[r], masks[r], needs) for r in log_odds}
+    if o.data is Ranked:
+        return Ranked(jax.tree.map(lambda *x: jnp.stack(x, 1), *rows.values()))
+    return o.data(**rows)
+
+
+def rows_of(o):
+    """The names of its responses in a case, of which a ranking has three."""
+    return tuple(f"responses[{k}]" for k in range(3)) if o.data is Ranked else o.data.ROWS
 
 
 def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
@@ -30,17 +39,18 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     rng = np.random.default_rng(seed)
 
     def rows():
-        x = {r: rng.normal(shift, scale, (b, t)) for r in o.data.ROWS}
-        x[o.data.ROWS[0]][0] += 5.0
+        x = {r: rng.normal(shift, scale, (b, t)) for r in rows_of(o)}
+        x[rows_of(o)[0]][0] += 5.0
         if "rejected" in x:
             # The two responses part at their first token, so they exclude each other.
             x["rejected"][:, 0] = np.minimum(x["rejected"][:, 0], -x["chosen"][:, 0] - 0.5)
         return {r: jnp.asarray(v, jnp.float32) for r, v in x.items()}
 
-    lengths = {r: rng.integers(1, t + 1, b) for r in o.data.ROWS}
+    lengths = {r: rng.integers(1, t + 1, b) for r in rows_of(o)}
     masks = {r: jnp.arange(t)[None, :] < n[:, None] for r, n in lengths.items()}
     label = rng.permutation(np.arange(b) % 2)
     columns = {"label": jnp.asarray(label, jnp.float32), "weight": jnp.ones(b, jnp.float32)}
+    columns["scores"] = jnp.asarray(rng.normal(size=(b, 3)), jnp.float32)
     case = {"policy": rows(), "ref": rows(), "masks": masks, "columns": columns}
     return case | {"key": jax.random.split(jax.random.key(seed), b)}
 

@@ -48,12 +48,18 @@ def some_examples(layout, n, seed=0):
     def tokens(low, high):
         return rng.integers(0, VOCAB, rng.integers(low, high)).astype(np.int32)
 
-    responses = len(RESPONSES[layout])
+    responses = 3 if layout == "Ranked" else len(RESPONSES[layout])
+
+    def columns(i):
+        if layout == "Ranked":
+            return {"scores": tuple(rng.normal(size=responses).tolist())}
+        return {"label": float(i % 2)} if layout in ("Labeled", "Mismatched") else {}
+
     return [
         Example(
             tokens(1, 14),
             tuple(tokens(1, T) for _ in range(responses)),
-            {"label": float(i % 2)} if layout in ("Labeled", "Mismatched") else {},
+            columns(i),
             f"example {i}",
         )
         for i in range(n)

@@ -3,7 +3,10 @@
 from .bco import bco, bco_pair
 from .bnf import bnf, bnf_pair
 from .dpo import dpo
+from .info_nca import info_nca, nca
 from .kto import kto
+from .npo import npo
+from .plackett_luce import plackett_luce
 from .sampo import sampo
 from .sft import sft
 from .simpo import simpo
@@ -17,6 +20,10 @@ OBJECTIVES = {
         simpo,
         kto,
         sampo,
+        info_nca,
+        nca,
+        plackett_luce,
+        npo,
         bco,
         bco_pair,
         bnf,
