@@ -33,7 +33,7 @@ class Objective(Generic[P]):
     fn: Callable[P, Any]
     """The loss function."""
     data: type
-    """Layout of responses it reads: `Demos`, `Pairs`, `Labeled` or `Mismatched`."""
+    """Layout of responses it reads, of `types`: `Demos`, `Pairs`, `Labeled`, `Ranked`, ..."""
     source: str
     """Paper and equation."""
     needs: tuple[TokenStat, ...] = (logp,)
@@ -42,7 +42,7 @@ class Objective(Generic[P]):
     """Columns of the batch it reads, [B] each; examples of `weight` 0 are padding.
 
     `label` comes from the layout and `weight` from the packer; any other is read from the data by
-    its name, a finite number.
+    its name, a finite number, but `scores`, [B, K], which has one for each response.
     """
     check: Callable[[Mapping[str, Any]], str] | None = None
     """What is wrong with the columns of an example, in words, or nothing: ""; before training."""
@@ -124,7 +124,7 @@ def objective(
     """Turn a loss function into an `Objective`, checking what it declares, at import.
 
     Args:
-      data: the layout of responses it reads (`Demos`, `Pairs`, `Labeled`, `Mismatched`).
+      data: the layout of responses it reads (`Demos`, `Pairs`, `Labeled`, ...).
       source: paper and equation.
       needs: see `Objective`, as for the rest.
       columns: columns of the batch.

@@ -145,8 +145,6 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
     """
     stage = recipe.stages[name]
     objective, hyper = objective_settings(stage)
-    model = open_model(source, recipe.model, mesh, len(objective.data.ROWS))
-    adapted = _adapted(recipe, name, model)
     tokenizer = load.load_tokenizer(source)
     read = functools.partial(
         load_examples,
@@ -160,6 +158,9 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
     held_out = None
     if stage.data.eval_path is not None:
         held_out = read(path=recipe.locate(stage.data.eval_path), split=stage.data.eval_split)
+    responses = max(examples.responses for examples in (train, held_out) if examples)
+    model = open_model(source, recipe.model, mesh, responses)
+    adapted = _adapted(recipe, name, model)
     for examples in (train, held_out):
         _check_ids(examples, model, source)
         _check_columns(examples, objective)

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.stats import reduce_tokens
+from jaxalign.types import Ranked
 
 
 def sequence_stats(log_odds, mask, needs=("logp", "log_complement")):
@@ -19,7 +20,15 @@ def sequence_stats(log_odds, mask, needs=("logp", "log_complement")):
 def layout(o, log_odds, masks):
     """{row: [B, T]} -> the responses that the objective asks for, with its `needs` only."""
     needs = tuple(s.name for s in o.needs)
-    return o.data(**{r: sequence_stats(log_odds[r], masks[r], needs) for r in o.data.ROWS})
+    rows = {r: sequence_stats(log_odds[r], masks[r], needs) for r in log_odds}
+    if o.data is Ranked:
+        return Ranked(jax.tree.map(lambda *x: jnp.stack(x, 1), *rows.values()))
+    return o.data(**rows)
+
+
+def rows_of(o):
+    """The names of its responses in a case, of which a ranking has three."""
+    return tuple(f"responses[{k}]" for k in range(3)) if o.data is Ranked else o.data.ROWS
 
 
 # What a column may hold, beside the label and the weight.
@@ -44,15 +53,15 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     rng = np.random.default_rng(seed + OTHER_SEED.get(o.name, 0))
 
     def rows():
-        x = {r: rng.normal(shift, scale, (b, t)) for r in o.data.ROWS}
-        x[o.data.ROWS[0]][0] += 5.0
+        x = {r: rng.normal(shift, scale, (b, t)) for r in rows_of(o)}
+        x[rows_of(o)[0]][0] += 5.0
         if "rejected" in x:
             # The two responses part at their first token, so they exclude each other.
             x["rejected"][:, 0] = np.minimum(x["rejected"][:, 0], -x["chosen"][:, 0] - 0.5)
         return {r: jnp.asarray(v, jnp.float32) for r, v in x.items()}
 
-    lengths = {r: np.maximum(rng.integers(1, t + 1, b), 2) for r in o.data.ROWS}
-    lengths[o.data.ROWS[-1]][0] = 1
+    lengths = {r: np.maximum(rng.integers(1, t + 1, b), 2) for r in rows_of(o)}
+    lengths[rows_of(o)[-1]][0] = 1
     masks = {r: jnp.arange(t)[None, :] < n[:, None] for r, n in lengths.items()}
     label = rng.permutation(np.arange(b) % 2)
     case = {"policy": rows(), "ref": rows(), "masks": masks}
@@ -61,6 +70,7 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     columns |= {k: rng.uniform(*ends, b) for k, ends in RANGES.items()}
     columns["score_rejected"] = rng.normal(0.0, 2.0, b)
     columns["score_chosen"] = columns["score_rejected"] + rng.uniform(0.2, 3.0, b)
+    columns["scores"] = rng.normal(size=(b, 3))
     return case | {"columns": {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}}
 
 

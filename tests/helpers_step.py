@@ -48,7 +48,11 @@ def some_examples(layout, n, seed=0):
     def tokens(low, high):
         return rng.integers(0, VOCAB, rng.integers(low, high)).astype(np.int32)
 
+    responses = 3 if layout == "Ranked" else len(RESPONSES[layout])
+
     def columns(i):
+        if layout == "Ranked":
+            return {"scores": tuple(rng.normal(size=responses).tolist())}
         if layout in ("Labeled", "Mismatched"):
             return {"label": float(i % 2)}
         if layout == "Pairs":
@@ -56,7 +60,6 @@ def some_examples(layout, n, seed=0):
             return {"preference": 0.6 + 0.1 * (i % 4)} | scores
         return {}
 
-    responses = len(RESPONSES[layout])
     return [
         Example(
             tokens(1, 14),

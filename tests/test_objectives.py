@@ -12,6 +12,7 @@ from helpers_objectives import (
     oracle_value_and_grad,
     ragged_logp,
     reduce,
+    rows_of,
     train_call,
     value_and_grad,
 )
@@ -64,7 +65,7 @@ def test_oracle_gradient_equals_differences_of_its_value(name):
     columns = oracle_columns(case)
     policy = {r: [y - 0.5 for y in ys] for r, ys in policy.items()}
     value, grad = ORACLES[name](policy, ref, columns)
-    row = o.data.ROWS[0]
+    row = rows_of(o)[0]
     direction = [rng.normal(size=len(y)) for y in policy[row]]
 
     def moved(step):

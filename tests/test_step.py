@@ -21,8 +21,8 @@ from jaxalign.step import (
 )
 
 B = 8
-# One objective of each kind: per token, paired, coupled with state, coupled with frozen rows.
-KINDS = ["sft", "dpo", "slpo", "bco", "kto"]
+# One objective of each kind: per token, paired, coupled with state or frozen rows, ranked.
+KINDS = ["sft", "dpo", "slpo", "bco", "kto", "info_nca"]
 
 
 def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None):
@@ -152,12 +152,15 @@ def test_a_cached_reference_gives_the_gradient_of_a_live_one(dense, name):
     assert_same(gradient(name, cached=True), dense(name))
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto"])
+@pytest.mark.parametrize("name", ["dpo", "kto", "info_nca"])
 def test_unpacked_and_unshared_rows_give_the_same_gradient(dense, name):
     from helpers_pack import unshared_batch
 
     items = some_examples(OBJECTIVES[name].data.__name__, B)
-    batch = unshared_batch(items, np.arange(B), responses=2, microbatches=2, shards=1, max_scored=T)
+    responses = len(items[0].responses)
+    batch = unshared_batch(
+        items, np.arange(B), responses=responses, microbatches=2, shards=1, max_scored=T
+    )
     assert_same(gradient(name, batch=batch), dense(name))
 
 

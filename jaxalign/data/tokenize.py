@@ -71,7 +71,7 @@ def load_examples(
       path: a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub.
       split: the split to read, where `path` is no file.
       tokenizer: a Hugging Face tokenizer; a pad token is not needed.
-      layout: "Demos", "Pairs", "Labeled" or "Mismatched".
+      layout: one of `RESPONSES`.
       seed: chooses the partners of "Mismatched"; the other layouts do not depend on it.
       columns: what the objective reads besides responses.
 
@@ -216,11 +216,11 @@ def _example(
     if any(example.scored(r) == 0 for r in range(len(kept))):
         counts.dropped["no scored token"] += 1
         return None
-    if len(kept) == 2 and kept[0] == kept[1]:
+    if len(kept) > 1 and all(ids == kept[0] for ids in kept):
         counts.dropped["identical responses"] += 1
         return None
     counts.prompt_cut += len(kept_prompt) < len(prompt)
-    for name, before, after in zip(names, responses, kept, strict=False):
+    for name, before, after in zip(itertools.cycle(names), responses, kept, strict=False):
         counts.response_cut[name] += len(after) < len(before)
         lost = specials.eos in before[len(after) :] and specials.eos not in after
         counts.eos_lost[name] += lost

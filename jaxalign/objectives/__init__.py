@@ -23,13 +23,15 @@ from .gpo import gpo
 from .hinge import hinge, slic
 from .hypo import hypo_kl
 from .implicit_prm import implicit_prm
+from .info_nca import info_nca, nca
 from .ipo import ipo
 from .kto import apo_zero_unpaired, kto
 from .ld_dpo import ld_dpo
-from .nca import nca_pair
+from .nca_pair import nca_pair
 from .npo import npo
 from .odpo import odpo
 from .orpo import orpo
+from .plackett_luce import plackett_luce
 from .r_dpo import r_dpo
 from .robust_dpo import robust_dpo
 from .rpo import rpo
@@ -46,13 +48,26 @@ OBJECTIVES = {
     o.name: o
     for o in (
         sft,
+        dco,
         dpo,
-        simpo,
+        spce,
         robust_dpo,
         sigmoid_norm,
+        f_dpo,
+        dpop,
+        r_dpo,
+        ld_dpo,
+        sampo,
+        odpo,
+        flex_dpo,
+        rpo,
+        cal_dpo,
+        beta_dpo,
+        spa,
         hinge,
         slic,
         ipo,
+        egpo,
         exo_pair,
         nca_pair,
         apo_zero,
@@ -60,41 +75,31 @@ OBJECTIVES = {
         discopop,
         sppo,
         sppo_hard,
-        f_dpo,
-        dpop,
-        r_dpo,
-        odpo,
-        rpo,
-        cpo,
-        orpo,
-        cal_dpo,
-        ld_dpo,
-        spce,
-        flex_dpo,
+        gpo,
         aot,
         aot_unpaired,
-        kto,
-        sampo,
-        bco,
-        bco_pair,
-        bnf,
-        bnf_pair,
-        slpo,
-        apo_zero_unpaired,
-        bco_udm,
-        bnf_pair_batch_min,
-        npo,
+        simpo,
+        cpo,
+        orpo,
         asft,
         cpl,
         cpl_kl,
-        egpo,
-        gpo,
         flat,
+        bnf_pair,
+        bnf_pair_batch_min,
+        bco_pair,
+        slpo,
+        kto,
+        apo_zero_unpaired,
+        bco,
+        bco_udm,
+        bnf,
         implicit_prm,
-        dco,
-        spa,
+        npo,
+        info_nca,
+        nca,
+        plackett_luce,
         hypo_kl,
         f_dpg,
-        beta_dpo,
     )
 }

@@ -63,6 +63,25 @@ def pair_metrics(policy: Pairs, chosen: Array, rejected: Array) -> Metrics:
     }
 
 
+def ranked_metrics(responses: SequenceStats, reward: Array, best: Array) -> Metrics:
+    """What every objective on ranked responses reports, [B] each.
+
+    Args:
+      responses: under the policy, [B, K].
+      reward: of the responses, [B, K].
+      best: index of the best response, [B].
+    """
+    is_best = jnp.arange(reward.shape[-1])[None] == best[:, None]
+    chosen = jnp.where(is_best, reward, 0.0).sum(-1)
+    rivals = jnp.where(is_best, -jnp.inf, reward).max(-1)
+    return {
+        "rewards/chosen": chosen,
+        "rewards/margins": chosen - rivals,
+        "rewards/accuracies": (chosen > rivals).astype(jnp.float32),
+        "logps/responses": responses.logp.mean(-1),
+    }
+
+
 def labeled_metrics(response: SequenceStats, reward: Array, margin: Array) -> Metrics:
     """What every objective on labelled responses reports, [B] each.
 
