@@ -1,12 +1,15 @@
-"""Every objective from the command line: its loss at step 0, 50 updates, every number finite.
+"""Every objective from the command line: 50 updates, and whether it moves what it should.
 
-    python -m benchmarks.objectives [--data PAIRS]
+    python -m benchmarks.objectives [--data PAIRS] [--only NAME ...] [--jobs N]
 
 `sft` trains a small random GPT-NeoX checkpoint; each other objective starts from that, each stage
-by `jaxalign train`. The loss before the first update follows from the reference's own statistics,
-as the policy still is the reference; it is computed here in float64. Exits with 1 if a loss is off
-by more than 1e-5, or a number is not finite. A loss that is a difference of two is compared on
-the scale of these: it may be next to 0.
+by `jaxalign train`, on data of its kind (`kinds.py`). What an objective is meant to move, the
+margin of rewards if nothing else is said in `WATCHED`, must have moved the right way: its mean over
+the last 10 updates is compared with that over the first 5. The loss before the first update follows
+from the reference's own statistics, as the policy still is the reference; it is computed here in
+float64 where `closed_form` has it. Exits with 1 if a loss is off by more than 1e-5, a number is not
+finite, or something moved the wrong way. A loss that is a difference of two is compared on the
+scale of these: it may be next to 0.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,18 +33,28 @@ from jaxalign.config import read
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Data, Mesh
 from jaxalign.sharding import make_mesh
-from jaxalign.stage import cached_reference, prepare
+from jaxalign.stage import Prepared, cached_reference, prepare
 from jaxalign.tracking import read_metrics
 
 from . import common
 from .checkpoint import make_checkpoint
-from .tables import table
+from .kinds import write_kinds, write_samples
+from .tables import publish, table
 
-UPDATES, LAST = 50, 10
+UPDATES, FIRST, LAST = 50, 5, 10
 TOLERANCE = 1e-5
 RATES = {"sft": 2e-3, "slpo": 2e-5, "simpo": 5e-5}  # peak learning rates
 RATE = 1e-4  # of the others
 EPS = {"slpo": 1e-12}  # its gradients are small beside Adam's usual 1e-8
+WATCHED = {
+    "sft": ("logps/response", 1),
+    "dco": ("logps/response", 1),
+    "npo": ("logps/response", -1),
+    "hypo_kl": ("kl", -1),  # its reference is the model before `sft`
+    "f_dpg": ("eval/logps/response", 1),  # of the responses that its target prefers
+}
+"""What should move, and which way; where nothing is said, `rewards/margins`, up."""
+SAMPLED = "f_dpg"  # reads samples of the model, with their log-probabilities
 
 
 class Rows(NamedTuple):
@@ -97,14 +111,18 @@ def write_recipe(folder: Path, name: str, model: Path, data: Data) -> Path:
     optimizer = {"learning_rate": RATES.get(name, RATE), "warmup": 5}
     if name in EPS:
         optimizer["eps"] = EPS[name]
-    read_as = ("path", "limit", "max_length", "max_prompt", "skip_empty")
+    read_as = ("path", "eval_path", "limit", "max_length", "max_prompt", "skip_empty")
     stage = {
         "objective": {"name": name},
-        "data": {key: getattr(data, key) for key in read_as},
+        "data": {key: value for key in read_as if (value := getattr(data, key)) is not None},
         "optimizer": optimizer,
         "steps": UPDATES,
         "batch_size": 8,
     }
+    if data.eval_path is not None:
+        stage["eval_every"] = LAST
+    if name == "hypo_kl":
+        stage["reference"] = {"path": str(folder / "start")}
     recipe = {
         "run": {"dir": str(folder / name)},
         "model": {"path": str(model), "dtype": "float32", "remat": "none"},
@@ -129,19 +147,38 @@ def train(path: Path) -> float:
     return time.perf_counter() - began
 
 
-def first_batch(path: Path, model: Path) -> Rows | None:
-    """What the finished run's reference pass says of its first batch; None if it has none."""
+def prepared_stage(path: Path, model: Path) -> Prepared:
+    """The stage of a recipe as the command line prepares it."""
     mesh = make_mesh(Mesh(), jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        prepared = prepare(read(str(path), []), path.stem, model, mesh, Console(quiet=True))
-        ref = cached_reference(prepared, "train")
-    if ref is None:
-        return None
+    return prepare(read(str(path), []), path.stem, model, mesh, Console(quiet=True))
+
+
+def first_batch(prepared: Prepared, ref: dict[str, np.ndarray]) -> Rows:
+    """What the finished run's reference pass says of its first batch."""
     batch = prepared.loader(prepared.train, ref).batch(0)
     mask = batch.mask[0, 0]
     logp = (batch.ref["logp"][0, 0].astype(np.float64) * mask).sum(-1)
     label = batch.columns["label"][0, 0] if "label" in batch.columns else np.ones(len(logp))
     return Rows(logp, mask.sum(-1), np.where(label > 0.5, 1, -1))
+
+
+def pair_logps(prepared: Prepared, ref: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By where a pair stands, the log-probability of its two responses under the reference."""
+    sums = np.add.reduceat(ref["logp"].astype(np.float64), prepared.train.offsets[:-1])
+    items = prepared.train.items
+    return {item.where: sums[2 * i : 2 * i + 2] for i, item in enumerate(items)}
+
+
+def moved(name: str, metrics: Sequence[dict[str, Any]]) -> tuple[str, float, float, bool]:
+    """What an objective should move, its mean at the start and at the end, and whether it did."""
+    key, sign = WATCHED.get(name, ("rewards/margins", 1))
+    values = [line[key] for line in metrics if key in line]
+    few = min(FIRST, max(len(values) // 2, 1))
+    start, end = (
+        float(np.mean(values[:few])),
+        float(np.mean(values[-min(LAST, len(values) - few) :])),
+    )
+    return key, start, end, sign * (end - start) > 0
 
 
 def report(
@@ -150,53 +187,75 @@ def report(
     """An objective's row of the table, and whether all is as it must be."""
     first = metrics[0]["loss"]
     finite = all(math.isfinite(v) for line in metrics for v in line.values())
-    good, wanted, off = finite and metrics[-1]["step"] == UPDATES, "-", "-"
+    key, start, end, right = moved(name, metrics)
+    good, off = finite and right and metrics[-1]["step"] == UPDATES, "-"
     if form is not None:
         error = abs(first - form.value) / form.scale
         good &= error <= TOLERANCE
-        wanted, off = f"{form.value:.7f}", f"{error:.1e}"
-    cells = [name, f"{first:.7f}", wanted, off, f"{metrics[-1]['loss']:.4f}"]
-    for key in ("loss", "rewards/accuracies", "rewards/margins"):
-        values = [line[key] for line in metrics[-LAST:] if key in line]
-        cells.append(f"{np.mean(values):.4f}" if values else "-")
-    return [*cells, "yes" if finite else "NO", f"{seconds:.0f}"], good
+        off = f"{error:.1e}"
+    losses = [line["loss"] for line in metrics[-LAST:] if "loss" in line]
+    cells = [name, f"{first:.6f}", off, f"{np.mean(losses):.6f}", key, f"{start:.4f}"]
+    cells += [f"{end:.4f}", "yes" if right else "NO", "yes" if finite else "NO"]
+    return [*cells, f"{seconds:.0f}"], good
+
+
+HEADING = ["objective", "loss at 0", "off closed form by", f"loss, last {LAST}", "watched"]
+HEADING += [f"first {FIRST}", f"last {LAST}", "right way", "finite", "seconds"]
+
+
+def one(name: str, folder: Path, model: Path, data: Data) -> tuple[list[str], bool]:
+    """Train with an objective; its row of the table, and whether all is as it must be."""
+    path = write_recipe(folder, name, model, data)
+    seconds = train(path)
+    print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    metrics = read_metrics(folder / name / name / "metrics.jsonl")
+    form = None
+    if OBJECTIVES[name].uses_ref and name != "hypo_kl":
+        prepared = prepared_stage(path, model)
+        hyper = {k: p.default for k, p in OBJECTIVES[name].hyper.items()}
+        with jax.set_mesh(prepared.mesh):
+            ref = cached_reference(prepared, "train")
+        if ref is not None:
+            form = closed_form(name, first_batch(prepared, ref), hyper)
+    return report(name, metrics, form, seconds)
 
 
 def main() -> int:
     """Run them all, print the table; the exit code."""
-    args = common.arguments(__doc__).parse_args()
+    parser = common.arguments(__doc__)
+    parser.add_argument("--only", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--write", action="store_true", help="write the table to results/")
+    args = parser.parse_args()
     common.start()
-    last = f"mean of {LAST}"
-    rows = [["objective", "loss at 0", "closed form", "off by", f"loss at {UPDATES}", last]]
-    rows[0] += [f"accuracy, {last}", f"margin, {last}", "finite", "seconds"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = common.pairs(args.data, folder / "data")
-        make_checkpoint(folder / "start", data, layers=2)
-        seconds = train(write_recipe(folder, "sft", folder / "start", data))
-        metrics = read_metrics(folder / "sft" / "sft" / "metrics.jsonl")
-        row, good = report("sft", metrics, None, seconds)
-        rows.append(row)
+        kinds = write_kinds(folder / "kinds", common.pairs(args.data, folder / "data"))
+        make_checkpoint(folder / "start", kinds[""], layers=2)
+        rows = [one("sft", folder, folder / "start", kinds[""])]
         model = folder / "sft" / "sft" / "model"
-        seen: dict[type, Rows] = {}
-        # Those with a reference first: it tells what the others' first batch is like, too.
-        for objective in sorted(OBJECTIVES.values(), key=lambda o: not o.uses_ref):
-            if objective.name == "sft":
-                continue
-            path = write_recipe(folder, objective.name, model, data)
-            seconds = train(path)
-            batch = first_batch(path, model) or seen.get(objective.data)
-            metrics = read_metrics(folder / objective.name / objective.name / "metrics.jsonl")
-            hyper = {k: p.default for k, p in objective.hyper.items()}
-            form = None
-            if batch is not None:
-                seen[objective.data] = batch
-                form = closed_form(objective.name, batch, hyper)
-            row, as_it_must = report(objective.name, metrics, form, seconds)
-            rows.append(row)
-            good &= as_it_must
-    print(f"{common.versions('torch')}\n\n{table(rows)}\n")
-    print("all as it must be" if good else f"OFF by more than {TOLERANCE}, or not finite")
+        names = [n for n in args.only if n != "sft"]
+        if SAMPLED in names:
+            (folder / "logps").mkdir()
+            path = write_recipe(folder / "logps", "dpo", model, kinds[""])
+            prepared = prepared_stage(path, model)
+            with jax.set_mesh(prepared.mesh):
+                ref = cached_reference(prepared, "train")
+            assert ref is not None
+            logps = pair_logps(prepared, ref)
+            kinds[SAMPLED] = write_samples(folder / "kinds", kinds[""], logps)
+
+        def run(name: str) -> tuple[list[str], bool]:
+            kind = name if name in kinds else OBJECTIVES[name].data.__name__
+            return one(name, folder, model, kinds.get(kind, kinds[""]))
+
+        with ThreadPoolExecutor(args.jobs) as pool:
+            rows += pool.map(run, names)
+    lines = table([HEADING, *(row for row, _ in rows)])
+    good = all(right for _, right in rows)
+    verdict = "all as it must be" if good else "NOT all as it must be"
+    text = f"# Objectives\n\n{common.versions('torch')}\n\n{lines}\n\n{verdict}"
+    publish("objectives", text, args.write)
     return 0 if good else 1
 
 

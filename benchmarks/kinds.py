@@ -1,0 +1,84 @@
+"""Data of every kind that an objective reads, made from pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.schema import Row, read_rows
+from jaxalign.settings import Data
+
+EDGE = 3.0  # nats by which the target of `f_dpg` likes a chosen response more, a rejected one less
+
+
+def read_pairs(data: Data) -> list[Row]:
+    """The pairs of a data set; those with an empty response are left out, if it says so."""
+    return list(read_rows(data, data.path, data.split, "Pairs", Counter()))
+
+
+def write_kinds(folder: Path, data: Data) -> dict[str, Data]:
+    """Write the pairs again with every column that an objective may read, and as rankings.
+
+    Returns:
+      How to read them, by layout; "" for those not named.
+    """
+    rng = np.random.default_rng(0)
+    pairs, rankings = [], []
+    for row in read_pairs(data):
+        low, gap = rng.normal(), rng.uniform(0.5, 2.0)
+        columns = {
+            "score_chosen": low + gap,
+            "score_rejected": low,
+            "preference": rng.uniform(0.8, 1.0),
+            "preference_gap": rng.uniform(0.3, 0.9),
+            "density_ratio": rng.uniform(0.5, 3.0),
+            "baseline": 0.0,
+        }
+        chosen, rejected = row.responses
+        pairs.append({"prompt": row.prompt, "chosen": chosen, "rejected": rejected} | columns)
+        # The third response is the worst: it repeats the question.
+        responses = [chosen, rejected, row.prompt[-64:]]
+        rankings.append(
+            {"prompt": row.prompt, "responses": responses, "scores": [low + gap, low, low - gap]}
+        )
+    return {
+        "": write(folder / "pairs.jsonl", pairs, data),
+        "Ranked": write(folder / "rankings.jsonl", rankings, data),
+    }
+
+
+def write_samples(folder: Path, data: Data, logps: Mapping[str, np.ndarray]) -> Data:
+    """Responses as if the model had sampled them, with a target that prefers the chosen ones.
+
+    Args:
+      folder: to write to; `chosen.jsonl` beside the samples has the chosen ones alone.
+      data: the pairs.
+      logps: by where a pair stands, the log-probability of its two responses under the model.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {"samples": [], "chosen": []}
+    for row in read_pairs(data):
+        if row.where not in logps:
+            continue
+        for response, logp, edge in zip(
+            row.responses, logps[row.where], (EDGE, -EDGE), strict=True
+        ):
+            columns = {"behaviour_logp": float(logp), "target_logp": float(logp) + edge}
+            rows["samples"].append({"prompt": row.prompt, "completion": response} | columns)
+        rows["chosen"].append(rows["samples"][-2])
+    held_out = write(folder / "chosen.jsonl", rows["chosen"], data)
+    return dataclasses.replace(
+        write(folder / "samples.jsonl", rows["samples"], data), eval_path=held_out.path
+    )
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]], like: Data) -> Data:
+    """Write rows of JSON; how to read them, with the limits of other data."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return dataclasses.replace(like, path=str(path.resolve()), limit=None)
