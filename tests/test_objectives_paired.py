@@ -158,7 +158,7 @@ def test_dpop_above_the_reference_is_dpo():
 
 
 @pytest.mark.parametrize(("alpha", "like"), [(1e-3, "reverse_kl"), (1 - 1e-3, "forward_kl")])
-def test_alpha_divergence_lies_between_the_two_kl(alpha, like):
+def test_f_dpo_of_alpha_lies_between_the_two_kl(alpha, like):
     value, grad = worked(OBJECTIVES["f_dpo"], PAIR, REF_PAIR, alpha=alpha)
     same, same_grad = worked(OBJECTIVES["f_dpo"], PAIR, REF_PAIR, divergence=like)
     np.testing.assert_allclose(value, same, rtol=1e-4)
@@ -166,15 +166,21 @@ def test_alpha_divergence_lies_between_the_two_kl(alpha, like):
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 0.5])
-def test_alpha_divergence_keeps_its_digits(alpha):
+def test_f_dpo_of_alpha_keeps_its_digits(alpha):
     value, _ = worked(OBJECTIVES["f_dpo"], PAIR, REF_PAIR, alpha=alpha)
     margin = -0.1 * (np.expm1(-0.7 * alpha) - np.expm1(0.4 * alpha)) / alpha
     np.testing.assert_allclose(value, np.log1p(np.exp(-margin)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js", "alpha"])
+def test_f_dpo_rewards_are_zero_at_the_reference(divergence):
+    _, out = at_reference("f_dpo", divergence=divergence)
+    np.testing.assert_allclose(out[1]["rewards/chosen"], 0.0, atol=1e-8)
+
+
 @pytest.mark.parametrize("fall", [60.0, 90.0, 5000.0])
 @pytest.mark.parametrize("row", ["chosen", "rejected"])
-def test_forward_kl_has_a_finite_gradient_however_far_a_response_fell(fall, row):
+def test_f_dpo_has_a_finite_gradient_however_far_a_response_fell(fall, row):
     ref = {"chosen": [[-1.0]], "rejected": [[-1.0]]}
     policy = ref | {row: [[-1.0 - fall]]}
     value, grad = worked(OBJECTIVES["f_dpo"], policy, ref, divergence="forward_kl")
@@ -220,7 +226,8 @@ def test_ld_dpo_counts_scored_tokens_not_positions():
             moved = {r: reduce_tokens({"logp": move(v)}, move(masks[r])) for r, v in tokens.items()}
             return Pairs(**moved)
 
-        return OBJECTIVES["ld_dpo"](build(values), build(ref))[0].terms[0].total
+        out = OBJECTIVES["ld_dpo"].bind()(policy=build(values), ref=build(ref))
+        return out[0].terms[0].total
 
     late = loss(lambda x: jnp.pad(x, ((0, 0), (3, 0))))
     np.testing.assert_allclose(late, loss(lambda x: x), rtol=1e-6)

@@ -15,7 +15,7 @@ from ._common import Positive, log_ratio, pair_metrics
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 Between = Annotated[float, annotated_types.Interval(gt=0, lt=1)]
-LIMIT = 70.0
+LIMIT = 70.0  # nats; e^70 times the 1e5 nats of a long response is still a float32
 
 
 @objective(Pairs, source="Wang et al. 2023, arXiv:2309.16240")
@@ -34,9 +34,9 @@ def f_dpo(
         f'(u) = log u (reverse_kl), 1 - 1/u (forward_kl), log(2u / (1 + u)) (js),
                 (1 - u^-alpha) / alpha (alpha)
 
-    averaged over pairs. It is log 2 when the policy is the reference. 1/u and u^-alpha of a
-    response that lost n nats grow as e^n; beyond e^70 they go on as straight lines, with which
-    loss and gradient stay finite in float32.
+    averaged over pairs. It is log 2 when the policy is the reference. For a response that lost n
+    nats, 1/u is e^n and u^-alpha is e^(alpha n); from e^70 on, these are continued as straight
+    lines, with which loss and gradient stay finite in float32.
 
     Args:
       policy: chosen and rejected under the policy. Reads `logp`, [B].

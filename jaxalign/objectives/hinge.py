@@ -38,7 +38,7 @@ def hinge(policy: Pairs, ref: Pairs, *, beta: Positive = 0.05) -> tuple[Loss, Me
 
 @objective(Pairs, source="Zhao et al. 2023, SLiC-HF, arXiv:2305.10425, Eq. 1")
 def slic(
-    policy: Pairs, *, delta: NonNegative = 1.0, sft_weight: NonNegative = 0.1
+    policy: Pairs, *, delta: NonNegative = 1.0, lam: NonNegative = 0.1
 ) -> tuple[Loss, Metrics]:
     """SLiC-HF, a hinge on the difference of two log-probabilities, and likelihood, no reference.
 
@@ -49,8 +49,8 @@ def slic(
     Args:
       policy: chosen and rejected under the policy. Reads `logp`, [B].
       delta: the margin aimed at, nats.
-      sft_weight: lam, of the likelihood of the chosen response, per nat; 0 leaves the hinge,
-        which is RSO's without a reference, divided by its gamma = 1/delta.
+      lam: weight of the likelihood of the chosen response, per nat; 0 leaves the hinge, which is
+        RSO's without a reference, divided by its gamma = 1/delta.
 
     Returns:
       The loss, and [B] metrics `rewards/*` (log-probabilities, nats) and `logps/*`.
@@ -62,5 +62,5 @@ def slic(
       token-level likelihood to its [B] hinge, which broadcasts the two.
     """
     chosen, rejected = policy.chosen.logp, policy.rejected.logp
-    loss = relu(delta - (chosen - rejected)) - sft_weight * chosen
+    loss = relu(delta - (chosen - rejected)) - lam * chosen
     return per_example(loss), pair_metrics(policy, chosen, rejected)

