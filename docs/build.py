@@ -59,7 +59,7 @@ def page() -> str:
     return HEAD + "\n".join(lines) + "\n" + "".join(section(o) for o in OBJECTIVES.values())
 
 
-def row(o: Objective[Any]) -> list[str]:
+def row(o: Objective[...]) -> list[str]:
     """What an objective needs, for the table."""
     meet = "yes" if o.couples_examples and not o.init_state else ""
     meet = "in its running state" if o.init_state else meet
@@ -69,12 +69,12 @@ def row(o: Objective[Any]) -> list[str]:
     return [link, data(o), "yes" if o.uses_ref else "no", needs, columns, meet]
 
 
-def data(o: Objective[Any]) -> str:
+def data(o: Objective[...]) -> str:
     """The kind of data, as the table calls it."""
     return DATA.get(o.data.__name__, o.data.__name__.lower())
 
 
-def section(o: Objective[Any]) -> str:
+def section(o: Objective[...]) -> str:
     """What the docstring says, without what it says of arrays."""
     parts = docstring(o)
     hyper = ""
@@ -90,7 +90,7 @@ def section(o: Objective[Any]) -> str:
     return f"\n## {o.name}\n\n{parts['']}\n{hyper}\n{facts}\n{raises}"
 
 
-def docstring(o: Objective[Any]) -> dict[str, str]:
+def docstring(o: Objective[...]) -> dict[str, str]:
     """The sections of a docstring, dedented; '' is what comes before them."""
     pieces = re.split(
         rf"^({'|'.join(SECTIONS)}):\n", inspect.cleandoc(o.fn.__doc__ or ""), flags=re.M
@@ -99,7 +99,7 @@ def docstring(o: Objective[Any]) -> dict[str, str]:
     return {"": pieces[0].strip()} | {k: textwrap.dedent(v).strip() for k, v in named.items()}
 
 
-def allowed(o: Objective[Any], name: str) -> str:
+def allowed(o: Objective[...], name: str) -> str:
     """The values of a hyper-parameter, in words."""
     return in_words(typing.get_type_hints(o.fn, include_extras=True)[name])
 

@@ -258,12 +258,27 @@ def _generate(argv: list[str]) -> int:
     return 0
 
 
+def _density(argv: list[str]) -> int:
+    """Add to labelled data the density ratio of every prompt, which `bco_udm` reads."""
+    import tyro
+
+    from .density import Density, write_ratios
+    from .hf.load import resolve
+
+    settings = tyro.cli(Density, args=argv, prog="jaxalign density", description=_density.__doc__)
+    mesh, console = _start(Run(dir=".", compile_cache="off"), settings.mesh, settings.dtype)
+    count = write_ratios(resolve(settings.model), settings, mesh)
+    console.print(f"{count} rows are in {settings.out}")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "reference": _reference,
     "evaluate": _evaluate,
     "generate": _generate,
     "export": _export,
+    "density": _density,
 }
 
 if __name__ == "__main__":

@@ -48,12 +48,20 @@ def some_examples(layout, n, seed=0):
     def tokens(low, high):
         return rng.integers(0, VOCAB, rng.integers(low, high)).astype(np.int32)
 
+    def columns(i):
+        if layout in ("Labeled", "Mismatched"):
+            return {"label": float(i % 2)}
+        if layout == "Pairs":
+            scores = {"score_chosen": 1.0 + i % 3, "score_rejected": 0.5 - i % 2}
+            return {"preference": 0.6 + 0.1 * (i % 4)} | scores
+        return {}
+
     responses = len(RESPONSES[layout])
     return [
         Example(
             tokens(1, 14),
             tuple(tokens(1, T) for _ in range(responses)),
-            {"label": float(i % 2)} if layout in ("Labeled", "Mismatched") else {},
+            columns(i),
             f"example {i}",
         )
         for i in range(n)

@@ -19,7 +19,7 @@ LAYERS = (
     ("numerics", "stats", "sharding", "optim", "tracking", "report", "world"),
     ("objective", "head", "models", "data"),
     ("objectives", "generate", "hf"),
-    ("config", "step", "checkpoint", "answer"),
+    ("config", "step", "checkpoint", "answer", "density"),
     ("state", "reference", "evaluate"),
     ("stage",),
     ("plan",),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers_objectives import call, draw, reduce
 from test_objectives import PAIR, REF_PAIR, at_reference, rows, worked
 
 from jaxalign.objectives import OBJECTIVES
@@ -248,3 +249,80 @@ def test_orpo_is_finite_and_exact_where_a_response_is_certain():
     np.testing.assert_allclose(value, 0.1 / odds, rtol=1e-5)
     # The slope of the log-odds is 1/(1 - p), 1e30 here.
     np.testing.assert_allclose(grad["chosen"], [-0.1 / odds * 1e30 - 1.0], rtol=1e-5)
+
+
+# Transport
+
+LOGPS = {"chosen": [-12.3, -30.0, -7.0], "rejected": [-14.1, -28.5, -9.5]}
+REF_LOGPS = {"chosen": [-13.0, -29.0, -7.5], "rejected": [-13.7, -29.5, -9.0]}
+AOT_GRAD = {
+    "aot": (
+        [-0.01575092319, -0.01832779991, -0.01583402708],
+        [0.01575092319, 0.01832779991, 0.01583402708],
+    ),
+    "aot_unpaired": (
+        [-0.01691664792, -0.01708324655, -0.01591717251],
+        [0.01591717251, 0.01691664792, 0.01708324655],
+    ),
+}
+AOT_LOSS = {"aot": 0.6940648160259, "aot_unpaired": 0.6919595544601}
+AOT = pytest.mark.parametrize("name", AOT_LOSS)
+
+
+def single(logps):
+    """Responses of one token each."""
+    return {row: [[y] for y in ys] for row, ys in logps.items()}
+
+
+@AOT
+def test_worked_value_of_aot(name):
+    columns = {"weight": jnp.ones(3)}
+    policy, ref = single(LOGPS), single(REF_LOGPS)
+    value, grad = worked(OBJECTIVES[name], policy, ref, columns, beta=0.1)
+    np.testing.assert_allclose(value, AOT_LOSS[name], rtol=1e-6)
+    np.testing.assert_allclose(grad["chosen"], AOT_GRAD[name][0], rtol=2e-6)
+    np.testing.assert_allclose(grad["rejected"], AOT_GRAD[name][1], rtol=2e-6)
+
+
+@AOT
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+@pytest.mark.parametrize("stranger", [-200.0, 0.0, -10.0])
+def test_aot_of_a_padded_batch_is_that_of_its_examples(name, at, stranger):
+    """Whatever stands in the padding, wherever it stands, on either side of the comparison."""
+
+    def padded(logps, value):
+        return {r: [*ys[:at], value[r], *ys[at:]] for r, ys in logps.items()}
+
+    policy = padded(LOGPS, {"chosen": stranger, "rejected": -3.0})
+    ref = padded(REF_LOGPS, {"chosen": -4.0, "rejected": stranger})
+    columns = {"weight": jnp.ones(4).at[at].set(0.0)}
+
+    def loss(policy):
+        def build(tokens):
+            stats = {r: jnp.stack(v)[:, None] for r, v in tokens.items()}
+            return Pairs(**{r: reduce_tokens({"logp": v}, v < 1) for r, v in stats.items()})
+
+        held = {r: [jnp.float32(y) for y in ys] for r, ys in ref.items()}
+        out = OBJECTIVES[name].bind(beta=0.1)(policy=build(policy), ref=build(held), batch=columns)
+        return reduce(out[0], columns["weight"])
+
+    policy = {r: [jnp.float32(y) for y in ys] for r, ys in policy.items()}
+    value, grad = jax.value_and_grad(loss)(policy)
+    np.testing.assert_allclose(value, AOT_LOSS[name], rtol=1e-6)
+    for row, expected in zip(("chosen", "rejected"), AOT_GRAD[name], strict=True):
+        assert grad[row].pop(at) == 0.0
+        np.testing.assert_allclose(grad[row], expected, rtol=2e-6)
+
+
+@AOT
+def test_aot_of_a_batch_does_not_depend_on_its_order(name):
+    case = draw(OBJECTIVES[name], 5)
+    before = call(OBJECTIVES[name], case)[0].terms[0].total.sum()
+    after = call(OBJECTIVES[name], jax.tree.map(lambda x: x[::-1], case))[0].terms[0].total.sum()
+    np.testing.assert_allclose(after, before, rtol=1e-6)
+
+
+@AOT
+def test_aot_is_log_2_at_the_reference(name):
+    _, out = at_reference(name)
+    np.testing.assert_allclose(out[0].terms[0].total, np.log(2), rtol=1e-6)

@@ -1,5 +1,6 @@
 """The index of objectives: one import and one entry each."""
 
+from .aot import aot, aot_unpaired
 from .apo import apo_down, apo_zero
 from .asft import asft
 from .bco import bco, bco_pair, bco_udm
@@ -70,6 +71,8 @@ OBJECTIVES = {
         ld_dpo,
         spce,
         flex_dpo,
+        aot,
+        aot_unpaired,
         kto,
         sampo,
         bco,
