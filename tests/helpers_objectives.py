@@ -44,6 +44,14 @@ RANGES = {
 OTHER_SEED = {"aot": 3, "aot_unpaired": 3}
 
 
+def draw_columns(rng, b):
+    """{name: [b]} of every column but the label and the weight."""
+    columns = {k: rng.uniform(*ends, b) for k, ends in RANGES.items()}
+    columns["score_rejected"] = rng.normal(0.0, 2.0, b)
+    columns["score_chosen"] = columns["score_rejected"] + rng.uniform(0.2, 3.0, b)
+    return columns
+
+
 def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     """A random case: policy, ref and previous policy log-odds, masks, columns.
 
@@ -66,10 +74,7 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     label = rng.permutation(np.arange(b) % 2)
     case = {"policy": rows(), "ref": rows(), "masks": masks}
     case["key"] = jax.random.split(jax.random.key(seed), b)
-    columns = {"label": label, "weight": np.ones(b)}
-    columns |= {k: rng.uniform(*ends, b) for k, ends in RANGES.items()}
-    columns["score_rejected"] = rng.normal(0.0, 2.0, b)
-    columns["score_chosen"] = columns["score_rejected"] + rng.uniform(0.2, 3.0, b)
+    columns = {"label": label, "weight": np.ones(b)} | draw_columns(rng, b)
     columns["scores"] = rng.normal(size=(b, 3))
     return case | {"columns": {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}}
 

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers_objectives import draw_columns
 from helpers_step import T, dense_loss, parameters, small_model, some_examples
 
 from jaxalign.data.pack import pack
@@ -40,11 +41,22 @@ def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None):
     )
 
 
+def examples_of(objective):
+    """Examples with every column that the objective reads from the data."""
+    columns = draw_columns(np.random.default_rng(0), B)
+    return [
+        e._replace(
+            columns=e.columns | {k: float(columns[k][i]) for k in objective.columns if k in columns}
+        )
+        for i, e in enumerate(some_examples(objective.data.__name__, B))
+    ]
+
+
 def gradient(name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached=False):
     """((loss, gradient, next state), gradient of the dense mathematics) of one objective."""
     objective = OBJECTIVES[name]
     mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
-    items = some_examples(objective.data.__name__, B)
+    items = examples_of(objective)
     with jax.set_mesh(mesh):
         model = small_model(mesh, remat)
         params, ref_params = parameters(model, 0), parameters(model, 1)
@@ -73,7 +85,7 @@ def dense():
             mesh = make_mesh(Mesh(), jax.devices()[:1])
             model = small_model(mesh)
             params, ref_params = parameters(model, 0), parameters(model, 1)
-            items = some_examples(objective.data.__name__, B)
+            items = examples_of(objective)
             state = objective.init_state() if objective.init_state else None
             with jax.set_mesh(mesh):
                 known[name] = jax.tree.map(

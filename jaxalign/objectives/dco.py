@@ -36,7 +36,7 @@ def dco(policy: Demos, *, samples: Samples = 16.0) -> tuple[Loss, Metrics]:
       Paper: Chen et al. 2025, arXiv:2502.07154.
       Code: allanraventos/refine@31a9e6e, with float64 and a series where N pi(y|x) < 0.1.
       Differences: none from the paper: its loss, and its gradient by a form that cancels nothing.
-      The code multiplies F into a mean over tokens, or into the sum as here.
+      The code multiplies F into a mean over tokens, or into the sum as here; its default N is 1.
     """
     logp = policy.response.logp
     metrics = {"logps/response": logp, "weights/response": _slope(logp, samples)}
