@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 
 from .batch import Batch
 from .errors import UserError
+from .forward import Task
 from .sharding import put_batch, replicated
-from .step import Task, eval_step
+from .step import eval_step
 
 Evaluate = Callable[[Any, Any, Iterable[Batch]], dict[str, float]]
 """(params, objective state, batches) -> metrics by name, with `loss`."""

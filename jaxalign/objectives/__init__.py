@@ -11,6 +11,8 @@ from .sampo import sampo
 from .sft import sft
 from .simpo import simpo
 from .slpo import slpo
+from .tdpo import tdpo1, tdpo2
+from .wpo import wpo
 
 OBJECTIVES = {
     o.name: o
@@ -29,5 +31,8 @@ OBJECTIVES = {
         bnf,
         bnf_pair,
         slpo,
+        wpo,
+        tdpo1,
+        tdpo2,
     )
 }
