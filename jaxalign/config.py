@@ -189,6 +189,15 @@ def _misfits(where: str, stage: Stage) -> Complaints:
     if chosen.reference == "live" and stage.reference.mode != "live":
         said = f"{chosen.name} reads the reference's logits, which are not cached; set it to live"
         return {f"{where}.reference.mode": f"{said} (got {stage.reference.mode!r})"}
+    if stage.reference.every:
+        said = ""
+        if chosen.reference == "none":
+            said = f"{chosen.name} has no reference that could move; leave it out"
+        elif stage.lora is not None:
+            said = "the reference of adapters is the model they stand beside; train without lora"
+        elif stage.reference.mode != "live":
+            said = "a cached reference cannot move; set reference.mode to live"
+        return {f"{where}.reference.every": f"{said} (got {stage.reference.every})"} if said else {}
     return {}
 
 

@@ -80,6 +80,11 @@ class Prepared:
         return self.stage.reference.mode if self.task.objective.uses_ref else None
 
     @property
+    def moving(self) -> bool:
+        """Whether the reference follows the policy, and so is part of the training state."""
+        return self.stage.reference.every > 0
+
+    @property
     def policy(self) -> Task:
         """The task as it is trained: where there are adapters, `forward` takes the base first."""
         if self.adapted is None:

@@ -25,9 +25,12 @@ from .forward import (
     scored_hidden,
 )
 from .head import accumulate, sum_over_chunks
+from .settings import Reference
 from .sharding import replicated
 from .stats import reduce_tokens
 from .types import Array, Metrics, SequenceStats, select_rows
+
+FIXED = Reference()
 
 
 @flax.struct.dataclass
@@ -38,6 +41,7 @@ class TrainState:
     opt_state: Any
     step: Any  # [] int32, updates made
     objective_state: Any
+    ref_params: Params | None = None  # of a reference that moves
 
 
 @flax.struct.dataclass
@@ -218,10 +222,34 @@ def weighted_mean(values: Array, weight: Array) -> tuple[Array, Array]:
     return jnp.sum(jnp.where(weight > 0, weight * values, 0.0)), jnp.sum(weight)
 
 
+def followed(ref_params: Params, params: Params, step: Array, settings: Reference) -> Params:
+    """The weights of a moving reference after update number `step`, given the policy's then."""
+
+    def move(ref: Array, policy: Array) -> Array:
+        ref32, policy32 = (x.astype(jnp.float32) for x in (ref, policy))
+        return (settings.mix * policy32 + (1 - settings.mix) * ref32).astype(ref.dtype)
+
+    due = step % settings.every == 0
+    return jax.lax.cond(due, lambda r: jax.tree.map(move, r, params), lambda r: r, ref_params)
+
+
 def train_step(
-    task: Task, tx: optax.GradientTransformation, state: TrainState, batch: Batch, ref_params: Any
+    task: Task,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    batch: Batch,
+    ref_params: Any,
+    reference: Reference = FIXED,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One update.
+
+    Args:
+      task: its forward pass takes parameters alone.
+      tx: the optimizer.
+      state: the state before.
+      batch: leading axes [n, S].
+      ref_params: a live reference, unless the state holds one.
+      reference: when and how far the state's reference moves.
 
     Returns:
       The next state, and `{"loss", "grad_norm": [], "sums": {metric: (sum, weight)},
@@ -232,7 +260,7 @@ def train_step(
         state.params,
         batch,
         state=state.objective_state,
-        ref_params=ref_params,
+        ref_params=ref_params if state.ref_params is None else state.ref_params,
         step=state.step,
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -243,11 +271,18 @@ def train_step(
         "sums": {k: weighted_mean(v, batch.weight) for k, v in metrics.items()},
         "examples": metrics,
     }
-    return TrainState(params, opt_state, state.step + 1, objective_state), out
+    ref_params = state.ref_params
+    if ref_params is not None:
+        ref_params = followed(ref_params, params, state.step + 1, reference)
+    return TrainState(params, opt_state, state.step + 1, objective_state, ref_params), out
 
 
 def jitted_step(
-    task: Task, tx: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
+    task: Task,
+    tx: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: Mesh,
+    reference: Reference = FIXED,
 ) -> Any:
     """`train_step` jitted: (state, donated; batch, reference parameters, frozen parameters).
 
@@ -256,11 +291,12 @@ def jitted_step(
       tx: the optimizer.
       abstract: shapes and shardings of the state.
       mesh: of the devices.
+      reference: when and how far the state's reference moves, if it has one.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     def update(state: TrainState, batch: Batch, ref_params: Any, frozen: Any) -> Any:
-        return train_step(task.beside(frozen), tx, state, batch, ref_params)
+        return train_step(task.beside(frozen), tx, state, batch, ref_params, reference)
 
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
