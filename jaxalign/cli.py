@@ -204,12 +204,14 @@ def _evaluate(argv: list[str]) -> int:
             raise UserError(f"stages.{prepared.name}.data.eval_path: give data to evaluate on")
         trained = train.model_folder(prepared.recipe, prepared.name)
         params = load_merged(resolve(own.checkpoint or str(trained)), prepared.model)
-        objective_state = None
-        if prepared.task.objective.init_state is not None:
-            # A running state, such as BCO's shift, is no part of a Hugging Face checkpoint.
-            objective_state = export.newest_state(prepared)[1].objective_state
-        run = evaluator(prepared.task, prepared.mesh, live_reference(prepared))
-        metrics = run(params, objective_state, loader.sequential())
+        objective_state = moved = None
+        if prepared.task.objective.init_state is not None or prepared.moving:
+            # What moves, such as BCO's shift, is no part of a Hugging Face checkpoint.
+            state = export.newest_state(prepared)[1]
+            objective_state, moved = state.objective_state, state.ref_params
+        fixed = None if prepared.moving else live_reference(prepared)
+        run = evaluator(prepared.task, prepared.mesh, fixed)
+        metrics = run(params, objective_state, loader.sequential(), moved)
     for name, value in metrics.items():
         prepared.console.print(f"{name:<24} {value:.6g}")
     return 0

@@ -37,7 +37,7 @@ class Objective(Generic[P]):
     source: str
     """Paper and equation."""
     needs: tuple[TokenStat, ...] = (logp,)
-    """Token statistics it reads."""
+    """Token statistics it reads; joint ones are of the policy and its reference together."""
     columns: tuple[str, ...] = ()
     """Columns of the batch it reads, [B] each; examples of `weight` 0 are padding.
 
@@ -64,6 +64,13 @@ class Objective(Generic[P]):
     def uses_ref(self) -> bool:
         """Whether it compares the policy with a reference."""
         return "ref" in self.inputs
+
+    @property
+    def reference(self) -> Literal["none", "cached", "live"]:
+        """Where its reference may be: nowhere, on disk or beside the policy, beside it alone."""
+        if any(stat.joint for stat in self.needs):
+            return "live"
+        return "cached" if self.uses_ref else "none"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the loss function itself."""
@@ -155,6 +162,8 @@ def objective(
             raise TypeError(f"{where}: a `batch` input and `columns` come together")
         if check is not None and not columns:
             raise TypeError(f"{where}: a `check` is of `columns`; declare them")
+        if any(stat.joint for stat in needs) and ("ref" not in inputs or couples_examples):
+            raise TypeError(f"{where}: joint statistics need a `ref` input and separate examples")
         if logp not in needs:
             raise TypeError(f"{where}: `needs` must hold stats.logp; sequence sums come from it")
         return Objective(

@@ -25,6 +25,7 @@ from .data.loader import Loader
 from .data.pack import cell_size, head_chunks
 from .data.tokenize import Examples, load_examples, preview
 from .errors import UserError
+from .forward import Task, sequence_stats
 from .hf import load
 from .hf.peft import low_rank
 from .models.adapted import Adapted, adapt
@@ -35,7 +36,6 @@ from .objective import Objective
 from .settings import Model as ModelSettings
 from .settings import Recipe, Stage
 from .sharding import batch_shards, put_batch, replicated
-from .step import Task, sequence_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,11 @@ class Prepared:
     def reference_mode(self) -> str | None:
         """`cached` or `live`; None where the objective has no reference."""
         return self.stage.reference.mode if self.task.objective.uses_ref else None
+
+    @property
+    def moving(self) -> bool:
+        """Whether the reference follows the policy, and so is part of the training state."""
+        return self.stage.reference.every > 0
 
     @property
     def policy(self) -> Task:

@@ -6,21 +6,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import stats
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.stats import reduce_tokens
 from jaxalign.types import Ranked
 
 
-def sequence_stats(log_odds, mask, needs=("logp", "log_complement")):
-    """Token log-odds [B, T] and mask [B, T] -> the statistics that the head would give."""
+def sequence_stats(log_odds, mask, needs=(stats.logp, stats.log_complement), ref=None):
+    """Token log-odds [B, T] and mask [B, T] -> the statistics that the head would give.
+
+    The vocabulary has two tokens. `ref` are the log-odds under the reference, for joint statistics.
+    """
     token = {"logp": -jax.nn.softplus(-log_odds), "log_complement": -jax.nn.softplus(log_odds)}
-    return reduce_tokens({k: token[k] for k in needs}, mask)
+    target = jnp.zeros(log_odds.shape, jnp.int32)
+    logits, *beside = (
+        jnp.stack([x, jnp.zeros_like(x)], -1) for x in (log_odds, ref) if x is not None
+    )
+    needs = [s for s in needs if beside or not s.joint]
+    for s in needs:
+        token[s.name] = token[s.name] if s.name in token else s(logits, target, *beside)
+    return reduce_tokens({s.name: token[s.name] for s in needs}, mask)
 
 
-def layout(o, log_odds, masks):
+def layout(o, log_odds, masks, ref=None):
     """{row: [B, T]} -> the responses that the objective asks for, with its `needs` only."""
-    needs = tuple(s.name for s in o.needs)
-    rows = {r: sequence_stats(log_odds[r], masks[r], needs) for r in log_odds}
+    rows = {r: sequence_stats(log_odds[r], masks[r], o.needs, ref and ref[r]) for r in log_odds}
     if o.data is Ranked:
         return Ranked(jax.tree.map(lambda *x: jnp.stack(x, 1), *rows.values()))
     return o.data(**rows)
@@ -84,7 +94,7 @@ def inputs(o, case, state=None):
     if o.init_state is not None and state is None:
         state = o.init_state()
     return {
-        "policy": layout(o, case["policy"], case["masks"]),
+        "policy": layout(o, case["policy"], case["masks"], case["ref"]),
         "ref": layout(o, case["ref"], case["masks"]),
         "batch": {k: case["columns"][k] for k in o.columns},
         "state": state,
@@ -183,22 +193,23 @@ def logit_grads(name, **hyper):
     o = OBJECTIVES[name]
     longest = max(map(len, TARGETS.values()))
 
-    def build(logits):
+    def build(logits, ref):
         out = {}
         for row, z in logits.items():
             y, pad = jnp.asarray(TARGETS[row]), (0, longest - len(TARGETS[row]))
-            token = {s.name: jnp.pad(s(z, y), pad)[None] for s in o.needs}
+            token = {s.name: jnp.pad(s(z, y, ref[row]), pad)[None] for s in o.needs}
             out[row] = reduce_tokens(token, jnp.arange(longest)[None] < len(y))
         return o.data(**out)
 
     def as_arrays(tree):
         return {k: jnp.asarray(v, jnp.float32) for k, v in tree.items()}
 
-    ref = build(as_arrays(REF_LOGITS))
+    ref_logits = as_arrays(REF_LOGITS)
+    ref = build(ref_logits, ref_logits)
 
     def fn(logits):
-        weight = jnp.ones(1)
-        out = o.bind(**hyper)(policy=build(logits), ref=ref, batch={"weight": weight})
+        weight, policy = jnp.ones(1), build(logits, ref_logits)
+        out = o.bind(**hyper)(policy=policy, ref=ref, batch={"weight": weight})
         return reduce(out[0], weight)
 
     return jax.value_and_grad(fn)(as_arrays(LOGITS))

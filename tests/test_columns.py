@@ -9,12 +9,13 @@ from test_step import assert_same, batch_of
 from test_tokenize import load, pair
 
 from jaxalign.errors import UserError
+from jaxalign.forward import Task
 from jaxalign.objective import objective
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives._common import between
 from jaxalign.settings import Mesh
 from jaxalign.sharding import batch_shards, make_mesh, put_batch
-from jaxalign.step import Task, value_and_grad
+from jaxalign.step import value_and_grad
 from jaxalign.types import Pairs, per_example
 
 COLUMNS = ("preference", "weight")

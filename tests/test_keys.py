@@ -10,11 +10,12 @@ from helpers_step import parameters, small_model, some_examples
 from test_objectives import PAIR, REF_PAIR, rows
 from test_step import B, batch_of
 
+from jaxalign.forward import Task
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.stats import reduce_tokens
-from jaxalign.step import Task, value_and_grad
+from jaxalign.step import value_and_grad
 
 SAMPO = OBJECTIVES["sampo"]
 

@@ -8,14 +8,13 @@ from helpers_objectives import draw_columns
 from helpers_step import T, dense_loss, parameters, small_model, some_examples
 
 from jaxalign.data.pack import pack
+from jaxalign.forward import Task, sequence_stats
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.step import (
-    Task,
     TrainState,
     eval_step,
-    sequence_stats,
     train_step,
     value_and_grad,
     weighted_mean,

@@ -43,6 +43,8 @@ from .slpo import slpo
 from .spa import spa
 from .spce import spce
 from .sppo import sppo, sppo_hard
+from .tdpo import tdpo1, tdpo2
+from .wpo import wpo
 
 OBJECTIVES = {
     o.name: o
@@ -101,5 +103,14 @@ OBJECTIVES = {
         plackett_luce,
         hypo_kl,
         f_dpg,
+        npo,
+        bco,
+        bco_pair,
+        bnf,
+        bnf_pair,
+        slpo,
+        wpo,
+        tdpo1,
+        tdpo2,
     )
 }
