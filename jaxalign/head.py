@@ -32,8 +32,7 @@ def token_stats(
     Returns:
       {name: [S, M] float32}.
     """
-    logits, *rest = (_logits(*model) for model in ((hidden, head), ref) if model)
-    row = Row.of(logits, target, *rest)
+    row = Row.of(_logits(hidden, head), target, ref and _logits(*ref), head)
     return {s.name: s.fn(row) for s in needs}
 
 

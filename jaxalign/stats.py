@@ -19,11 +19,14 @@ class Row(NamedTuple):
     target: Array  # [...] int
     log_odds: Array  # [...] of the target, nats
     ref: Array | None  # [..., V] float32 logits of the reference, constant; for joint statistics
+    head: Array | None  # [D, V] the unembedding that gave the logits
 
     @classmethod
-    def of(cls, logits: Array, target: Array, ref: Array | None = None) -> Row:
+    def of(
+        cls, logits: Array, target: Array, ref: Array | None = None, head: Array | None = None
+    ) -> Row:
         """Rows with the log-odds of their targets."""
-        return cls(logits, target, log_odds(logits, target), ref)
+        return cls(logits, target, log_odds(logits, target), ref, head)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +37,11 @@ class TokenStat:
     fn: Callable[[Row], Array]
     joint: bool = False  # whether it reads the logits of the reference too, which must run live
 
-    def __call__(self, logits: Array, target: Array, ref: Array | None = None) -> Array:
-        """[..., V] float32 logits, of the reference too, and [...] targets -> [...]."""
-        return self.fn(Row.of(logits, target, ref))
+    def __call__(
+        self, logits: Array, target: Array, ref: Array | None = None, head: Array | None = None
+    ) -> Array:
+        """[..., V] float32 logits, [...] targets, what else the statistic reads -> [...]."""
+        return self.fn(Row.of(logits, target, ref, head))
 
 
 @jax.custom_vjp
@@ -95,6 +100,21 @@ def _forward_kl(row: Row) -> Array:
 
 forward_kl = TokenStat("forward_kl", _forward_kl, joint=True)
 """KL(reference || policy) of the next token, over the whole vocabulary, nats."""
+
+
+def _earth_mover(row: Row) -> Array:
+    assert row.head is not None, "this statistic reads the unembedding"
+    head = jax.lax.stop_gradient(row.head.astype(jnp.float32))
+    directions = head / jnp.maximum(jnp.linalg.norm(head, axis=0, keepdims=True), 1e-12)
+    others = jax.nn.softmax(_put(row.logits, row.target, -jnp.inf), -1)
+    gold = jnp.moveaxis(directions[:, row.target], 0, -1)
+    # Of the others alone: 1 - the similarity to all tokens would cancel where p is near 1.
+    away = 1.0 - (gold * (others @ directions.T)).sum(-1)
+    return jnp.exp(-jax.nn.softplus(row.log_odds)) * away
+
+
+earth_mover = TokenStat("earth_mover", _earth_mover)
+"""sum_v p(v) (1 - cos(e_v, e_target)), e the columns of the unembedding, constant; from 0 to 2."""
 
 
 def reduce_tokens(token: dict[str, Array], mask: Array) -> SequenceStats:

@@ -15,16 +15,18 @@ from jaxalign.types import Ranked
 def sequence_stats(log_odds, mask, needs=(stats.logp, stats.log_complement), ref=None):
     """Token log-odds [B, T] and mask [B, T] -> the statistics that the head would give.
 
-    The vocabulary has two tokens. `ref` are the log-odds under the reference, for joint statistics.
+    The vocabulary has two tokens, whose embeddings are orthogonal. `ref` are the log-odds under the
+    reference, for joint statistics.
     """
     token = {"logp": -jax.nn.softplus(-log_odds), "log_complement": -jax.nn.softplus(log_odds)}
     target = jnp.zeros(log_odds.shape, jnp.int32)
-    logits, *beside = (
-        jnp.stack([x, jnp.zeros_like(x)], -1) for x in (log_odds, ref) if x is not None
+    logits, beside = (
+        None if x is None else jnp.stack([x, jnp.zeros_like(x)], -1) for x in (log_odds, ref)
     )
-    needs = [s for s in needs if beside or not s.joint]
+    needs = [s for s in needs if beside is not None or not s.joint]
     for s in needs:
-        token[s.name] = token[s.name] if s.name in token else s(logits, target, *beside)
+        if s.name not in token:
+            token[s.name] = s(logits, target, beside, jnp.eye(2))
     return reduce_tokens({s.name: token[s.name] for s in needs}, mask)
 
 

@@ -133,3 +133,23 @@ def test_a_check_needs_columns():
         @objective(Pairs, source="a test", check=between("preference", 0, 1))
         def unread(policy):
             """Documented."""
+
+
+@pytest.mark.parametrize(
+    "name, column, value, wrong",
+    [
+        ("odpo", "score_rejected", 3.0, "score_chosen must be above score_rejected"),
+        ("odpo", "score_rejected", 2.0, "score_chosen must be above score_rejected"),
+        ("spce", "preference", 1.5, "preference must lie between 0 and 1"),
+        ("sppo", "preference", -0.1, "preference must lie between 0 and 1"),
+        ("egpo", "preference_gap", 1.1, "preference_gap must lie between -1 and 1"),
+        ("bco_udm", "density_ratio", -1.0, "density_ratio must lie between 0 and inf"),
+    ],
+)
+def test_a_column_out_of_its_range_is_told(name, column, value, wrong):
+    right = {"score_chosen": 2.0, "score_rejected": 1.0, "preference": 0.5}
+    right |= {"preference_gap": 0.5, "density_ratio": 2.0}
+    check = OBJECTIVES[name].check
+    assert check is not None
+    assert check(right) == ""
+    assert check(right | {column: value}) == wrong

@@ -30,16 +30,26 @@ def test_it_reads_no_more_than_it_declares(o):
     call(o, draw(o))  # statistics and columns that are not declared are not there
 
 
-def test_every_declared_statistic_changes_the_loss(o):
+def test_every_declared_statistic_changes_the_loss_or_its_gradient(o):
     given = inputs(o, draw(o))
     policy = given["policy"]
-    before = totals(o.bind()(**given)[0])
+
+    def fn(policy):
+        loss = o.bind()(**given | {"policy": policy})[0]
+        return sum(t.total.sum() for t in loss.terms), loss
+
+    def outcome(policy):
+        grad, loss = jax.grad(fn, has_aux=True)(policy)
+        slopes = jax.tree.map(lambda g: g.token, grad, is_leaf=lambda x: hasattr(x, "token"))
+        return totals(loss), slopes
+
+    before = outcome(policy)
     for need in o.needs:
         row = o.data.ROWS[0]
         y = getattr(policy, row)
         token = y.token | {need.name: y.token[need.name] - 0.3}
         moved = policy.replace(**{row: stats.reduce_tokens(token, y.mask > 0)})
-        assert differ(before, totals(o.bind()(**given | {"policy": moved})[0])), need.name
+        assert differ(before, outcome(moved)), need.name
 
 
 def test_every_declared_column_changes_something(o):

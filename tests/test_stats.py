@@ -62,6 +62,32 @@ def test_complement_keeps_its_digits_where_logp_rounds_to_zero():
     )
 
 
+def test_earth_mover_is_the_expected_distance_between_embeddings():
+    rng = np.random.default_rng(0)
+    logits, head = rng.normal(size=(3, 11)), rng.normal(size=(4, 11))
+    target = np.array([0, 4, 10])
+    p = np.exp(logits - np.logaddexp.reduce(logits, -1, keepdims=True))
+    unit = head / np.linalg.norm(head, axis=0)
+    distance = 1 - unit.T @ unit
+    expected = (p * distance[target]).sum(-1)
+    slope = p * (distance[target] - expected[:, None])
+
+    def fn(z, head):
+        return stats.earth_mover(z, jnp.asarray(target), head=head)
+
+    z, head = jnp.asarray(logits, jnp.float32), jnp.asarray(head, jnp.float32)
+    np.testing.assert_allclose(fn(z, head), expected, rtol=1e-5)
+    grads = jax.grad(lambda *x: fn(*x).sum(), argnums=(0, 1))(z, head)
+    np.testing.assert_allclose(grads[0], slope, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(grads[1], 0.0)
+
+
+def test_earth_mover_keeps_its_digits_where_the_target_is_sure():
+    logits = jnp.array([[30.0, 0.0]])
+    out = stats.earth_mover(logits, jnp.array([0]), head=jnp.eye(2))
+    np.testing.assert_allclose(out, np.exp(-30.0), rtol=1e-5)
+
+
 def test_reduce_tokens_sums_over_the_mask():
     token = {"logp": jnp.array([[-1.0, -2.0, -4.0]])}
     y = stats.reduce_tokens(token, jnp.array([[True, False, True]]))

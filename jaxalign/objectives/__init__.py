@@ -14,6 +14,7 @@ from .discopop import discopop
 from .dpo import dpo
 from .dpop import dpop
 from .egpo import egpo
+from .emo import emo
 from .exo import exo_pair
 from .f_dpg import f_dpg
 from .f_dpo import f_dpo
@@ -51,6 +52,7 @@ OBJECTIVES = {
     for o in (
         sft,
         dco,
+        emo,
         dpo,
         spce,
         robust_dpo,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
@@ -14,10 +15,17 @@ from ._common import NonNegative, Positive, log_ratio, pair_metrics
 TINY = 1e-37
 
 
+def in_order(columns: Mapping[str, Any]) -> str:
+    """An objective's `check` that the chosen response has the higher score."""
+    wrong = "score_chosen must be above score_rejected"
+    return "" if columns["score_chosen"] > columns["score_rejected"] else wrong
+
+
 @objective(
     Pairs,
     source="Amini et al. 2024, arXiv:2402.10571",
     columns=("score_chosen", "score_rejected"),
+    check=in_order,
 )
 def odpo(
     policy: Pairs,

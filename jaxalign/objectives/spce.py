@@ -6,10 +6,15 @@ from jax.nn import log_sigmoid
 
 from ..objective import objective
 from ..types import Array, Loss, Metrics, Pairs, per_example
-from ._common import Positive, log_ratio, pair_metrics
+from ._common import Positive, between, log_ratio, pair_metrics
 
 
-@objective(Pairs, source="Zhai et al. 2024, OSP, arXiv:2405.14103", columns=("preference",))
+@objective(
+    Pairs,
+    source="Zhai et al. 2024, OSP, arXiv:2405.14103",
+    columns=("preference",),
+    check=between("preference", 0, 1),
+)
 def spce(
     policy: Pairs, ref: Pairs, batch: dict[str, Array], *, beta: Positive = 0.1
 ) -> tuple[Loss, Metrics]:

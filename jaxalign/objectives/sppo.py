@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from ..objective import objective
 from ..types import Array, Loss, Metrics, Pairs, per_example
-from ._common import Positive, log_ratio, pair_metrics
+from ._common import Positive, between, log_ratio, pair_metrics
 
 
-@objective(Pairs, source="Wu et al. 2024, arXiv:2405.00675, Eq. 4.7", columns=("preference",))
+@objective(
+    Pairs,
+    source="Wu et al. 2024, arXiv:2405.00675, Eq. 4.7",
+    columns=("preference",),
+    check=between("preference", 0, 1),
+)
 def sppo(
     policy: Pairs, ref: Pairs, batch: dict[str, Array], *, beta: Positive = 1e-3
 ) -> tuple[Loss, Metrics]:
