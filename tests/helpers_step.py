@@ -94,7 +94,10 @@ def dense_stats(model, params, items, needs, ref_params=None):
         ref_log_p = jax.nn.log_softmax(hidden @ head)
         token["forward_kl"] = (jnp.exp(ref_log_p) * (ref_log_p - all_log_p)).sum(-1)
     token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs if s.name in token}
-    mask = scored.astype(np.float32)
+    # Scored tokens first, as in a batch: what a key draws belongs to a token by its number.
+    front = np.argsort(~scored, 1, kind="stable")[:, :T]
+    token = {k: jnp.take_along_axis(v, front, 1) for k, v in token.items()}
+    mask = np.take_along_axis(scored, front, 1).astype(np.float32)
     stats = SequenceStats(token["logp"].sum(-1), mask.sum(-1), mask, token)
     return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)
 
