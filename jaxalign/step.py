@@ -194,8 +194,6 @@ def value_and_grad(
 
 
 def _reference(task: Task, cells: Batch, ref_params: Params | None) -> SequenceStats | None:
-    if not task.objective.uses_ref:
-        return None
     if ref_params is None:
         return cached_stats(cells)
     return jax.lax.stop_gradient(sequence_stats(task, ref_params, cells))
@@ -333,7 +331,8 @@ def eval_step(
     """Sums of one batch, to be added up over a data set; reads the objective's state as it is.
 
     Returns:
-      `{"terms": [(total, count)], "sums": {metric: (sum, weight)}}`.
+      `{"terms": [(total, count)], "sums": {metric: (sum, weight)}, "statistics": (policy's,
+      reference's, metrics)}`; the last by example, for diagnostics.
     """
 
     def forward(cells: Batch) -> Any:
@@ -341,4 +340,5 @@ def eval_step(
 
     policy, ref = jax.lax.map(forward, batch)
     _, (metrics, terms) = loss_and_metrics(task, policy, Side.of(batch, ref), objective_state)
-    return {"terms": terms, "sums": {k: weighted_mean(v, batch.weight) for k, v in metrics.items()}}
+    sums = {k: weighted_mean(v, batch.weight) for k, v in metrics.items()}
+    return {"terms": terms, "sums": sums, "statistics": (policy, ref, metrics)}

@@ -18,7 +18,7 @@ LAYERS = (
     ("errors", "batch", "types", "settings"),
     ("numerics", "stats", "sharding", "optim", "tracking", "report", "world"),
     ("objective", "head", "models", "data"),
-    ("objectives", "generate", "hf"),
+    ("objectives", "diagnostics", "generate", "hf"),
     ("config", "step", "checkpoint", "answer"),
     ("state", "reference", "evaluate"),
     ("stage",),
