@@ -14,7 +14,9 @@ from test_imports import LAYERS
 from jaxalign import settings
 from jaxalign.cli import COMMANDS
 from jaxalign.config import parse, resolved
+from jaxalign.diagnostics import DIAGNOSTICS
 from jaxalign.objectives import OBJECTIVES
+from jaxalign.types import Pairs
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -119,6 +121,18 @@ def test_every_objective_has_its_row_and_section_in_its_page():
     assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(OBJECTIVES)
     sections = [n for title in re.findall(r"^## (.+)$", page, re.M) for n in title.split(", ")]
     assert sections == list(OBJECTIVES)
+
+
+def test_every_diagnostic_has_its_row_and_section_in_its_page():
+    page = (ROOT / "docs" / "diagnostics.md").read_text()
+    table = page.partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(DIAGNOSTICS)
+    sections = re.findall(r"^## (.+)$", page, re.M)
+    assert [s for s in sections if s in DIAGNOSTICS] == list(DIAGNOSTICS)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (\w+) \|", table, re.M)
+    for name, data, reference in rows:
+        assert (data == "pairs") == (DIAGNOSTICS[name].data == (Pairs,))
+        assert (reference == "yes") == ("ref" in DIAGNOSTICS[name].inputs)
 
 
 def test_the_page_of_objectives_says_which_reference_and_data_each_has():

@@ -73,7 +73,8 @@ def three_d(policy: Pairs, ref: Pairs) -> Metrics:
     degradation                 s_w - s_l = log |dL/dpi_l| / |dL/dpi_w|
     dispersion                  log (pi_w + pi_l) - log (ref_w + ref_l)
 
-    Dispersion below 0: probability has gone from these two responses to others.
+    Dispersion below 0: probability has gone from these two responses to others. UNVERIFIED: the
+    paper was read in secondary sources; it shows dispersion by unseen responses of a toy model.
     """
     chosen, rejected = policy.chosen.logp, policy.rejected.logp
     before = jnp.logaddexp(ref.chosen.logp, ref.rejected.logp)

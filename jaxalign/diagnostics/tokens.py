@@ -80,6 +80,8 @@ def shift(policy: Any, ref: Any) -> Metrics:
     (name)        s - ref, nats
     (name)_token  (s - ref) / n, nats per token
     (name)_gini   Gini coefficient of |log pi(y_t) - log ref(y_t)| over the tokens of the response
+
+    UNVERIFIED: the paper's exact definitions; its shift of logits is not computed.
     """
     out = {}
     before = dict(responses(ref))
