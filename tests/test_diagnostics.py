@@ -199,8 +199,9 @@ def test_confidence_of_three_quarters_and_half_of_them_right():
 
 
 def test_a_confidence_of_one_is_in_the_last_bin():
-    got = averaged("calibration", policy=pairs([1.0], [0.5]), margins=jnp.array([200.0]))
-    assert got == EXACT({"calibration/reward": 0.0, "calibration/likelihood": 0.0})
+    # Wrong on both counts: the reverse margin, and a tie.
+    got = averaged("calibration", policy=pairs([1.0], [1.0]), margins=jnp.array([-200.0]))
+    assert got == EXACT({"calibration/reward": 1.0, "calibration/likelihood": 1.0})
 
 
 @pytest.mark.parametrize("chosen, rejected", [(1.0, 2.0), (2.0, 1.0)])
@@ -237,8 +238,9 @@ def model_case():
 
 
 @functools.cache
-def evaluated(batch_size, microbatches=1, chunks=1, mesh=ONE, names=ALL, objective="dpo"):
+def evaluated(batch_size, microbatches=1, chunks=1, mesh=ONE, names=ALL, objective="dpo", first=N):
     params, examples = model_case()
+    examples = dataclasses.replace(examples, items=examples.items[:first])
     model = helpers_step.small_model(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, model.abstract)
     params, ref_params = (
@@ -342,6 +344,11 @@ def test_diagnostics_of_examples_are_the_same_whatever_the_batch_size(batch_size
     got = of_diagnostics(evaluated(batch_size, names=names))
     want = {k: v for k, v in dense().items() if not k.startswith("entanglement")}
     assert got == pytest.approx(want, rel=1e-4, abs=1e-5)
+
+
+def test_gradients_are_of_the_first_batch():
+    got, want = (evaluated(4, names=("entanglement",), first=first) for first in (N, 4))
+    assert of_diagnostics(got) == pytest.approx(of_diagnostics(want), rel=1e-6)
 
 
 @pytest.mark.slow
