@@ -189,6 +189,8 @@ def _undiagnosable(stage: Stage) -> str:
     """What is wrong with the diagnostics of a stage; empty if nothing is."""
     if stage.diagnostics and stage.data.eval_path is None:
         return "they are computed on held-out data; give data.eval_path"
+    if not dataclasses.is_dataclass(stage.objective):
+        return ""  # the objective itself is wrong, which is said elsewhere
     objective, _ = objective_settings(stage)
     return problem(stage.diagnostics, objective, ref=objective.uses_ref)
 
