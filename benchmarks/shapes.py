@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.batch import Batch
 from jaxalign.data.examples import Example
 from jaxalign.data.pack import head_chunks, pack, round_up
+from jaxalign.forward import Task
 from jaxalign.hf.names import linears
 from jaxalign.models.adapted import Adapted, adapt
 from jaxalign.models.config import ModelConfig
@@ -26,7 +27,7 @@ from jaxalign.models.lora import LowRank
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.sharding import BATCH, replicated
 from jaxalign.state import abstract_state, initial_state
-from jaxalign.step import Task, TrainState, train_step
+from jaxalign.step import TrainState, train_step
 
 ROPE_LLAMA3 = {
     "rope_type": "llama3",

@@ -12,7 +12,8 @@ import tyro
 from jax.sharding import Mesh
 
 from .data.chat import Messages
-from .data.schema import FILES, prompts_of
+from .data.files import FILES
+from .data.schema import prompts_of
 from .data.tokenize import encode_prompts
 from .errors import UserError
 from .generate import generate

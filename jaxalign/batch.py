@@ -27,5 +27,5 @@ class Batch(NamedTuple):
     mask: Array  # [n, S, b, R, T] bool  True on scored tokens
     weight: Array  # [n, S, b] float32  weight of the example; 0 for padding
     example: Array  # [n, S, b] int32  index of the example in its data set; -1 for padding
-    columns: dict[str, Array]  # {name: [n, S, b] float32}
+    columns: dict[str, Array]  # {name: [n, S, b] float32}; `scores` is [n, S, b, R]
     ref: dict[str, Array]  # {token statistic: [n, S, b, R, T] float32}; empty if not cached

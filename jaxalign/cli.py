@@ -192,18 +192,20 @@ def _evaluate(argv: list[str]) -> int:
         raise UserError(f"stages.{prepared.name}.data.eval_path: give data to evaluate on")
     with jax.set_mesh(prepared.mesh):
         if own.against is None:
-            cached, reference = cached_reference(prepared, "held_out"), live_reference(prepared)
+            cached = cached_reference(prepared, "held_out")
+            reference = None if prepared.moving else live_reference(prepared)
         else:
             cached, reference = None, load_merged(resolve(own.against), prepared.model)
         batches = prepared.loader(prepared.held_out, cached).sequential()
         trained = train.model_folder(prepared.recipe, prepared.name)
         params = load_merged(resolve(own.checkpoint or str(trained)), prepared.model)
-        objective_state = None
-        if objective.init_state is not None:
-            # A running state, such as BCO's shift, is no part of a Hugging Face checkpoint.
-            objective_state = export.newest_state(prepared)[1].objective_state
+        objective_state = moved = None
+        if objective.init_state is not None or prepared.moving:
+            # What moves, such as BCO's shift, is no part of a Hugging Face checkpoint.
+            state = export.newest_state(prepared)[1]
+            objective_state, moved = state.objective_state, state.ref_params
         run = evaluator(prepared.task, prepared.mesh, reference, diagnostics=names)
-        metrics = run(params, objective_state, batches)
+        metrics = run(params, objective_state, batches, None if own.against else moved)
     for line in _table(metrics):
         prepared.console.print(line, end="")
     return 0

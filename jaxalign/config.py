@@ -173,6 +173,8 @@ def _validate(
         recipe = pydantic.TypeAdapter(schema).validate_python(values)
     except pydantic.ValidationError as e:
         complaints = _complaints(schema, e) | complaints
+    for name, stage in recipe.stages.items() if recipe is not None else ():
+        complaints |= _misfits(f"stages.{name}", stage)
     if recipe is not None and recipe.world is None:
         for path, value in _leaves(dataclasses.asdict(recipe)):
             if "{world}" in str(value):
@@ -193,6 +195,26 @@ def _undiagnosable(stage: Stage) -> str:
         return ""  # the objective itself is wrong, which is said elsewhere
     objective, _ = objective_settings(stage)
     return problem(stage.diagnostics, objective, ref=objective.uses_ref)
+
+
+def _misfits(where: str, stage: Stage) -> Complaints:
+    """Settings of a stage, right by themselves, that its objective cannot be trained with."""
+    if not dataclasses.is_dataclass(stage.objective):
+        return {}  # the objective itself is wrong, which is said elsewhere
+    chosen, _ = objective_settings(stage)
+    if chosen.reference == "live" and stage.reference.mode != "live":
+        said = f"{chosen.name} reads the reference's logits, which are not cached; set it to live"
+        return {f"{where}.reference.mode": f"{said} (got {stage.reference.mode!r})"}
+    if stage.reference.every:
+        said = ""
+        if chosen.reference == "none":
+            said = f"{chosen.name} has no reference that could move; leave it out"
+        elif stage.lora is not None:
+            said = "the reference of adapters is the model they stand beside; train without lora"
+        elif stage.reference.mode != "live":
+            said = "a cached reference cannot move; set reference.mode to live"
+        return {f"{where}.reference.every": f"{said} (got {stage.reference.every})"} if said else {}
+    return {}
 
 
 def _complaints(schema: type[Recipe], error: pydantic.ValidationError) -> Complaints:

@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 from .batch import Batch
 from .diagnostics import DIAGNOSTICS, Diagnostic
 from .errors import UserError
+from .forward import Task
 from .objective import Objective, objective
 from .sharding import put_batch, replicated
-from .step import Task, eval_step, value_and_grad, weighted_mean
+from .step import eval_step, value_and_grad, weighted_mean
 from .types import Loss, Metrics, Pairs, per_example, select_rows
 
-Evaluate = Callable[[Any, Any, Iterable[Batch]], dict[str, float]]
-"""(params, objective state, batches) -> metrics by name, with `loss`."""
+Evaluate = Callable[..., dict[str, float]]
+"""(params, objective state, batches, moved=None) -> metrics by name, with `loss`."""
 
 
 def evaluator(
@@ -40,9 +41,9 @@ def evaluator(
       diagnostics: names of what else to measure; those of gradients, on the first batch alone.
 
     Returns:
-      A function of (params, objective state, batches). The loss is each term's total over its
-      count, both over all examples; a short last batch weighs what it holds. The objective's
-      running state is read and never written.
+      A function of (params, objective state, batches), and the weights of a reference that moves.
+      The loss is each term's total over its count, both over all examples; a short last batch
+      weighs what it holds. The objective's running state is read and never written.
     """
     chosen = [DIAGNOSTICS[name] for name in diagnostics]
     of_examples = [d for d in chosen if "gradients" not in d.inputs]
@@ -60,27 +61,36 @@ def evaluator(
         gradients = _gradients(task.beside(frozen), params, batch)
         return [d(gradients=gradients) for d in of_gradients]
 
-    def run(params: Any, objective_state: Any, batches: Iterable[Batch]) -> dict[str, float]:
+    def run(
+        params: Any, objective_state: Any, batches: Iterable[Batch], moved: Any = None
+    ) -> dict[str, float]:
         total: Any = None
+        reference = ref_params if moved is None else moved
         probed: list[dict[str, Any]] = []
         for host_batch in batches:
             batch = put_batch(host_batch, mesh)
             if total is None and of_gradients:
                 probed = jax.device_get(probe(params, batch, frozen))
-            out = step(params, objective_state, batch, ref_params, frozen)
+            out = step(params, objective_state, batch, reference, frozen)
             out = jax.tree.map(lambda x: np.asarray(x, np.float64), out)
             total = out if total is None else jax.tree.map(np.add, total, out)
         if total is None:
             raise UserError("evaluation: the held-out data is empty")
-        loss = sum(t / max(c, 1e-30) for t, c in total["terms"])
-        metrics = {"loss": float(loss)} | means(total["sums"])
-        for d, sums in zip(of_examples, total["diagnostics"], strict=True):
-            metrics |= means(sums, d.finish)
+        metrics = _finished(total, of_examples)
         for values in probed:
             metrics |= {k: float(v) for k, v in sorted(values.items()) if not np.isnan(v)}
         return metrics
 
     return run
+
+
+def _finished(total: dict[str, Any], diagnostics: Sequence[Diagnostic]) -> dict[str, float]:
+    """Sums over a data set -> the numbers that are reported."""
+    loss = sum(t / max(c, 1e-30) for t, c in total["terms"])
+    metrics = {"loss": float(loss)} | means(total["sums"])
+    for d, sums in zip(diagnostics, total["diagnostics"], strict=True):
+        metrics |= means(sums, d.finish)
+    return metrics
 
 
 def means(sums: dict[str, Any], finish: Callable[[Any], float] = float) -> dict[str, float]:

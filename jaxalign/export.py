@@ -48,7 +48,8 @@ def newest_state(prepared: Prepared) -> tuple[int, TrainState]:
     """
     stage = prepared.stage
     tx = optimizer(stage.optimizer, prepared.updates)
-    abstract = abstract_state(prepared.adapted or prepared.model, tx, prepared.task.objective)
+    model, objective = prepared.adapted or prepared.model, prepared.task.objective
+    abstract = abstract_state(model, tx, objective, moving=prepared.moving)
     folder = prepared.folder / "checkpoints"
     with contextlib.closing(Checkpoints(folder, stage.keep)) as checkpoints:
         found = checkpoints.restore(abstract)

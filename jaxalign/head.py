@@ -14,7 +14,11 @@ from .types import Array
 
 
 def token_stats(
-    hidden: Array, head: Array, target: Array, needs: Sequence[TokenStat]
+    hidden: Array,
+    head: Array,
+    target: Array,
+    needs: Sequence[TokenStat],
+    ref: tuple[Array, Array] | None = None,
 ) -> dict[str, Array]:
     """Statistics of the tokens at the scored positions of one chunk; its logits are float32.
 
@@ -23,14 +27,19 @@ def token_stats(
       head: unembedding, [D, V], in the dtype of `hidden`, which may be bfloat16.
       target: the token that follows each position, [S, M].
       needs: statistics to compute; nothing else is.
+      ref: hidden states and head of the reference, for joint statistics.
 
     Returns:
       {name: [S, M] float32}.
     """
-    logits = _project(hidden.reshape(-1, hidden.shape[-1]), head).reshape(*target.shape, -1)
-    logits = constrain(logits, "batch", None, "vocab")
-    row = Row.of(logits, target)
+    logits, *rest = (_logits(*model) for model in ((hidden, head), ref) if model)
+    row = Row.of(logits, target, *rest)
     return {s.name: s.fn(row) for s in needs}
+
+
+def _logits(hidden: Array, head: Array) -> Array:
+    logits = _project(hidden.reshape(-1, hidden.shape[-1]), head)
+    return constrain(logits.reshape(*hidden.shape[:-1], -1), "batch", None, "vocab")
 
 
 @jax.custom_vjp

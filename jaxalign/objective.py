@@ -12,7 +12,7 @@ from .errors import near_miss
 from .stats import TokenStat, logp
 
 P = ParamSpec("P")
-INPUTS = ("policy", "ref", "batch", "state")
+INPUTS = ("policy", "ref", "batch", "state", "key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Objective(Generic[P]):
     """A loss function, and what must be true for it to be called.
 
     The function takes, by name, any of `policy` (a layout of `SequenceStats`), `ref` (the same
-    under the reference, a constant), `batch` (`columns`, [B] each; `weight` is always there) and
-    `state`. It returns a `Loss` and [B] metrics. Everything keyword-only is a hyper-parameter.
+    under the reference, a constant), `batch` (`columns`, [B] each; `weight` is always there),
+    `state` and `key` ([B] keys for random numbers, one per example and update). It returns a
+    `Loss` and [B] metrics. Everything keyword-only is a hyper-parameter.
 
     A function with a `state` computes its loss from the state it is given, and returns, third,
     the state with this batch added, through which no gradient flows. The training step calls it
@@ -32,13 +33,19 @@ class Objective(Generic[P]):
     fn: Callable[P, Any]
     """The loss function."""
     data: type
-    """Layout of responses it reads: `Demos`, `Pairs`, `Labeled` or `Mismatched`."""
+    """Layout of responses it reads, of `types`: `Demos`, `Pairs`, `Labeled`, `Ranked`, ..."""
     source: str
     """Paper and equation."""
     needs: tuple[TokenStat, ...] = (logp,)
-    """Token statistics it reads."""
+    """Token statistics it reads; joint ones are of the policy and its reference together."""
     columns: tuple[str, ...] = ()
-    """Columns of the batch it reads, [B] each; examples of `weight` 0 are padding."""
+    """Columns of the batch it reads, [B] each; examples of `weight` 0 are padding.
+
+    `label` comes from the layout and `weight` from the packer; any other is read from the data by
+    its name, a finite number, but `scores`, [B, K], which has one for each response.
+    """
+    check: Callable[[Mapping[str, Any]], str] | None = None
+    """What is wrong with the columns of an example, in words, or nothing: ""; before training."""
     couples_examples: bool = False
     """Whether the loss of an example, or the next state, depends on other examples."""
     init_state: Callable[[], Any] | None = None
@@ -58,6 +65,13 @@ class Objective(Generic[P]):
         """Whether it compares the policy with a reference."""
         return "ref" in self.inputs
 
+    @property
+    def reference(self) -> Literal["none", "cached", "live"]:
+        """Where its reference may be: nowhere, on disk or beside the policy, beside it alone."""
+        if any(stat.joint for stat in self.needs):
+            return "live"
+        return "cached" if self.uses_ref else "none"
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the loss function itself."""
         return self.fn(*args, **kwargs)
@@ -66,7 +80,7 @@ class Objective(Generic[P]):
         """Fix the hyper-parameters; numbers may be traced, their range is the config's to check.
 
         Returns:
-          A function that takes `policy`, `ref`, `batch` and `state` by name, ignores those the
+          A function that takes `INPUTS` by name, ignores those the
           objective does not declare, and returns (`Loss`, metrics) or (`Loss`, metrics, state).
           It raises a TypeError that names the inputs it lacks.
 
@@ -110,16 +124,18 @@ def objective(
     source: str,
     needs: tuple[TokenStat, ...] = (logp,),
     columns: tuple[str, ...] = (),
+    check: Callable[[Mapping[str, Any]], str] | None = None,
     couples_examples: bool = False,
     init_state: Callable[[], Any] | None = None,
 ) -> Callable[[Callable[P, Any]], Objective[P]]:
     """Turn a loss function into an `Objective`, checking what it declares, at import.
 
     Args:
-      data: the layout of responses it reads (`Demos`, `Pairs`, `Labeled`, `Mismatched`).
+      data: the layout of responses it reads (`Demos`, `Pairs`, `Labeled`, ...).
       source: paper and equation.
       needs: see `Objective`, as for the rest.
       columns: columns of the batch.
+      check: columns of an example -> what is wrong with them.
       couples_examples: whether examples meet.
       init_state: makes the state before the first batch.
 
@@ -144,10 +160,14 @@ def objective(
             raise TypeError(f"{where}: a running state summarises a batch; set couples_examples")
         if bool(columns) != ("batch" in inputs):
             raise TypeError(f"{where}: a `batch` input and `columns` come together")
+        if check is not None and not columns:
+            raise TypeError(f"{where}: a `check` is of `columns`; declare them")
+        if any(stat.joint for stat in needs) and ("ref" not in inputs or couples_examples):
+            raise TypeError(f"{where}: joint statistics need a `ref` input and separate examples")
         if logp not in needs:
             raise TypeError(f"{where}: `needs` must hold stats.logp; sequence sums come from it")
         return Objective(
-            fn, data, source, needs, columns, couples_examples, init_state, inputs, hyper
+            fn, data, source, needs, columns, check, couples_examples, init_state, inputs, hyper
         )
 
     return wrap

@@ -127,17 +127,18 @@ def update_bytes(prepared: Prepared) -> int | None:
     """
     stage, objective, mesh = prepared.stage, prepared.task.objective, prepared.mesh
     tx = optimizer(stage.optimizer, prepared.updates)
-    abstract = abstract_state(prepared.adapted or prepared.model, tx, objective)
+    model = prepared.adapted or prepared.model
+    abstract = abstract_state(model, tx, objective, moving=prepared.moving)
     frozen = None if prepared.adapted is None else _frozen(prepared)
     ref_params = None
-    if prepared.reference_mode == "live":
+    if prepared.reference_mode == "live" and not prepared.moving:
         ref_params = prepared.model.abstract if frozen is None else {}
     layout = batch_layout(mesh)
     batch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), _costliest(prepared)
     )
     with jax.set_mesh(mesh):
-        step = jitted_step(prepared.policy, tx, abstract, mesh)
+        step = jitted_step(prepared.policy, tx, abstract, mesh, stage.reference)
         lowered = step.lower(abstract, batch, ref_params, frozen)
         try:
             used = lowered.compile().memory_analysis()

@@ -125,12 +125,16 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The frozen model that the policy is compared with."""
+    """The model that the policy is compared with: frozen, or following it at a distance."""
 
     mode: Literal["cached", "live"] = "cached"
     """`cached`: its statistics are computed once, on disk; `live`: a second model in memory."""
     path: str | None = None
     """Its checkpoint; none: the weights the stage starts from."""
+    every: WholeNumber = 0
+    """Updates after which its weights move towards the policy's (TR-DPO); 0: never."""
+    mix: Annotated[float, Interval(gt=0, le=1)] = 0.6
+    """Share of the policy's weights in those it then has; 1: it becomes the policy."""
 
 
 @dataclass(frozen=True, kw_only=True)

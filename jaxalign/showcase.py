@@ -16,13 +16,13 @@ from .answer import Sampling, answer
 from .data.loader import Loader
 from .data.tokenize import load_examples
 from .evaluate import evaluator
+from .forward import Task
 from .hf import load
 from .objectives import OBJECTIVES
 from .report import Estimate, Report, evaluate_answers, render_text, write_report
 from .settings import Data, Recipe
 from .sharding import batch_shards
 from .stage import open_model
-from .step import Task
 from .tracking import read_metrics
 from .train import model_folder
 

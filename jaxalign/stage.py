@@ -25,16 +25,17 @@ from .data.loader import Loader
 from .data.pack import cell_size, head_chunks
 from .data.tokenize import Examples, load_examples, preview
 from .errors import UserError
+from .forward import Task, sequence_stats
 from .hf import load
 from .hf.peft import low_rank
 from .models.adapted import Adapted, adapt
 from .models.config import ModelConfig
 from .models.decoder import Model, Params, build
 from .models.quantised import Kind, quantise
+from .objective import Objective
 from .settings import Model as ModelSettings
 from .settings import Recipe, Stage
 from .sharding import batch_shards, put_batch, replicated
-from .step import Task, sequence_stats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,11 @@ class Prepared:
     def reference_mode(self) -> str | None:
         """`cached` or `live`; None where the objective has no reference."""
         return self.stage.reference.mode if self.task.objective.uses_ref else None
+
+    @property
+    def moving(self) -> bool:
+        """Whether the reference follows the policy, and so is part of the training state."""
+        return self.stage.reference.every > 0
 
     @property
     def policy(self) -> Task:
@@ -144,8 +150,6 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
     """
     stage = recipe.stages[name]
     objective, hyper = objective_settings(stage)
-    model = open_model(source, recipe.model, mesh, len(objective.data.ROWS))
-    adapted = _adapted(recipe, name, model)
     tokenizer = load.load_tokenizer(source)
     read = functools.partial(
         load_examples,
@@ -153,15 +157,20 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
         tokenizer=tokenizer,
         layout=objective.data.__name__,
         seed=recipe.run.seed,
+        columns=objective.columns,
     )
     train = read(path=recipe.locate(stage.data.path), split=stage.data.split)
     held_out = None
     if stage.data.eval_path is not None:
         held_out = read(path=recipe.locate(stage.data.eval_path), split=stage.data.eval_split)
+    responses = max(examples.responses for examples in (train, held_out) if examples)
+    model = open_model(source, recipe.model, mesh, responses)
+    adapted = _adapted(recipe, name, model)
     for examples in (train, held_out):
         _check_ids(examples, model, source)
+        _check_columns(examples, objective)
     show_data(console, name, train, held_out, tokenizer)
-    task = Task(objective, hyper, model.forward)
+    task = Task(objective, hyper, model.forward, seed=recipe.run.seed)
     return Prepared(
         recipe, name, mesh, source, model, tokenizer, task, train, held_out, console, adapted
     )
@@ -197,6 +206,16 @@ def _check_ids(examples: Examples | None, model: Model, source: Path) -> None:
             f"{source}: the data has token {top}, but this model's vocabulary has {vocab}; "
             "does the tokenizer belong to the model?"
         )
+
+
+def _check_columns(examples: Examples | None, objective: Objective[...]) -> None:
+    """Refuse an example whose columns the objective cannot use."""
+    if examples is None or objective.check is None:
+        return
+    for example in examples.items:
+        if wrong := objective.check(example.columns):
+            got = ", ".join(f"{name} {value}" for name, value in example.columns.items())
+            raise UserError(f"{example.where}: {wrong}; got {got}; mend or drop the row")
 
 
 def show_data(

@@ -16,11 +16,16 @@ from .step import TrainState
 
 
 def abstract_state(
-    model: Model | Adapted, tx: optax.GradientTransformation, objective: Objective[Any]
+    model: Model | Adapted,
+    tx: optax.GradientTransformation,
+    objective: Objective[Any],
+    *,
+    moving: bool = False,
 ) -> TrainState:
     """Shapes, dtypes and shardings of a training state; moments lie where their parameter does.
 
-    Of a decoder with adapters, the adapters are the parameters.
+    Of a decoder with adapters, the adapters are the parameters. A reference that is `moving` is
+    part of the state.
     """
     whole = replicated(model.mesh)
 
@@ -37,7 +42,8 @@ def abstract_state(
     )
     state = objective.init_state() if objective.init_state else None
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    return TrainState(model.abstract, opt_state, step, jax.tree.map(place, state))
+    ref_params = model.abstract if moving else None
+    return TrainState(model.abstract, opt_state, step, jax.tree.map(place, state), ref_params)
 
 
 def initial_state(
@@ -45,11 +51,12 @@ def initial_state(
     objective: Objective[Any],
     tx: optax.GradientTransformation,
     abstract: TrainState,
+    ref_params: Params | None = None,
 ) -> TrainState:
-    """The state before the first update of these parameters."""
+    """The state before the first update of these parameters, and of a reference that moves."""
     init = objective.init_state
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
     rest = (jnp.int32(0), init() if init else None)
     step, objective_state = jax.device_put(rest, (shardings.step, shardings.objective_state))
-    return TrainState(params, opt_state, step, objective_state)
+    return TrainState(params, opt_state, step, objective_state, ref_params)

@@ -18,11 +18,12 @@ class Row(NamedTuple):
     logits: Array  # [..., V] float32
     target: Array  # [...] int
     log_odds: Array  # [...] of the target, nats
+    ref: Array | None  # [..., V] float32 logits of the reference, constant; for joint statistics
 
     @classmethod
-    def of(cls, logits: Array, target: Array) -> Row:
+    def of(cls, logits: Array, target: Array, ref: Array | None = None) -> Row:
         """Rows with the log-odds of their targets."""
-        return cls(logits, target, log_odds(logits, target))
+        return cls(logits, target, log_odds(logits, target), ref)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +32,11 @@ class TokenStat:
 
     name: str
     fn: Callable[[Row], Array]
+    joint: bool = False  # whether it reads the logits of the reference too, which must run live
 
-    def __call__(self, logits: Array, target: Array) -> Array:
-        """[..., V] float32 logits and [...] targets -> [...]."""
-        return self.fn(Row.of(logits, target))
+    def __call__(self, logits: Array, target: Array, ref: Array | None = None) -> Array:
+        """[..., V] float32 logits, of the reference too, and [...] targets -> [...]."""
+        return self.fn(Row.of(logits, target, ref))
 
 
 @jax.custom_vjp
@@ -75,6 +77,24 @@ logp = TokenStat("logp", lambda row: -jax.nn.softplus(-row.log_odds))
 
 log_complement = TokenStat("log_complement", lambda row: -jax.nn.softplus(row.log_odds))
 """log(1 - p(target)), nats, without cancellation when p(target) is close to 1."""
+
+
+def _log_collision(row: Row) -> Array:
+    return jax.nn.logsumexp(2 * jax.nn.log_softmax(row.logits), -1)
+
+
+log_collision = TokenStat("log_collision", _log_collision)
+"""log sum_v p(v)^2, nats: how likely two tokens drawn here are the same."""
+
+
+def _forward_kl(row: Row) -> Array:
+    assert row.ref is not None, "a joint statistic is of two models"
+    policy, ref = jax.nn.log_softmax(row.logits), jax.nn.log_softmax(row.ref)
+    return (jnp.exp(ref) * (ref - policy)).sum(-1)
+
+
+forward_kl = TokenStat("forward_kl", _forward_kl, joint=True)
+"""KL(reference || policy) of the next token, over the whole vocabulary, nats."""
 
 
 def reduce_tokens(token: dict[str, Array], mask: Array) -> SequenceStats:

@@ -135,17 +135,22 @@ def train_stage(prepared: Prepared) -> None:
     held_out = prepared.held_out_loader()
     total = prepared.updates
     tx = optimizer(stage.optimizer, total)
-    abstract = abstract_state(prepared.adapted or prepared.model, tx, prepared.task.objective)
+    model, objective = prepared.adapted or prepared.model, prepared.task.objective
+    abstract = abstract_state(model, tx, objective, moving=prepared.moving)
     checkpoints = Checkpoints(prepared.folder / "checkpoints", stage.keep)
     with contextlib.closing(checkpoints):
         start, state = checkpoints.restore(abstract) or (0, None)
         frozen = frozen_params(prepared)
+        known = prepared.moving and state is not None
+        ref_params = None if known else live_reference(prepared, frozen)
         if state is None:
-            params = first_params(prepared)
-            state = initial_state(params, prepared.task.objective, tx, abstract)
+            moving = ref_params if prepared.moving else None
+            state = initial_state(first_params(prepared), objective, tx, abstract, moving)
         else:
             prepared.console.print(f"{prepared.name}: goes on after update {start} of {total}")
-        loop = Loop(prepared, tx, abstract, live_reference(prepared, frozen), frozen, held_out)
+        if prepared.moving:
+            ref_params = None  # the state's own, which the first update donates
+        loop = Loop(prepared, tx, abstract, ref_params, frozen, held_out)
         state, metrics = loop.run(loader, state, start, total, checkpoints)
         out = model_folder(prepared.recipe, prepared.name)
         if prepared.adapted is not None:
@@ -171,7 +176,9 @@ class Loop:
         self._ref_params = ref_params
         self._frozen = frozen
         self._held_out = held_out
-        self._step = jitted_step(prepared.policy, tx, abstract, prepared.mesh)
+        self._step = jitted_step(
+            prepared.policy, tx, abstract, prepared.mesh, prepared.stage.reference
+        )
         names = prepared.stage.diagnostics
         self._evaluate = evaluator(prepared.policy, prepared.mesh, ref_params, frozen, names)
 
@@ -220,7 +227,7 @@ class Loop:
         if self._held_out is None:
             return {}
         batches = self._held_out.sequential()
-        return self._evaluate(state.params, state.objective_state, batches)
+        return self._evaluate(state.params, state.objective_state, batches, state.ref_params)
 
 
 def _due(step: int, every: int) -> bool:

@@ -70,8 +70,28 @@ class Mismatched:
     mismatched: SequenceStats  # [B], no gradient
 
 
+@flax.struct.dataclass
+class Forget:
+    """One response per example, to be made less likely."""
+
+    ROWS: ClassVar[tuple[str, ...]] = ("response",)
+    FROZEN: ClassVar[tuple[str, ...]] = ()
+    response: SequenceStats  # [B]
+
+
+@flax.struct.dataclass
+class Ranked:
+    """K responses to the same prompt, compared by a column `scores` or given best first."""
+
+    ROWS: ClassVar[tuple[str, ...]] = ("responses",)
+    FROZEN: ClassVar[tuple[str, ...]] = ()
+    responses: SequenceStats  # [B, K]
+
+
 def select_rows(layout: Any, stats: SequenceStats) -> Any:
     """Statistics with leading axes [B, R] -> an instance of `layout`, frozen rows stopped."""
+    if layout is Ranked:
+        return Ranked(stats)
     rows = {n: jax.tree.map(lambda x, i=i: x[:, i], stats) for i, n in enumerate(layout.ROWS)}
     for name in layout.FROZEN:
         rows[name] = jax.lax.stop_gradient(rows[name])

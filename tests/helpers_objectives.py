@@ -6,20 +6,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign import stats
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.stats import reduce_tokens
+from jaxalign.types import Ranked
 
 
-def sequence_stats(log_odds, mask, needs=("logp", "log_complement")):
-    """Token log-odds [B, T] and mask [B, T] -> the statistics that the head would give."""
+def sequence_stats(log_odds, mask, needs=(stats.logp, stats.log_complement), ref=None):
+    """Token log-odds [B, T] and mask [B, T] -> the statistics that the head would give.
+
+    The vocabulary has two tokens. `ref` are the log-odds under the reference, for joint statistics.
+    """
     token = {"logp": -jax.nn.softplus(-log_odds), "log_complement": -jax.nn.softplus(log_odds)}
-    return reduce_tokens({k: token[k] for k in needs}, mask)
+    target = jnp.zeros(log_odds.shape, jnp.int32)
+    logits, *beside = (
+        jnp.stack([x, jnp.zeros_like(x)], -1) for x in (log_odds, ref) if x is not None
+    )
+    needs = [s for s in needs if beside or not s.joint]
+    for s in needs:
+        token[s.name] = token[s.name] if s.name in token else s(logits, target, *beside)
+    return reduce_tokens({s.name: token[s.name] for s in needs}, mask)
 
 
-def layout(o, log_odds, masks):
+def layout(o, log_odds, masks, ref=None):
     """{row: [B, T]} -> the responses that the objective asks for, with its `needs` only."""
-    needs = tuple(s.name for s in o.needs)
-    return o.data(**{r: sequence_stats(log_odds[r], masks[r], needs) for r in o.data.ROWS})
+    rows = {r: sequence_stats(log_odds[r], masks[r], o.needs, ref and ref[r]) for r in log_odds}
+    if o.data is Ranked:
+        return Ranked(jax.tree.map(lambda *x: jnp.stack(x, 1), *rows.values()))
+    return o.data(**rows)
+
+
+def rows_of(o):
+    """The names of its responses in a case, of which a ranking has three."""
+    return tuple(f"responses[{k}]" for k in range(3)) if o.data is Ranked else o.data.ROWS
 
 
 def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
@@ -30,30 +49,38 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     rng = np.random.default_rng(seed)
 
     def rows():
-        x = {r: rng.normal(shift, scale, (b, t)) for r in o.data.ROWS}
-        x[o.data.ROWS[0]][0] += 5.0
+        x = {r: rng.normal(shift, scale, (b, t)) for r in rows_of(o)}
+        x[rows_of(o)[0]][0] += 5.0
         if "rejected" in x:
             # The two responses part at their first token, so they exclude each other.
             x["rejected"][:, 0] = np.minimum(x["rejected"][:, 0], -x["chosen"][:, 0] - 0.5)
         return {r: jnp.asarray(v, jnp.float32) for r, v in x.items()}
 
-    lengths = {r: rng.integers(1, t + 1, b) for r in o.data.ROWS}
+    lengths = {r: rng.integers(1, t + 1, b) for r in rows_of(o)}
     masks = {r: jnp.arange(t)[None, :] < n[:, None] for r, n in lengths.items()}
     label = rng.permutation(np.arange(b) % 2)
     columns = {"label": jnp.asarray(label, jnp.float32), "weight": jnp.ones(b, jnp.float32)}
-    return {"policy": rows(), "ref": rows(), "masks": masks, "columns": columns}
+    columns["scores"] = jnp.asarray(rng.normal(size=(b, 3)), jnp.float32)
+    case = {"policy": rows(), "ref": rows(), "masks": masks, "columns": columns}
+    return case | {"key": jax.random.split(jax.random.key(seed), b)}
+
+
+def inputs(o, case, state=None):
+    """What the step calls an objective with, of columns exactly the declared ones."""
+    if o.init_state is not None and state is None:
+        state = o.init_state()
+    return {
+        "policy": layout(o, case["policy"], case["masks"], case["ref"]),
+        "ref": layout(o, case["ref"], case["masks"]),
+        "batch": {k: case["columns"][k] for k in o.columns},
+        "state": state,
+        "key": case["key"],
+    }
 
 
 def call(o, case, state=None, **hyper):
-    """(loss, metrics) or (loss, metrics, state), with exactly the declared columns."""
-    if o.init_state is not None and state is None:
-        state = o.init_state()
-    return o.bind(**hyper)(
-        policy=layout(o, case["policy"], case["masks"]),
-        ref=layout(o, case["ref"], case["masks"]),
-        batch={k: case["columns"][k] for k in o.columns},
-        state=state,
-    )
+    """(loss, metrics) or (loss, metrics, state)."""
+    return o.bind(**hyper)(**inputs(o, case, state))
 
 
 def train_call(o, case, state=None, **hyper):
@@ -94,11 +121,18 @@ def ragged_logp(log_odds, masks):
     }
 
 
+def oracle_columns(case):
+    """The columns, and as `uniform` what a key draws from [0, 1) for the tokens of a response."""
+    t = next(iter(case["masks"].values())).shape[-1]
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(case["key"])
+    return {k: np.asarray(v) for k, v in case["columns"].items()} | {"uniform": uniform}
+
+
 def oracle_value_and_grad(oracle, case, previous=None, **hyper):
     """The oracle's loss, and its gradient with respect to log-odds, {row: [B, T]}."""
 
     def arguments(case):
-        columns = {k: np.asarray(v) for k, v in case["columns"].items()}
+        columns = oracle_columns(case)
         policy, ref = (ragged_logp(case[k], case["masks"]) for k in ("policy", "ref"))
         return policy, ref, columns
 
@@ -129,20 +163,21 @@ def logit_grads(name, **hyper):
     o = OBJECTIVES[name]
     longest = max(map(len, TARGETS.values()))
 
-    def build(logits):
+    def build(logits, ref):
         out = {}
         for row, z in logits.items():
             y, pad = jnp.asarray(TARGETS[row]), (0, longest - len(TARGETS[row]))
-            token = {s.name: jnp.pad(s(z, y), pad)[None] for s in o.needs}
+            token = {s.name: jnp.pad(s(z, y, ref[row]), pad)[None] for s in o.needs}
             out[row] = reduce_tokens(token, jnp.arange(longest)[None] < len(y))
         return o.data(**out)
 
     def as_arrays(tree):
         return {k: jnp.asarray(v, jnp.float32) for k, v in tree.items()}
 
-    ref = build(as_arrays(REF_LOGITS))
+    ref_logits = as_arrays(REF_LOGITS)
+    ref = build(ref_logits, ref_logits)
 
     def fn(logits):
-        return reduce(o.bind(**hyper)(policy=build(logits), ref=ref)[0], jnp.ones(1))
+        return reduce(o.bind(**hyper)(policy=build(logits, ref_logits), ref=ref)[0], jnp.ones(1))
 
     return jax.value_and_grad(fn)(as_arrays(LOGITS))

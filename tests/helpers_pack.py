@@ -44,7 +44,7 @@ def unshared_batch(
     weight = np.zeros((n, S, b), np.float32)
     example = np.full((n, S, b), -1, np.int32)
     names = next(x for x in items if x).columns
-    columns = {name: np.zeros((n, S, b), np.float32) for name in names}
+    columns = {k: np.zeros((n, S, b, *np.shape(v)), np.float32) for k, v in names.items()}
     for k, item in enumerate(items):
         i, s, e = k // (S * b), k // b % S, k % b
         if item is None:

@@ -191,6 +191,14 @@ def copy_folder(source: Path, target: Path) -> Path:
     return Path(shutil.copytree(source, target))
 
 
+def rewind(stage: Path) -> None:
+    """Leave a finished stage as it was after its last checkpoint but one."""
+    shutil.rmtree(stage / "model")
+    last = sealed(stage)[-1]
+    (stage / "checkpoints" / f"step-{last:08d}.json").unlink()
+    shutil.rmtree(stage / "checkpoints" / f"step-{last:08d}")
+
+
 def edit_tensors(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     """Change the weights of a Hugging Face folder in place."""
     changed = tensors(folder)

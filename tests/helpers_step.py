@@ -48,19 +48,25 @@ def some_examples(layout, n, seed=0):
     def tokens(low, high):
         return rng.integers(0, VOCAB, rng.integers(low, high)).astype(np.int32)
 
-    responses = len(RESPONSES[layout])
+    responses = 3 if layout == "Ranked" else len(RESPONSES[layout])
+
+    def columns(i):
+        if layout == "Ranked":
+            return {"scores": tuple(rng.normal(size=responses).tolist())}
+        return {"label": float(i % 2)} if layout in ("Labeled", "Mismatched") else {}
+
     return [
         Example(
             tokens(1, 14),
             tuple(tokens(1, T) for _ in range(responses)),
-            {"label": float(i % 2)} if layout in ("Labeled", "Mismatched") else {},
+            columns(i),
             f"example {i}",
         )
         for i in range(n)
     ]
 
 
-def dense_stats(model, params, items, needs):
+def dense_stats(model, params, items, needs, ref_params=None):
     """Statistics [B, R] from full logits of one padded row per sequence."""
     sequences = [(item.prompt, r) for item in items for r in item.responses]
     width = max(len(p) + len(r) for p, r in sequences)
@@ -74,10 +80,15 @@ def dense_stats(model, params, items, needs):
         scored[row, len(p) - 1 : n - 1] = True
     at = np.broadcast_to(np.arange(width), inside.shape)
     hidden, head = model.forward(params, ids[:, :-1], at, inside, np.zeros_like(inside))
-    log_p = jax.nn.log_softmax(hidden @ head)
-    log_p = jnp.take_along_axis(log_p, ids[:, 1:, None], -1)[..., 0]
+    all_log_p = jax.nn.log_softmax(hidden @ head)
+    log_p = jnp.take_along_axis(all_log_p, ids[:, 1:, None], -1)[..., 0]
     token = {"logp": log_p, "log_complement": jnp.log(-jnp.expm1(log_p))}
-    token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs}
+    token["log_collision"] = jnp.log((jnp.exp(all_log_p) ** 2).sum(-1))
+    if ref_params is not None:
+        hidden, head = model.forward(ref_params, ids[:, :-1], at, inside, np.zeros_like(inside))
+        ref_log_p = jax.nn.log_softmax(hidden @ head)
+        token["forward_kl"] = (jnp.exp(ref_log_p) * (ref_log_p - all_log_p)).sum(-1)
+    token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs if s.name in token}
     mask = scored.astype(np.float32)
     stats = SequenceStats(token["logp"].sum(-1), mask.sum(-1), mask, token)
     return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)
@@ -90,10 +101,13 @@ def dense_loss(objective, hyper, model, params, ref_params, items, state=None):
     ref = None
     if objective.uses_ref:
         ref = select_rows(objective.data, dense_stats(model, ref_params, items, objective.needs))
-    policy = select_rows(objective.data, dense_stats(model, params, items, objective.needs))
+    policy = dense_stats(model, params, items, objective.needs, ref_params)
+    policy = select_rows(objective.data, policy)
     bound = objective.bind(**hyper)
+    key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), 0)
+    key = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(items)))
     if objective.init_state is not None:
         frozen = jax.lax.stop_gradient(policy)
-        state = bound(policy=frozen, ref=ref, batch=columns, state=state)[2]
-    loss = bound(policy=policy, ref=ref, batch=columns, state=state)[0]
+        state = bound(policy=frozen, ref=ref, batch=columns, state=state, key=key)[2]
+    loss = bound(policy=policy, ref=ref, batch=columns, state=state, key=key)[0]
     return sum(t.total.sum() / t.count.sum() for t in loss.terms)

@@ -94,7 +94,8 @@ def test_a_path_in_the_world_is_in_the_folder_of_the_run():
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_makes_a_stage_with_its_own_defaults(name):
     required = {k: 1.0 for k, p in OBJECTIVES[name].hyper.items() if p.default is p.empty}
-    recipe = config.parse(with_stage(objective={"name": name} | required))
+    reference = {"mode": "live" if OBJECTIVES[name].reference == "live" else "cached"}
+    recipe = config.parse(with_stage(objective={"name": name} | required, reference=reference))
     chosen, hyper = config.objective_settings(recipe.stages["dpo"])
     assert chosen is OBJECTIVES[name]
     assert hyper == {k: p.default for k, p in chosen.hyper.items()} | required

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers_objectives import call, draw, layout, reduce, train_call
+from helpers_objectives import call, draw, inputs, reduce, train_call
 
 from jaxalign import stats
 from jaxalign.objectives import OBJECTIVES
@@ -31,20 +31,15 @@ def test_it_reads_no_more_than_it_declares(o):
 
 
 def test_every_declared_statistic_changes_the_loss(o):
-    case = draw(o)
-    policy = layout(o, case["policy"], case["masks"])
-    rest = {
-        "ref": layout(o, case["ref"], case["masks"]),
-        "batch": {k: case["columns"][k] for k in o.columns},
-        "state": o.init_state and o.init_state(),
-    }
-    before = totals(o.bind()(policy=policy, **rest)[0])
+    given = inputs(o, draw(o))
+    policy = given["policy"]
+    before = totals(o.bind()(**given)[0])
     for need in o.needs:
         row = o.data.ROWS[0]
         y = getattr(policy, row)
         token = y.token | {need.name: y.token[need.name] - 0.3}
         moved = policy.replace(**{row: stats.reduce_tokens(token, y.mask > 0)})
-        assert differ(before, totals(o.bind()(policy=moved, **rest)[0])), need.name
+        assert differ(before, totals(o.bind()(**given | {"policy": moved})[0])), need.name
 
 
 def test_every_declared_column_changes_something(o):
@@ -84,7 +79,9 @@ def test_no_gradient_flows_through_the_next_state(o):
 
     def fn(policy):
         out = call(o, case | {"policy": policy})
-        return sum(x.sum() for x in jax.tree.leaves(out[2:])) + 0.0 * policy[o.data.ROWS[0]].sum()
+        return (
+            sum(x.sum() for x in jax.tree.leaves(out[2:])) + 0.0 * next(iter(policy.values())).sum()
+        )
 
     for g in jax.tree.leaves(jax.grad(fn)(case["policy"])):
         np.testing.assert_array_equal(g, 0.0)

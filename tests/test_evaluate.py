@@ -12,10 +12,10 @@ from jaxalign.data.examples import Examples, Report
 from jaxalign.data.loader import Loader
 from jaxalign.errors import UserError
 from jaxalign.evaluate import evaluator, means
+from jaxalign.forward import Task
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.sharding import batch_shards, make_mesh
-from jaxalign.step import Task
 
 N = 11
 ONE = h.one_device()

@@ -18,7 +18,7 @@ LAYERS = (
     ("errors", "batch", "types", "settings"),
     ("numerics", "stats", "sharding", "optim", "tracking", "report", "world"),
     ("objective", "head", "models", "data"),
-    ("objectives", "diagnostics", "generate", "hf"),
+    ("objectives", "diagnostics", "forward", "generate", "hf"),
     ("config", "step", "checkpoint", "answer"),
     ("state", "reference", "evaluate"),
     ("stage",),

@@ -16,6 +16,7 @@ from test_step import MESHES, assert_same, batch_of
 
 from jaxalign.errors import UserError
 from jaxalign.evaluate import evaluator
+from jaxalign.forward import Task, sequence_stats
 from jaxalign.hf.peft import low_rank
 from jaxalign.models.adapted import adapt
 from jaxalign.models.config import ModelConfig
@@ -24,7 +25,7 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Lora, Mesh
 from jaxalign.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.state import abstract_state, initial_state
-from jaxalign.step import Task, sequence_stats, train_step, value_and_grad
+from jaxalign.step import train_step, value_and_grad
 
 B = 8
 NEOX = {

@@ -130,6 +130,14 @@ def test_a_word_where_a_number_belongs_is_refused():
         declare(plain).bind(beta="big")
 
 
+def test_a_key_is_an_input():
+    def random(policy, key):
+        """Documented."""
+        return policy, key
+
+    assert declare(random).bind()(policy=1, key=2) == (1, 2)
+
+
 def test_a_missing_input_is_named():
     def with_ref(policy, ref):
         """Documented."""

@@ -15,6 +15,7 @@ from test_step import MESHES, assert_same, batch_of
 
 from jaxalign.config import parse
 from jaxalign.errors import UserError
+from jaxalign.forward import Task
 from jaxalign.hf.peft import low_rank
 from jaxalign.models.adapted import adapt, materialised
 from jaxalign.models.config import ModelConfig
@@ -23,7 +24,7 @@ from jaxalign.models.quantised import BLOCK, Quantised, quantise
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Lora, Mesh
 from jaxalign.sharding import batch_shards, make_mesh, put_batch
-from jaxalign.step import Task, value_and_grad
+from jaxalign.step import value_and_grad
 
 WIDE = helpers_step.LLAMA | {"hidden_size": 128, "intermediate_size": 192}
 KINDS = ("int8", "nf4")

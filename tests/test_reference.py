@@ -9,10 +9,10 @@ from rich.console import Console
 
 from jaxalign import reference
 from jaxalign.errors import UserError
+from jaxalign.forward import cached_stats, sequence_stats
 from jaxalign.hf.load import load_params
 from jaxalign.sharding import put_batch
 from jaxalign.stage import cached_reference, prepare, reference_forward
-from jaxalign.step import cached_stats, sequence_stats
 
 MESH = h.one_device()
 PARTS = h.TRAIN // h.BATCH

@@ -7,22 +7,21 @@ import pytest
 from helpers_step import T, dense_loss, parameters, small_model, some_examples
 
 from jaxalign.data.pack import pack
+from jaxalign.forward import Task, sequence_stats
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.step import (
-    Task,
     TrainState,
     eval_step,
-    sequence_stats,
     train_step,
     value_and_grad,
     weighted_mean,
 )
 
 B = 8
-# One objective of each kind: per token, paired, coupled with state, coupled with frozen rows.
-KINDS = ["sft", "dpo", "slpo", "bco", "kto"]
+# One objective of each kind: per token, paired, coupled with state or frozen rows, ranked.
+KINDS = ["sft", "dpo", "slpo", "bco", "kto", "info_nca"]
 
 
 def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None):
@@ -152,12 +151,15 @@ def test_a_cached_reference_gives_the_gradient_of_a_live_one(dense, name):
     assert_same(gradient(name, cached=True), dense(name))
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto"])
+@pytest.mark.parametrize("name", ["dpo", "kto", "info_nca"])
 def test_unpacked_and_unshared_rows_give_the_same_gradient(dense, name):
     from helpers_pack import unshared_batch
 
     items = some_examples(OBJECTIVES[name].data.__name__, B)
-    batch = unshared_batch(items, np.arange(B), responses=2, microbatches=2, shards=1, max_scored=T)
+    responses = len(items[0].responses)
+    batch = unshared_batch(
+        items, np.arange(B), responses=responses, microbatches=2, shards=1, max_scored=T
+    )
     assert_same(gradient(name, batch=batch), dense(name))
 
 

@@ -19,11 +19,13 @@ NO_EOS = make_tokenizer()
 NO_EOS.eos_token = None
 
 
-def load(folder, *records, layout="Pairs", tokenizer=PLAIN, seed=0, **changes):
+def load(folder, *records, layout="Pairs", tokenizer=PLAIN, seed=0, columns=(), **changes):
     path = folder / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
     given_settings = Data(path=str(path), **changes)
-    return load_examples(given_settings, str(path), "train", tokenizer, layout, seed=seed)
+    return load_examples(
+        given_settings, str(path), "train", tokenizer, layout, seed=seed, columns=columns
+    )
 
 
 def pair(prompt, chosen=" yes", rejected=" no"):

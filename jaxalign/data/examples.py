@@ -17,8 +17,10 @@ RESPONSES: dict[str, tuple[str, ...]] = {
     "Pairs": ("chosen", "rejected"),
     "Labeled": ("response",),
     "Mismatched": ("response", "mismatched"),
+    "Forget": ("response",),
+    "Ranked": ("responses",),
 }
-"""Names of the responses of an example, by layout."""
+"""Names of the responses of an example, by layout; of "Ranked", one for all K of them."""
 
 Span = tuple[str, bool]
 """A piece of text, and whether its tokens are scored."""
@@ -29,7 +31,7 @@ class Example(NamedTuple):
 
     prompt: np.ndarray  # [P] int32
     responses: tuple[np.ndarray, ...]  # R of [length] int32
-    columns: dict[str, float]
+    columns: dict[str, float | tuple[float, ...]]
     where: str
 
     def scored(self, r: int) -> int:
@@ -81,8 +83,8 @@ class Examples:
 
     @property
     def responses(self) -> int:
-        """R, responses per example."""
-        return len(RESPONSES[self.layout])
+        """R, responses per example, alike for all."""
+        return len(self.items[0].responses)
 
     @cached_property
     def offsets(self) -> np.ndarray:

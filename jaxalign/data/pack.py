@@ -84,7 +84,7 @@ def pack(
         row_length=row_length,
         scored=(chunks, round_up(most, 64)),
         answers=(b, responses, max_scored),
-        columns=next((tuple(item.columns) for item in items if item), ()),
+        columns=next((item.columns for item in items if item), {}),
         stats=tuple(ref or ()),
     )
     for c, cell in enumerate(cells):
@@ -231,10 +231,13 @@ def _empty(
     row_length: int,
     scored: tuple[int, int],
     answers: tuple[int, int, int],
-    columns: Sequence[str],
+    columns: Mapping[str, float | tuple[float, ...]],
     stats: Sequence[str],
 ) -> Batch:
-    """A batch of `lead` cells of padding; `scored` is (G, M), `answers` is (b, R, T)."""
+    """A batch of `lead` cells of padding.
+
+    `scored` is (G, M), `answers` is (b, R, T), `columns` those of an example.
+    """
     b, r, t = answers
 
     def tokens() -> np.ndarray:
@@ -251,7 +254,7 @@ def _empty(
         mask=np.zeros((lead, *answers), bool),
         weight=np.zeros((lead, b), np.float32),
         example=np.full((lead, b), -1, np.int32),
-        columns={name: np.zeros((lead, b), np.float32) for name in columns},
+        columns={k: np.zeros((lead, b, *np.shape(v)), np.float32) for k, v in columns.items()},
         ref={name: np.zeros((lead, *answers), np.float32) for name in stats},
     )
 

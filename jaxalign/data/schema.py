@@ -1,31 +1,36 @@
-"""Rows of a preference data set: reading files, recognising columns, fitting them to a layout."""
+"""Rows of a preference data set: recognising columns, fitting them to a layout."""
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import re
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import UserError, near_miss
 from ..settings import Data
+from .files import records_of
 
 TURN = "\n\nAssistant:"
 """What the last turn of an HH transcript begins with; the prompt ends just after it."""
 HUMAN = "\n\nHuman:"
-FILES = (".jsonl", ".jsonl.gz", ".parquet")
-COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "text")
+PAIR = ("chosen", "rejected")
+COLUMNS = ("prompt", *PAIR, "responses", "completion", "label", "text")
+OWN = ("label", "weight")
+"""Columns of a batch that are not read by their name: the layout's label, the packer's weight."""
 SCHEMAS = (
-    "prompt/chosen/rejected, chosen/rejected, prompt/completion/label, prompt/completion, text"
+    "prompt/chosen/rejected, chosen/rejected, prompt/responses, prompt/completion/label, "
+    "prompt/completion, text"
 )
 
 Field = str | list[dict[str, str]]
 """A text, or the messages {role, content} of a chat."""
+
+
+Columns = Mapping[str, float | tuple[float, ...]]
+"""Numbers of a row by name; `scores` has one for each response."""
 
 
 class Row(NamedTuple):
@@ -36,10 +41,16 @@ class Row(NamedTuple):
     names: tuple[str, ...]  # columns that the responses came from
     label: float | None  # 1: desirable, 0: undesirable, None: not said
     where: str  # "path line 118", for messages
+    columns: Columns  # what else the objective reads
 
 
 def read_rows(
-    settings: Data, path: str, split: str, layout: str, dropped: Counter[str]
+    settings: Data,
+    path: str,
+    split: str,
+    layout: str,
+    dropped: Counter[str],
+    columns: Collection[str] = (),
 ) -> Iterator[Row]:
     """The rows of a data set as a layout wants them.
 
@@ -47,19 +58,33 @@ def read_rows(
       settings: `limit` and `skip_empty` are read.
       path: a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub.
       split: the split to read, where `path` is no file.
-      layout: "Demos", "Pairs", "Labeled" or "Mismatched".
+      layout: one of `examples.RESPONSES`.
       dropped: how many rows were left out, by reason; added to as the rows are read.
+      columns: what the objective reads besides responses; of these, `OWN` are not in the file.
 
     Raises:
-      UserError: the data set is missing or broken, or a row does not fit the layout.
+      UserError: the data set is missing or broken, or a row does not fit the layout or lacks a
+        column.
     """
-    records = itertools.islice(_records(path, split), settings.limit)
+    records = itertools.islice(records_of(path, split), settings.limit)
+    wanted = [name for name in columns if name not in OWN]
+    width = None
     for where, record in records:
+        record = {k: v for k, v in record.items() if v is not None}
         row = parse(record, where)
         if row is None:
             dropped["prompts differ"] += 1
             continue
+        row = row._replace(columns=_columns(record, row, wanted))
+        if layout == "Ranked" and "scores" not in wanted:
+            _check_order(record, row)
         for fitted in fit_layout(row, layout, dropped):
+            width = width or len(fitted.responses)
+            if len(fitted.responses) != width:
+                raise UserError(
+                    f"{where}: has {len(fitted.responses)} responses; the rows before have "
+                    f"{width}; a data set has the same number in every row"
+                )
             if _all_filled(fitted, settings.skip_empty):
                 yield fitted
             else:
@@ -72,21 +97,22 @@ def prompts_of(path: str) -> list[Field]:
     Raises:
       UserError: the file is missing or broken, or a row has no prompt.
     """
-    return [_field(record, "prompt", where) for where, record in _records(path, "")]
+    return [_field(record, "prompt", where) for where, record in records_of(path, "")]
 
 
 def parse(record: Mapping[str, Any], where: str) -> Row | None:
-    """A record, by the columns it has; None where two transcripts share no prompt.
+    """A record without nulls, by the columns it has; None where two transcripts share no prompt.
 
     Raises:
       UserError: the columns are none of `SCHEMAS`, or a value is of the wrong kind.
     """
-    record = {k: v for k, v in record.items() if v is not None}
     if "chosen" in record or "rejected" in record:
         chosen, rejected = (_field(record, k, where) for k in ("chosen", "rejected"))
         if "prompt" not in record or _is_transcript(record["prompt"], chosen, rejected):
             return _split_transcripts(chosen, rejected, where)
         return _row(_field(record, "prompt", where), (chosen, rejected), where)
+    if "responses" in record:
+        return _group(record, where)
     if "completion" in record or "label" in record:
         prompt, response = (_field(record, k, where) for k in ("prompt", "completion"))
         label = _label(record["label"], where) if "label" in record else None
@@ -104,19 +130,27 @@ def fit_layout(row: Row, layout: str, dropped: Counter[str]) -> list[Row]:
     Raises:
       UserError: the layout needs what the row does not have.
     """
-    paired = len(row.responses) == 2
-    if layout == "Demos":
-        if row.label == 0.0:
-            dropped["label is 0"] += 1
-            return []
-        return [row._replace(responses=row.responses[:1], names=row.names[:1], label=None)]
-    if not paired and (layout == "Pairs" or row.label is None):
-        wanted = "'chosen' and 'rejected'" if layout == "Pairs" else "a 'label', or pairs"
+    paired, grouped = row.names == PAIR, row.names[0] == _nth(0)
+    single = "a 'completion', or pairs", not grouped
+    wanted, fits = {
+        "Pairs": ("'chosen' and 'rejected'", paired),
+        "Ranked": ("'responses', or pairs", paired or grouped),
+        "Demos": single,
+        "Forget": single,
+    }.get(layout, ("a 'label', or pairs", paired or row.label is not None))
+    if not fits:
         raise UserError(
             f"{row.where}: the objective needs {wanted}; got {_listed(row.names)}; "
             "choose other data or another objective"
         )
-    if layout == "Pairs" or not paired:
+    if layout in ("Demos", "Forget"):
+        which, other = (0, 0.0) if layout == "Demos" else (-1, 1.0)
+        if row.label == other:
+            dropped[f"label is {other:g}"] += 1
+            return []
+        response, name = row.responses[which], row.names[which]
+        return [row._replace(responses=(response,), names=(name,), label=None)]
+    if layout in ("Pairs", "Ranked") or not paired:
         return [row]
     if row.responses[0] == row.responses[1]:
         dropped["identical responses"] += 1
@@ -127,78 +161,73 @@ def fit_layout(row: Row, layout: str, dropped: Counter[str]) -> list[Row]:
     ]
 
 
-def _records(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, record) of every row of a file, a folder or a data set of the hub."""
-    file = Path(path)
-    if file.is_file() or path.endswith(FILES):
-        if not file.is_file():
-            siblings = [p.name for p in file.parent.glob("*") if p.name.endswith(FILES)]
-            hint = f"; {near_miss(file.name, siblings)}" if siblings else ""
-            raise UserError(f"{path}: no such file; looked for {file.absolute()}{hint}")
-        if path.endswith(".parquet"):
-            return _parquet(file)
-        if path.endswith(FILES):
-            return _json_lines(file)
-        raise UserError(f"{path}: cannot read this kind of file; wanted {', '.join(FILES)}")
-    return _hub(path, split)
+def _value(record: Mapping[str, Any], name: str, where: str) -> Any:
+    if name not in record:
+        others = [k for k in record if k not in (*COLUMNS, name)]
+        hint = near_miss(name, others) if others else ""
+        hint = f"; {hint}" if hint.startswith("did you mean") else ""
+        raise UserError(f"{where}: no '{name}'; the columns are {_listed(record)}{hint}")
+    return record[name]
 
 
-def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
-    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{file} line {number}", _json_object(line, f"{file} line {number}")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+def _number(record: Mapping[str, Any], name: str, where: str) -> float:
+    value = _value(record, name, where)
+    # Over 3e38 a float32 is infinite; NaN compares as false.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 3e38:
+        raise UserError(f"{where}: '{name}' is {str(value)[:40]!r}; wanted a finite number")
+    return float(value)
+
+
+def _columns(record: Mapping[str, Any], row: Row, wanted: Collection[str]) -> Columns:
+    """The columns wanted; the scores of a pair are its `score_chosen` and `score_rejected`."""
+    columns: dict[str, float | tuple[float, ...]] = {}
+    for name in wanted:
+        if name != "scores":
+            columns[name] = _number(record, name, row.where)
+        elif row.names == PAIR:
+            columns[name] = tuple(_number(record, f"score_{n}", row.where) for n in PAIR)
+        else:
+            columns[name] = _scores(record, row)
+    return columns
+
+
+def _scores(record: Mapping[str, Any], row: Row) -> tuple[float, ...]:
+    values, count = _value(record, "scores", row.where), len(row.responses)
+    if not isinstance(values, list) or len(values) != count:
+        got = json.dumps(values, default=str)[:80]
+        raise UserError(f"{row.where}: 'scores' is {got}; wanted a list of {count}, one a response")
+    return tuple(
+        _number({f"scores[{i}]": v}, f"scores[{i}]", row.where) for i, v in enumerate(values)
+    )
+
+
+def _check_order(record: Mapping[str, Any], row: Row) -> None:
+    """Refuse responses that scores contradict, where their order is what is read."""
+    if row.names != PAIR and "scores" in record:
+        scores = list(_scores(record, row))
+        if scores != sorted(scores, reverse=True):
             raise UserError(
-                f"{file} line {number + 1}: not a whole gzip file ({error}); fetch it again"
-            ) from None
+                f"{row.where}: 'scores' {scores} are out of order; the objective reads the order "
+                "of the responses, so put the best first"
+            )
 
 
-def _json_object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); one object a line is wanted") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where}: got a JSON {type(record).__name__}; wanted an object")
-    return record
+def _nth(i: int) -> str:
+    return f"responses[{i}]"
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        parts = pyarrow.parquet.ParquetFile(file).iter_batches()
-        records = itertools.chain.from_iterable(part.to_pylist() for part in parts)
-        for number, record in enumerate(records, 1):
-            yield f"{file} row {number}", record
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file}: not a whole parquet file ({error}); fetch it again") from None
-
-
-def _hub(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(path, split=split)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: no such file, and as a data set of the hub, split '{split}': {error}; "
-            f"give a {', '.join(FILES)} file or the name and split of a data set"
-        ) from None
-    for number, record in enumerate(rows, 1):
-        yield f"{path} [{split}] row {number}", dict(record)
+def _group(record: Mapping[str, Any], where: str) -> Row:
+    responses = _value(record, "responses", where)
+    if not isinstance(responses, list) or len(responses) < 2:
+        got = json.dumps(responses, default=str)[:80]
+        raise UserError(f"{where}: 'responses' is {got}; wanted a list of two or more to compare")
+    names = tuple(_nth(i) for i in range(len(responses)))
+    fields = tuple(_field(dict(zip(names, responses, strict=True)), n, where) for n in names)
+    return _row(_field(record, "prompt", where), fields, where, names)
 
 
 def _field(record: Mapping[str, Any], name: str, where: str) -> Field:
-    if name not in record:
-        hint = near_miss(name, set(record) - set(COLUMNS)) if set(record) - set(COLUMNS) else ""
-        hint = f"; {hint}" if hint.startswith("did you mean") else ""
-        raise UserError(f"{where}: no '{name}'; the columns are {_listed(record)}{hint}")
-    value = record[name]
+    value = _value(record, name, where)
     if isinstance(value, str):
         return _encodable(value, name, where)
     if not isinstance(value, list) or not all(
@@ -241,14 +270,14 @@ def _row(
     prompt: Field,
     responses: tuple[Field, ...],
     where: str,
-    names: tuple[str, ...] = ("chosen", "rejected"),
+    names: tuple[str, ...] = PAIR,
     label: float | None = None,
 ) -> Row:
     """A row whose fields are all messages as soon as one of them is."""
     if any(isinstance(field, list) for field in (prompt, *responses)):
         prompt = _as_messages(prompt, "user")
         responses = tuple(_as_messages(response, "assistant") for response in responses)
-    return Row(prompt, responses, names, label, where)
+    return Row(prompt, responses, names, label, where, {})
 
 
 def _as_messages(field: Field, role: str) -> list[dict[str, str]]:

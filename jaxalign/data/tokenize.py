@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -57,6 +57,7 @@ def load_examples(
     layout: str,
     *,
     seed: int,
+    columns: Collection[str] = (),
 ) -> Examples:
     """Read and tokenise a data set.
 
@@ -70,8 +71,9 @@ def load_examples(
       path: a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub.
       split: the split to read, where `path` is no file.
       tokenizer: a Hugging Face tokenizer; a pad token is not needed.
-      layout: "Demos", "Pairs", "Labeled" or "Mismatched".
+      layout: one of `RESPONSES`.
       seed: chooses the partners of "Mismatched"; the other layouts do not depend on it.
+      columns: what the objective reads besides responses.
 
     Raises:
       UserError: the data, the limits and the tokenizer do not fit together; says how.
@@ -85,7 +87,7 @@ def load_examples(
         )
     counts = _Counts()
     names = RESPONSES[layout]
-    rows = read_rows(settings, path, split, layout, counts.dropped)
+    rows = read_rows(settings, path, split, layout, counts.dropped, columns)
     specials = _specials(tokenizer)
     items = [
         example
@@ -209,16 +211,16 @@ def _example(
     kept_prompt = _cut_prompt(prompt, settings.max_prompt, specials.bos)
     room = settings.max_length - len(kept_prompt)
     kept = [ids[:room] for ids in responses]
-    columns = {} if row.label is None else {"label": row.label}
+    columns = dict(row.columns) if row.label is None else {**row.columns, "label": row.label}
     example = Example(_array(kept_prompt), tuple(map(_array, kept)), columns, row.where)
     if any(example.scored(r) == 0 for r in range(len(kept))):
         counts.dropped["no scored token"] += 1
         return None
-    if len(kept) == 2 and kept[0] == kept[1]:
+    if len(kept) > 1 and all(ids == kept[0] for ids in kept):
         counts.dropped["identical responses"] += 1
         return None
     counts.prompt_cut += len(kept_prompt) < len(prompt)
-    for name, before, after in zip(names, responses, kept, strict=False):
+    for name, before, after in zip(itertools.cycle(names), responses, kept, strict=False):
         counts.response_cut[name] += len(after) < len(before)
         lost = specials.eos in before[len(after) :] and specials.eos not in after
         counts.eos_lost[name] += lost

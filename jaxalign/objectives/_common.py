@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import annotated_types
 import jax.numpy as jnp
@@ -21,6 +22,12 @@ def log_ratio(policy: SequenceStats, ref: SequenceStats) -> Array:
     return policy.logp - ref.logp
 
 
+def between(name: str, low: float, high: float) -> Callable[[Mapping[str, Any]], str]:
+    """An objective's `check` that a column lies in [low, high]."""
+    wrong = f"{name} must lie between {low:g} and {high:g}"
+    return lambda columns: "" if low <= columns[name] <= high else wrong
+
+
 def label_sign(label: Array) -> Array:
     """+1 for a desirable response (label 1), -1 for an undesirable one (label 0)."""
     return jnp.where(label > 0.5, 1.0, -1.0).astype(label.dtype)
@@ -35,6 +42,25 @@ def pair_metrics(policy: Pairs, chosen: Array, rejected: Array) -> Metrics:
         "rewards/accuracies": (chosen > rejected).astype(jnp.float32),
         "logps/chosen": policy.chosen.logp,
         "logps/rejected": policy.rejected.logp,
+    }
+
+
+def ranked_metrics(responses: SequenceStats, reward: Array, best: Array) -> Metrics:
+    """What every objective on ranked responses reports, [B] each.
+
+    Args:
+      responses: under the policy, [B, K].
+      reward: of the responses, [B, K].
+      best: index of the best response, [B].
+    """
+    is_best = jnp.arange(reward.shape[-1])[None] == best[:, None]
+    chosen = jnp.where(is_best, reward, 0.0).sum(-1)
+    rivals = jnp.where(is_best, -jnp.inf, reward).max(-1)
+    return {
+        "rewards/chosen": chosen,
+        "rewards/margins": chosen - rivals,
+        "rewards/accuracies": (chosen > rivals).astype(jnp.float32),
+        "logps/responses": responses.logp.mean(-1),
     }
 
 
