@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import tyro
 from jax.sharding import Mesh
 
@@ -49,6 +50,8 @@ class Sampling:
     """Seed of all draws."""
     batch_size: int = 64
     """Prompts continued at a time."""
+    diversity: bool = False
+    """Also print how many n-grams of the answers are distinct, to standard error."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of parameters and matrix products."""
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
@@ -76,12 +79,26 @@ def read_prompts(settings: Sampling) -> list[Prompt]:
         raise UserError(f"--prompts: {path} is not UTF-8 text ({e}); convert it") from None
 
 
+class Answers(NamedTuple):
+    """What a model answered, one to each prompt."""
+
+    texts: list[str]
+    tokens: list[np.ndarray]  # [length] each, without the one that ended it
+    vocab: int
+
+
 def answer(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Prompt]) -> list[str]:
+    """The texts of `sample`."""
+    return sample(folder, settings, mesh, prompts).texts
+
+
+def sample(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Prompt]) -> Answers:
     """Sample one answer to every prompt.
 
     Args:
       folder: of the checkpoint, or of an adapter.
-      settings: how to draw; `model`, `prompt`, `prompts`, `out` and `mesh` are not read here.
+      settings: how to draw; `model`, `prompt`, `prompts`, `out`, `diversity` and `mesh` are
+        not read here.
       mesh: of the devices.
       prompts: text, or messages for the tokenizer's chat template.
 
@@ -104,7 +121,8 @@ def answer(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Promp
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+    return Answers(texts, tokens, config.vocab)
 
 
 def stop_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:

@@ -182,38 +182,47 @@ def _reference(argv: list[str]) -> int:
 
 def _evaluate(argv: list[str]) -> int:
     """Evaluate a stage's model, or any checkpoint of its architecture, on the held-out data."""
+    where = "Hugging Face folder or hub repository"
     own, prepared = _prepared(
         argv,
         "evaluate",
-        (
-            "--checkpoint",
-            {"help": "Hugging Face folder or hub repository; none: the stage's model"},
-        ),
+        ("--checkpoint", {"help": f"{where}; none: the stage's model"}),
+        ("--against", {"help": f"{where} of the reference; none: the stage's, if it has one"}),
+        ("--diagnostics", {"nargs": "+", "help": "what else to measure; none: what the stage has"}),
     )
     import jax
 
     from . import export, train
+    from .diagnostics import problem
     from .evaluate import evaluator
     from .hf.load import resolve
     from .hf.peft import load_merged
-    from .stage import live_reference
+    from .stage import cached_reference, live_reference
 
+    objective = prepared.task.objective
+    names = prepared.stage.diagnostics if own.diagnostics is None else own.diagnostics
+    if wrong := problem(names, objective, ref=objective.uses_ref or own.against is not None):
+        raise UserError(f"--diagnostics: {wrong}")
+    if prepared.held_out is None:
+        raise UserError(f"stages.{prepared.name}.data.eval_path: give data to evaluate on")
     with jax.set_mesh(prepared.mesh):
-        loader = prepared.held_out_loader()
-        if loader is None:
-            raise UserError(f"stages.{prepared.name}.data.eval_path: give data to evaluate on")
+        if own.against is None:
+            cached = cached_reference(prepared, "held_out")
+            reference = None if prepared.moving else live_reference(prepared)
+        else:
+            cached, reference = None, load_merged(resolve(own.against), prepared.model)
+        batches = prepared.loader(prepared.held_out, cached).sequential()
         trained = train.model_folder(prepared.recipe, prepared.name)
         params = load_merged(resolve(own.checkpoint or str(trained)), prepared.model)
         objective_state = moved = None
-        if prepared.task.objective.init_state is not None or prepared.moving:
+        if objective.init_state is not None or prepared.moving:
             # What moves, such as BCO's shift, is no part of a Hugging Face checkpoint.
             state = export.newest_state(prepared)[1]
             objective_state, moved = state.objective_state, state.ref_params
-        fixed = None if prepared.moving else live_reference(prepared)
-        run = evaluator(prepared.task, prepared.mesh, fixed)
-        metrics = run(params, objective_state, loader.sequential(), moved)
-    for name, value in metrics.items():
-        prepared.console.print(f"{name:<24} {value:.6g}")
+        run = evaluator(prepared.task, prepared.mesh, reference, diagnostics=names)
+        metrics = run(params, objective_state, batches, None if own.against else moved)
+    for line in _table(metrics):
+        prepared.console.print(line, end="")
     return 0
 
 
@@ -240,7 +249,8 @@ def _generate(argv: list[str]) -> int:
     """Sample answers from a model, one JSON line for each prompt."""
     import tyro
 
-    from .answer import Sampling, answer, read_prompts
+    from .answer import Sampling, read_prompts, sample
+    from .diagnostics import diversity
     from .hf.load import resolve
 
     settings = tyro.cli(
@@ -248,15 +258,18 @@ def _generate(argv: list[str]) -> int:
     )
     prompts = read_prompts(settings)
     mesh, _ = _start(Run(dir=".", compile_cache="off"), settings.mesh, settings.dtype)
-    answers = answer(resolve(settings.model), settings, mesh, prompts)
+    answers = sample(resolve(settings.model), settings, mesh, prompts)
     lines = [
         json.dumps({"prompt": p, "answer": a}, ensure_ascii=False) + "\n"
-        for p, a in zip(prompts, answers, strict=True)
+        for p, a in zip(prompts, answers.texts, strict=True)
     ]
     if settings.out is None:
         sys.stdout.writelines(lines)
     else:
         Path(settings.out).write_text("".join(lines), encoding="utf-8")
+    if settings.diversity:
+        measured = diversity([ids.tolist() for ids in answers.tokens], answers.vocab)
+        sys.stderr.writelines(_table(measured))
     return 0
 
 
@@ -272,6 +285,11 @@ def _density(argv: list[str]) -> int:
     count = write_ratios(resolve(settings.model), settings, mesh)
     console.print(f"{count} rows are in {settings.out}")
     return 0
+
+
+def _table(metrics: dict[str, float]) -> list[str]:
+    """A line for each metric."""
+    return [f"{name:<28} {value:.6g}\n" for name, value in metrics.items()]
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -16,6 +16,7 @@ import typing_extensions
 import tyro
 import yaml
 
+from .diagnostics import problem
 from .errors import UserError, near_miss
 from .objective import Objective
 from .objectives import OBJECTIVES
@@ -178,13 +179,28 @@ def _validate(
         for path, value in _leaves(dataclasses.asdict(recipe)):
             if "{world}" in str(value):
                 complaints[path] = f"only a recipe with a `world` has that folder (got {value!r})"
+    for name, stage in recipe.stages.items() if recipe is not None else ():
+        if wrong := _undiagnosable(stage):
+            complaints[f"stages.{name}.diagnostics"] = wrong
     if recipe is None or complaints:
         raise UserError("\n".join(f"{place(path)}: {what}" for path, what in complaints.items()))
     return recipe
 
 
+def _undiagnosable(stage: Stage) -> str:
+    """What is wrong with the diagnostics of a stage; empty if nothing is."""
+    if stage.diagnostics and stage.data.eval_path is None:
+        return "they are computed on held-out data; give data.eval_path"
+    if not dataclasses.is_dataclass(stage.objective):
+        return ""  # the objective itself is wrong, which is said elsewhere
+    objective, _ = objective_settings(stage)
+    return problem(stage.diagnostics, objective, ref=objective.uses_ref)
+
+
 def _misfits(where: str, stage: Stage) -> Complaints:
     """Settings of a stage, right by themselves, that its objective cannot be trained with."""
+    if not dataclasses.is_dataclass(stage.objective):
+        return {}  # the objective itself is wrong, which is said elsewhere
     chosen, _ = objective_settings(stage)
     if chosen.reference == "live" and stage.reference.mode != "live":
         said = f"{chosen.name} reads the reference's logits, which are not cached; set it to live"

@@ -141,7 +141,7 @@ def reference_of(
 ) -> tuple[SequenceStats | None, Hidden | None]:
     """Statistics of the reference, and what gives its logits if they are read; constants."""
     reference = task.objective.reference
-    if reference == "none":
+    if reference == "none" and ref_params is None:
         return None, None
     if ref_params is None:
         if reference == "live":

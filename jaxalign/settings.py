@@ -179,6 +179,8 @@ class Stage:
     """Updates between two checkpoints; 0: only at the end."""
     keep: Count = 2
     """Checkpoints kept."""
+    diagnostics: tuple[Text, ...] = ()
+    """What else to measure on the held-out data, by name: ranking, calibration, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)

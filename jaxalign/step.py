@@ -307,7 +307,8 @@ def eval_step(
     """Sums of one batch, to be added up over a data set; reads the objective's state as it is.
 
     Returns:
-      `{"terms": [(total, count)], "sums": {metric: (sum, weight)}}`.
+      `{"terms": [(total, count)], "sums": {metric: (sum, weight)}, "statistics": (policy's,
+      reference's, metrics)}`; the last by example, for diagnostics.
     """
 
     def forward(cells: Batch) -> Any:
@@ -316,4 +317,5 @@ def eval_step(
     policy, ref = jax.lax.map(forward, batch)
     side = Side.of(task, batch, ref)  # what is drawn is the same at every evaluation
     _, (metrics, terms) = loss_and_metrics(task, policy, side, objective_state)
-    return {"terms": terms, "sums": {k: weighted_mean(v, batch.weight) for k, v in metrics.items()}}
+    sums = {k: weighted_mean(v, batch.weight) for k, v in metrics.items()}
+    return {"terms": terms, "sums": sums, "statistics": (policy, ref, metrics)}

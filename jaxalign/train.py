@@ -179,7 +179,8 @@ class Loop:
         self._step = jitted_step(
             prepared.policy, tx, abstract, prepared.mesh, prepared.stage.reference
         )
-        self._evaluate = evaluator(prepared.policy, prepared.mesh, ref_params, frozen)
+        names = prepared.stage.diagnostics
+        self._evaluate = evaluator(prepared.policy, prepared.mesh, ref_params, frozen, names)
 
     def run(
         self, loader: Loader, state: TrainState, start: int, total: int, checkpoints: Checkpoints

@@ -15,7 +15,9 @@ from test_imports import LAYERS
 from jaxalign import settings
 from jaxalign.cli import COMMANDS
 from jaxalign.config import parse, resolved
+from jaxalign.diagnostics import DIAGNOSTICS
 from jaxalign.objectives import OBJECTIVES
+from jaxalign.types import Pairs
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -135,6 +137,18 @@ def test_every_name_given_for_another_library_is_one_of_ours():
     named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
     assert len(named) > 40
     assert [n for n in named if n not in known and n.partition(":")[0] not in known] == []
+
+
+def test_every_diagnostic_has_its_row_and_section_in_its_page():
+    page = (ROOT / "docs" / "diagnostics.md").read_text()
+    table = page.partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(DIAGNOSTICS)
+    sections = re.findall(r"^## (.+)$", page, re.M)
+    assert [s for s in sections if s in DIAGNOSTICS] == list(DIAGNOSTICS)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (\w+) \|", table, re.M)
+    for name, data, reference in rows:
+        assert (data == "pairs") == (DIAGNOSTICS[name].data == (Pairs,))
+        assert (reference == "yes") == ("ref" in DIAGNOSTICS[name].inputs)
 
 
 def test_every_dependency_has_its_line():

@@ -18,7 +18,7 @@ LAYERS = (
     ("errors", "batch", "types", "settings"),
     ("numerics", "stats", "sharding", "optim", "tracking", "report", "world"),
     ("objective", "head", "models", "data"),
-    ("objectives", "forward", "generate", "hf"),
+    ("objectives", "diagnostics", "forward", "generate", "hf"),
     ("config", "step", "checkpoint", "answer", "density"),
     ("state", "reference", "evaluate"),
     ("stage",),

@@ -1,0 +1,129 @@
+"""Diagnostics of tokens: shifts of likelihood, the likeliest tokens, n-grams of answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import entr
+
+from ..stats import Row, TokenStat
+from ..types import Array, Metrics, SequenceStats
+from ._common import EVERY, diagnostic, responses
+
+K = 10
+ORDERS = (1, 2, 3, 4, 5)
+
+
+def _likeliest(row: Row) -> Array:
+    """Probabilities of the K likeliest tokens, or of all where there are fewer."""
+    top = jax.lax.top_k(row.logits, min(K, row.logits.shape[-1]))[0]
+    return jnp.exp(top - jax.nn.logsumexp(row.logits, -1, keepdims=True))
+
+
+topk_mass = TokenStat("topk_mass", lambda row: _likeliest(row).sum(-1))
+"""Probability of the 10 likeliest tokens together."""
+
+topk_entropy = TokenStat("topk_entropy", lambda row: entr(_likeliest(row)).sum(-1))
+"""-sum p log p over the 10 likeliest tokens, nats; they are not renormalised."""
+
+
+def _per_token(values: Array, y: SequenceStats) -> Array:
+    """[B, T], 0 where nothing is scored -> their average over scored tokens; NaN if none is."""
+    return values.sum(-1) / jnp.where(y.length > 0, y.length, jnp.nan)
+
+
+@diagnostic(
+    EVERY,
+    source="Shi et al. 2024, arXiv:2410.11677, Section 4.1",
+    needs=(topk_mass, topk_entropy),
+)
+def topk(policy: Any) -> Metrics:
+    """Mass and entropy of the 10 likeliest next tokens, averaged over the tokens of a response.
+
+    mass          m = sum of p over the 10
+    entropy       H = -sum p log p, nats
+    renormalised  the same of p / m: H / m + log m
+    """
+    out = {}
+    for name, y in responses(policy):
+        mass, entropy = y.token["topk_mass"], y.token["topk_entropy"]
+        m = jnp.where(y.mask > 0, mass, 1.0)
+        out[f"topk/{name}_mass"] = _per_token(mass, y)
+        out[f"topk/{name}_entropy"] = _per_token(entropy, y)
+        out[f"topk/{name}_renormalised"] = _per_token(entropy / m + jnp.log(m), y)
+    return out
+
+
+def gini(values: Array, mask: Array) -> Array:
+    """Gini coefficient of the unmasked values >= 0, [..., T] -> [...]; NaN where all are 0.
+
+        G = sum over i of (2 i - n - 1) x_(i) / (n sum x),  x_(1) <= ... <= x_(n)
+
+    0: all alike; near 1: one has all.
+    """
+    # What is masked counts as 0 and comes first, so the others hold the last n ranks.
+    ordered = jnp.sort(jnp.where(mask > 0, values, 0.0), -1)
+    slots, n = values.shape[-1], (mask > 0).sum(-1, keepdims=True)
+    rank = jnp.arange(1, slots + 1) - (slots - n)
+    total = n[..., 0] * ordered.sum(-1)
+    return ((2 * rank - n - 1) * ordered).sum(-1) / jnp.where(total > 0, total, jnp.nan)
+
+
+@diagnostic(EVERY, source="Mao et al. 2025, arXiv:2410.04834")
+def shift(policy: Any, ref: Any) -> Metrics:
+    """How far the log-likelihood of a response has moved from the reference, and how evenly.
+
+    (name)        s - ref, nats
+    (name)_token  (s - ref) / n, nats per token
+    (name)_gini   Gini coefficient of |log pi(y_t) - log ref(y_t)| over the tokens of the response
+
+    UNVERIFIED: the paper's exact definitions; its shift of logits is not computed.
+    """
+    out = {}
+    before = dict(responses(ref))
+    for name, y in responses(policy):
+        moved = y.token["logp"] - before[name].token["logp"]
+        out[f"shift/{name}"] = moved.sum(-1)
+        out[f"shift/{name}_token"] = _per_token(moved, y)
+        out[f"shift/{name}_gini"] = gini(jnp.abs(moved), y.mask)
+    return out
+
+
+def diversity(answers: Sequence[Sequence[int]], vocab: int) -> dict[str, float]:
+    """Distinct n-grams of a set of answers, n = 1 to 5; no n-gram crosses two answers.
+
+        distinct = N / C,    EAD = N / (V (1 - ((V - 1) / V)^C))
+
+    N distinct n-grams among C, V the vocabulary. EAD divides by what C draws, all alike likely,
+    would give, so that longer answers are not punished.
+
+    Args:
+      answers: token ids without the token that ends an answer.
+      vocab: V, of the tokenizer; of the largest where models with several are compared.
+
+    Returns:
+      `distinct/n` and `ead/n` for every n of which there is an n-gram, and the averages `distinct`
+      and `ead` over these n.
+
+    Source:
+      Li et al. 2016, arXiv:1510.03055; Liu et al. 2022, arXiv:2202.13587.
+      Differences: token ids, not words. As Kirk et al. 2024's code, V is the same for every n.
+    """
+    out: dict[str, float] = {}
+    for n in ORDERS:
+        grams = [tuple(a[i : i + n]) for a in answers for i in range(len(a) - n + 1)]
+        if not grams:
+            continue
+        distinct, count = len(set(grams)), len(grams)
+        # 1 - (1 - 1/V)^C keeps its digits where C is far below V.
+        expected = vocab * -math.expm1(count * math.log1p(-1 / vocab)) if vocab > 1 else 1.0
+        out |= {f"distinct/{n}": distinct / count, f"ead/{n}": distinct / expected}
+    for kind in ("distinct", "ead"):
+        values = [v for k, v in out.items() if k.startswith(f"{kind}/")]
+        if values:
+            out[kind] = sum(values) / len(values)
+    return out
