@@ -72,15 +72,21 @@ def evaluator(
             total = out if total is None else jax.tree.map(np.add, total, out)
         if total is None:
             raise UserError("evaluation: the held-out data is empty")
-        loss = sum(t / max(c, 1e-30) for t, c in total["terms"])
-        metrics = {"loss": float(loss)} | means(total["sums"])
-        for d, sums in zip(of_examples, total["diagnostics"], strict=True):
-            metrics |= means(sums, d.finish)
+        metrics = _finished(total, of_examples)
         for values in probed:
             metrics |= {k: float(v) for k, v in sorted(values.items()) if not np.isnan(v)}
         return metrics
 
     return run
+
+
+def _finished(total: dict[str, Any], diagnostics: Sequence[Diagnostic]) -> dict[str, float]:
+    """Sums over a data set -> the numbers that are reported."""
+    loss = sum(t / max(c, 1e-30) for t, c in total["terms"])
+    metrics = {"loss": float(loss)} | means(total["sums"])
+    for d, sums in zip(diagnostics, total["diagnostics"], strict=True):
+        metrics |= means(sums, d.finish)
+    return metrics
 
 
 def means(sums: dict[str, Any], finish: Callable[[Any], float] = float) -> dict[str, float]:
