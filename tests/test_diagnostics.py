@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_diagnostics as oracle
 import pytest
-from helpers_objectives import draw, layout, ragged_logp
+from helpers_objectives import call, draw, layout, ragged_logp
 from helpers_run import one_device
 
 from jaxalign.data.examples import Examples, Report
@@ -375,10 +375,7 @@ def test_an_objective_without_a_reference_is_compared_with_the_one_it_is_given()
 @pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if o.data is Pairs])
 def test_every_paired_objective_has_the_margins_that_calibration_reads(name):
     o = OBJECTIVES[name]
-    drawn = draw(o)
-    stats = {k: layout(o, drawn[k], drawn["masks"]) for k in ("policy", "ref")}
-    state = o.init_state() if o.init_state else None
-    metrics = o.bind()(**stats, batch=drawn["columns"], state=state)[1]
+    metrics = call(o, draw(o))[1]
     assert metrics["rewards/margins"].shape == (4,)
 
 
