@@ -7,7 +7,6 @@ Exit codes: 0 done; 1 the run failed (a full disk, a loss of NaN); 2 a mistake i
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import logging
 import os
@@ -105,21 +104,7 @@ def _start(run: Run, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
             num_processes=None if count is None else int(count),
             process_id=None if number is None else int(number),
         )
-    if jax.default_backend() == "cpu":
-        keep_memory()
     return make_mesh(mesh), Console(quiet=jax.process_index() != 0, soft_wrap=True)
-
-
-def keep_memory() -> None:
-    """Let glibc keep what is freed, instead of handing large arrays back to the kernel.
-
-    The arrays of every update would otherwise be fresh pages, faulted in and zeroed one by one:
-    some tenth of an update's CPU time. The process stays as large as it once was.
-    """
-    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h  # noqa: N806
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_MMAP_MAX, 0)
 
 
 def _train(argv: list[str]) -> int:

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 
 import helpers_run as h
 import numpy as np
@@ -193,33 +192,3 @@ def test_compiled_programs_are_kept_beside_the_run_unless_told_otherwise(tmp_pat
     assert _cache_folder(Run(dir=run)) == "/theirs"
     assert _cache_folder(Run(dir=run, compile_cache="/mine")) == "/mine"
     assert _cache_folder(Run(dir=run, compile_cache="off")) is None
-
-
-LARGE = """
-import resource, sys
-import numpy as np
-from jaxalign.cli import keep_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.ones(2**25, np.float32)  # 128 MiB, freed at once
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-if sys.argv[1] == "keep":
-    keep_memory()
-faults()
-print(faults())
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has these settings")
-def test_memory_that_is_freed_is_kept():
-    fresh, kept = (
-        int(
-            subprocess.run(
-                [sys.executable, "-c", LARGE, how], check=True, capture_output=True
-            ).stdout
-        )
-        for how in ("fresh", "keep")
-    )
-    assert kept < fresh / 10

@@ -17,7 +17,6 @@ import jax
 from rich.console import Console
 
 from jaxalign import settings
-from jaxalign.cli import keep_memory
 from jaxalign.config import section
 from jaxalign.data.examples import Example, Examples, Report
 from jaxalign.sharding import make_mesh, put_batch
@@ -76,7 +75,6 @@ def make_step(prepared: Prepared) -> Step:
 
 def side(pipe: Pipe) -> None:
     """Load, then serve."""
-    keep_memory()  # as `jaxalign train` does
     folder, name, microbatches, row_length = Path(sys.argv[1]), *sys.argv[2:]
     mesh = make_mesh(settings.Mesh(), jax.devices()[:1])
     with jax.set_mesh(mesh):
