@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers_pack import first_scored
 
 from jaxalign.data.examples import RESPONSES, Example
 from jaxalign.models.config import ModelConfig
@@ -73,16 +74,20 @@ def some_examples(layout, n, seed=0):
 
 def dense_stats(model, params, items, needs, ref_params=None):
     """Statistics [B, R] from full logits of one padded row per sequence."""
-    sequences = [(item.prompt, r) for item in items for r in item.responses]
-    width = max(len(p) + len(r) for p, r in sequences)
+    sequences = [
+        (item.prompt, response, first_scored(item, r) - 1)
+        for item in items
+        for r, response in enumerate(item.responses)
+    ]
+    width = max(len(p) + len(r) for p, r, _ in sequences)
     ids = np.zeros((len(sequences), width + 1), np.int32)
     inside = np.zeros((len(sequences), width), np.int32)
     scored = np.zeros((len(sequences), width), bool)
-    for row, (p, r) in enumerate(sequences):
+    for row, (p, r, first) in enumerate(sequences):
         n = len(p) + len(r)
         ids[row, :n] = np.concatenate([p, r])
         inside[row, :n] = 1
-        scored[row, len(p) - 1 : n - 1] = True
+        scored[row, first : n - 1] = True
     at = np.broadcast_to(np.arange(width), inside.shape)
     hidden, head = model.forward(params, ids[:, :-1], at, inside, np.zeros_like(inside))
     all_log_p = jax.nn.log_softmax(hidden @ head)

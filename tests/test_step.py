@@ -175,6 +175,25 @@ def test_unpacked_and_unshared_rows_give_the_same_gradient(dense, name):
     assert_same(gradient(name, batch=batch), dense(name))
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_responses_that_begin_with_context_give_the_dense_gradient(n):
+    rng = np.random.default_rng(0)
+    items = [
+        e._replace(context=tuple(int(rng.integers(len(r))) for r in e.responses))
+        for e in some_examples("Pairs", B)
+    ]
+    objective = OBJECTIVES["dpo"]
+    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        model = small_model(mesh)
+        params, ref = parameters(model, 0), parameters(model, 1)
+        plain = jax.jit(
+            jax.value_and_grad(lambda p: dense_loss(objective, {}, model, p, ref, items))
+        )
+        want = jax.tree.map(np.asarray, plain(params))
+    assert_same(gradient("dpo", batch=batch_of(items, n)), want)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_an_example_of_weight_zero_has_no_influence(dense, name):
     items = some_examples(OBJECTIVES[name].data.__name__, B)
