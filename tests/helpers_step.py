@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 from helpers_pack import first_scored
 
+from jaxalign import types
 from jaxalign.data.examples import RESPONSES, Example
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
-from jaxalign.types import SequenceStats, select_rows
+from jaxalign.types import MANY, SequenceStats, select_rows
 
 T = 16
 VOCAB = 64
@@ -49,7 +50,7 @@ def some_examples(layout, n, seed=0):
     def tokens(low, high):
         return rng.integers(0, VOCAB, rng.integers(low, high)).astype(np.int32)
 
-    responses = 3 if layout == "Ranked" else len(RESPONSES[layout])
+    responses = len(RESPONSES[layout]) + 2 * (getattr(types, layout) in MANY)
 
     def columns(i):
         if layout == "Ranked":
@@ -61,15 +62,14 @@ def some_examples(layout, n, seed=0):
             return {"preference": 0.6 + 0.1 * (i % 4)} | scores
         return {}
 
-    return [
-        Example(
-            tokens(1, 14),
-            tuple(tokens(1, T) for _ in range(responses)),
-            columns(i),
-            f"example {i}",
-        )
-        for i in range(n)
-    ]
+    def example(i):
+        prompt, answers = tokens(1, 14), tuple(tokens(1, T) for _ in range(responses))
+        context = ()
+        if layout in ("Rationales", "Revised"):
+            context = (0, 0, *(int(rng.integers(len(a))) for a in answers[2:]))
+        return Example(prompt, answers, columns(i), f"example {i}", context)
+
+    return [example(i) for i in range(n)]
 
 
 def dense_stats(model, params, items, needs, ref_params=None):

@@ -21,8 +21,9 @@ from jaxalign.step import (
 )
 
 B = 8
-# One objective of each kind: per token, paired, coupled with state or frozen rows, ranked.
-KINDS = ["sft", "dpo", "slpo", "bco", "kto", "info_nca"]
+# One objective of each kind: per token, paired, coupled with state or frozen rows, ranked, with
+# context that is not scored.
+KINDS = ["sft", "dpo", "slpo", "bco", "kto", "info_nca", "rdpo"]
 
 
 def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None):

@@ -19,8 +19,18 @@ RESPONSES: dict[str, tuple[str, ...]] = {
     "Mismatched": ("response", "mismatched"),
     "Forget": ("response",),
     "Ranked": ("responses",),
+    "Rationales": ("chosen", "rejected", "rationale"),
+    "Revised": (
+        "chosen",
+        "rejected",
+        "chosen_after_rejected",
+        "rejected_after_chosen",
+        "rejected_after_rejected",
+        "chosen_after_chosen",
+    ),
+    "Dispreferred": ("rejected", "samples"),
 }
-"""Names of the responses of an example, by layout; of "Ranked", one for all K of them."""
+"""Names of the responses of an example, by layout; the last is that of all K which may follow."""
 
 Span = tuple[str, bool]
 """A piece of text, and whether its tokens are scored."""
