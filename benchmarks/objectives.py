@@ -82,6 +82,8 @@ def closed_form(name: str, rows: Rows, hyper: dict[str, Any]) -> Closed | None:
             value = 2 * math.log(2)
         case "kto":
             value = 0.5
+        case "inpo":
+            value = 1 / (4 * hyper["eta"] ** 2)
         case "srpo":
             value = (1 + hyper["alpha"]) / 4
         case "simpo":

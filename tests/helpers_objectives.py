@@ -89,6 +89,7 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     case["key"] = jax.random.split(jax.random.key(seed), b)
     columns = {"label": label, "weight": np.ones(b)} | draw_columns(rng, b)
     columns["scores"] = rng.normal(size=(b, 3))
+    case["start"] = rows()
     return case | {"columns": {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}}
 
 
@@ -99,6 +100,7 @@ def inputs(o, case, state=None):
     return {
         "policy": layout(o, case["policy"], case["masks"], case["ref"]),
         "ref": layout(o, case["ref"], case["masks"]),
+        "start": layout(o, case["start"], case["masks"]),
         "batch": {k: case["columns"][k] for k in o.columns},
         "state": state,
         "key": case["key"],
@@ -154,11 +156,15 @@ def ragged_logp(log_odds, masks):
 
 
 def oracle_columns(case):
-    """The columns, and what a key draws: `uniform` in [0, 1) by token, `gumbel` by example."""
+    """The columns, `start` as `ref` is given, and what a key draws.
+
+    That is `uniform` in [0, 1) by token and `gumbel` by example.
+    """
     t = next(iter(case["masks"].values())).shape[-1]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(case["key"])
     draws = {"uniform": uniform, "gumbel": jax.vmap(jax.random.gumbel)(case["key"])}
-    return {k: np.asarray(v) for k, v in (case["columns"] | draws).items()}
+    columns = {k: np.asarray(v) for k, v in (case["columns"] | draws).items()}
+    return columns | {"start": ragged_logp(case["start"], case["masks"])}
 
 
 def oracle_value_and_grad(oracle, case, previous=None, **hyper):

@@ -107,13 +107,16 @@ def dense_stats(model, params, items, needs, ref_params=None):
     return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)
 
 
-def dense_loss(objective, hyper, model, params, ref_params, items, state=None):
+def dense_loss(objective, hyper, model, params, ref_params, items, state=None, start_params=None):
     """The loss of a whole batch at once, without packing, microbatches or chunks."""
     columns = {k: jnp.asarray([e.columns[k] for e in items]) for k in items[0].columns}
     columns["weight"] = jnp.ones(len(items))
-    ref = None
+    ref = start = None
     if objective.uses_ref:
         ref = select_rows(objective.data, dense_stats(model, ref_params, items, objective.needs))
+    if objective.uses_start:
+        start = dense_stats(model, start_params, items, objective.needs)
+        start = select_rows(objective.data, start)
     policy = dense_stats(model, params, items, objective.needs, ref_params)
     policy = select_rows(objective.data, policy)
     bound = objective.bind(**hyper)
@@ -122,5 +125,6 @@ def dense_loss(objective, hyper, model, params, ref_params, items, state=None):
     if objective.init_state is not None:
         frozen = jax.lax.stop_gradient(policy)
         state = bound(policy=frozen, ref=ref, batch=columns, state=state, key=key)[2]
-    loss = bound(policy=policy, ref=ref, batch=columns, state=state, key=key)[0]
+    given = {"policy": policy, "ref": ref, "start": start}
+    loss = bound(**given, batch=columns, state=state, key=key)[0]
     return sum(t.total.sum() / t.count.sum() for t in loss.terms)

@@ -8,7 +8,7 @@ from helpers_objectives import draw_columns
 from helpers_step import T, dense_loss, parameters, small_model, some_examples
 
 from jaxalign.data.pack import pack
-from jaxalign.forward import Task, sequence_stats
+from jaxalign.forward import START, Task, sequence_stats
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.sharding import batch_shards, make_mesh, put_batch
@@ -63,10 +63,14 @@ def gradient(name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached
         task = Task(objective, {}, model.forward)
         if batch is None:
             batch = batch_of(items, n, batch_shards(mesh), chunks)
-        if cached:
-            cells = jax.tree.map(lambda x: x[0], put_batch(batch, mesh))
-            ref = jax.jit(lambda p, c: sequence_stats(task, p, c).token)(ref_params, cells)
-            batch = batch._replace(ref={k: np.asarray(v)[None] for k, v in ref.items()})
+        found = {}
+        for prefix, wanted, seed in (("", cached, 1), (START, objective.uses_start, 2)):
+            if wanted:
+                stats = jax.jit(
+                    lambda p, b: jax.lax.map(lambda c: sequence_stats(task, p, c).token, b)
+                )(parameters(model, seed), put_batch(batch, mesh))
+                found |= {prefix + k: np.asarray(v) for k, v in stats.items()}
+        batch = batch._replace(ref=found)
         state = objective.init_state() if objective.init_state else None
         run = jax.jit(lambda p, r, b: value_and_grad(task, p, b, state=state, ref_params=r))
         live = None if cached or not objective.uses_ref else ref_params
@@ -84,7 +88,7 @@ def dense():
             objective = OBJECTIVES[name]
             mesh = make_mesh(Mesh(), jax.devices()[:1])
             model = small_model(mesh)
-            params, ref_params = parameters(model, 0), parameters(model, 1)
+            params, ref_params, start = (parameters(model, seed) for seed in (0, 1, 2))
             items = examples_of(objective)
             state = objective.init_state() if objective.init_state else None
             with jax.set_mesh(mesh):
@@ -92,7 +96,9 @@ def dense():
                     np.asarray,
                     jax.jit(
                         jax.value_and_grad(
-                            lambda p: dense_loss(objective, {}, model, p, ref_params, items, state)
+                            lambda p: dense_loss(
+                                objective, {}, model, p, ref_params, items, state, start
+                            )
                         )
                     )(params),
                 )
@@ -159,7 +165,7 @@ def test_remat_does_not_change_the_gradient(dense, remat):
     assert_same(gradient("dpo", remat=remat), dense("dpo"))
 
 
-@pytest.mark.parametrize("name", ["dpo", "slpo", "kto"])
+@pytest.mark.parametrize("name", ["dpo", "slpo", "kto", "inpo"])
 def test_a_cached_reference_gives_the_gradient_of_a_live_one(dense, name):
     assert_same(gradient(name, cached=True), dense(name))
 

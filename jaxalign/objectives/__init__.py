@@ -26,6 +26,7 @@ from .hinge import hinge, slic
 from .hypo import hypo_kl
 from .implicit_prm import implicit_prm
 from .info_nca import info_nca, nca
+from .inpo import inpo
 from .ipo import ipo
 from .kto import apo_zero_unpaired, kto
 from .ld_dpo import ld_dpo
@@ -79,6 +80,7 @@ OBJECTIVES = {
         slic,
         ipo,
         egpo,
+        inpo,
         srpo,
         exo_pair,
         nca_pair,
