@@ -32,18 +32,21 @@ def write_kinds(folder: Path, data: Data) -> dict[str, Data]:
     pairs, rankings = [], []
     for row in read_pairs(data):
         low, gap = rng.normal(), rng.uniform(0.5, 2.0)
-        columns = {
+        columns: dict[str, Any] = {
             "score_chosen": low + gap,
             "score_rejected": low,
             "preference": rng.uniform(0.8, 1.0),
             "preference_gap": rng.uniform(0.3, 0.9),
             "density_ratio": rng.uniform(0.5, 3.0),
             "baseline": 0.0,
+            "rationale": " It answers the question.",
         }
         chosen, rejected = row.responses
+        echo = row.prompt[-64:]
+        columns["samples"] = [chosen, echo]
         pairs.append({"prompt": row.prompt, "chosen": chosen, "rejected": rejected} | columns)
         # The third response is the worst: it repeats the question.
-        responses = [chosen, rejected, row.prompt[-64:]]
+        responses = [chosen, rejected, echo]
         rankings.append(
             {"prompt": row.prompt, "responses": responses, "scores": [low + gap, low, low - gap]}
         )

@@ -76,12 +76,16 @@ def closed_form(name: str, rows: Rows, hyper: dict[str, Any]) -> Closed | None:
     """An objective's loss where the policy is the reference; None where none is written here."""
     average = rows.logp / rows.length
     match name:
-        case "dpo" | "bco":
+        case "dpo" | "bco" | "d2o":
             value = math.log(2)
         case "bco_pair":
             value = 2 * math.log(2)
         case "kto":
             value = 0.5
+        case "inpo":
+            value = 1 / (4 * hyper["eta"] ** 2)
+        case "srpo":
+            value = (1 + hyper["alpha"]) / 4
         case "simpo":
             margin = average[:, 0] - average[:, 1] - hyper["gamma_beta_ratio"]
             value = float(np.logaddexp(0, -hyper["beta"] * margin).mean())

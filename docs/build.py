@@ -23,6 +23,9 @@ DATA = {
     "Pairs": "pairs",
     "Labeled": "labelled",
     "Mismatched": "labelled",
+    "Rationales": "pairs with rationales",
+    "Revised": "pairs",
+    "Dispreferred": "to forget, with samples",
 }
 """What a layout is called here, where its own name says too little."""
 HEAD = """\

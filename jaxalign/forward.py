@@ -131,9 +131,21 @@ def _all_stats(
     return jax.tree.map(join, stats)
 
 
+START = "start/"
+"""What names of cached statistics begin with if they are of the weights the stage starts from."""
+
+
 def cached_stats(batch: Batch) -> SequenceStats | None:
     """The reference statistics that travel with a batch, if any; leading axes as the mask's."""
-    return reduce_tokens(batch.ref, batch.mask) if batch.ref else None
+    token = {name: x for name, x in batch.ref.items() if not name.startswith(START)}
+    return reduce_tokens(token, batch.mask) if token else None
+
+
+def start_stats(batch: Batch) -> SequenceStats | None:
+    """As `cached_stats`, under the weights that the stage starts from."""
+    named = {name for name in batch.ref if name.startswith(START)}
+    token = {name.removeprefix(START): batch.ref[name] for name in sorted(named)}
+    return reduce_tokens(token, batch.mask) if token else None
 
 
 def reference_of(

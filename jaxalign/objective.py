@@ -12,7 +12,7 @@ from .errors import near_miss
 from .stats import TokenStat, logp
 
 P = ParamSpec("P")
-INPUTS = ("policy", "ref", "batch", "state", "key")
+INPUTS = ("policy", "ref", "start", "batch", "state", "key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,10 @@ class Objective(Generic[P]):
     """A loss function, and what must be true for it to be called.
 
     The function takes, by name, any of `policy` (a layout of `SequenceStats`), `ref` (the same
-    under the reference, a constant), `batch` (`columns`, [B] each; `weight` is always there),
-    `state` and `key` ([B] keys for random numbers, one per example and update). It returns a
+    under the reference, a constant), `start` (under the weights that the stage starts from, which
+    the reference is not if it has a checkpoint of its own), `batch` (`columns`, [B] each; `weight`
+    is always there), `state` and `key` ([B] keys for random numbers, one per example and update).
+    It returns a
     `Loss` and [B] metrics. Everything keyword-only is a hyper-parameter.
 
     A function with a `state` computes its loss from the state it is given, and returns, third,
@@ -64,6 +66,11 @@ class Objective(Generic[P]):
     def uses_ref(self) -> bool:
         """Whether it compares the policy with a reference."""
         return "ref" in self.inputs
+
+    @property
+    def uses_start(self) -> bool:
+        """Whether it compares the policy with the weights that the stage starts from."""
+        return "start" in self.inputs
 
     @property
     def reference(self) -> Literal["none", "cached", "live"]:

@@ -22,6 +22,7 @@ from .batch import Batch
 from .checkpoint import write_atomic
 from .data.pack import cell_size
 from .errors import UserError
+from .forward import START
 from .hf.load import read_json
 from .models.quantised import Quantised, quantise
 from .optim import optimizer
@@ -155,10 +156,11 @@ def update_bytes(prepared: Prepared) -> int | None:
 
 def _costliest(prepared: Prepared) -> Batch:
     """The largest of the stage's first batches, with zeros for what a cached reference gives."""
-    ref = None
-    if prepared.reference_mode == "cached":
-        zeros = np.zeros(prepared.train.offsets[-1], np.float32)
-        ref = {stat.name: zeros for stat in prepared.task.objective.needs}
+    objective = prepared.task.objective
+    before = [""] if prepared.reference_mode == "cached" else []
+    before += [START] if objective.uses_start else []
+    zeros = np.zeros(prepared.train.offsets[-1], np.float32)
+    ref = {b + stat.name: zeros for b in before for stat in objective.needs}
     loader = prepared.loader(prepared.train, ref)
     batches = map(loader.batch, range(min(prepared.updates, FIRST)))
     return max(batches, key=lambda batch: (batch.ids.size, batch.target.size))

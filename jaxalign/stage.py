@@ -25,7 +25,7 @@ from .data.loader import Loader
 from .data.pack import cell_size, head_chunks
 from .data.tokenize import Examples, load_examples, preview
 from .errors import UserError
-from .forward import Task, sequence_stats
+from .forward import START, Task, sequence_stats
 from .hf import load
 from .hf.peft import low_rank
 from .models.adapted import Adapted, adapt
@@ -319,14 +319,24 @@ def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | 
       split: "train" or "held_out".
 
     Returns:
-      {statistic: flat float32} by example, response, scored token; None where the objective has
-      no reference or it runs live.
+      {statistic: flat float32} by example, response, scored token, those under the weights the
+      stage starts from named `start/...`; None where the objective has no reference or it runs
+      live, and reads no `start`.
     """
-    if prepared.reference_mode != "cached":
-        return None
+    found: dict[str, np.ndarray] = {}
+    if prepared.reference_mode == "cached":
+        found = _pass(prepared, split, reference_source(prepared), "reference")
+    if prepared.task.objective.uses_start:
+        same = found and reference_source(prepared) == prepared.source
+        start = found if same else _pass(prepared, split, prepared.source, "start")
+        found = found | {START + name: values for name, values in start.items()}
+    return found or None
+
+
+def _pass(prepared: Prepared, split: str, source: Path, name: str) -> dict[str, np.ndarray]:
+    """The statistics of a data set under a checkpoint, kept in the stage's folder `name`."""
     examples = prepared.train if split == "train" else prepared.held_out
     assert examples is not None
-    source = reference_source(prepared)
     config = repr(ModelConfig.from_hf(load.load_config(source)))
     fingerprint = {
         "weights": load.weights_fingerprint(source),
@@ -340,13 +350,13 @@ def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | 
         fingerprint["quantised"] = prepared.quantised
 
     def compute() -> reference.Compute:
-        prepared.console.print(f"{prepared.name}: reference pass over {split} data with {source}")
+        prepared.console.print(f"{prepared.name}: {name} pass over {split} data with {source}")
         return reference_forward(prepared, source)
 
     def progress(done: int, total: int) -> None:
-        prepared.console.print(f"{prepared.name}: reference {split} {done}/{total} examples")
+        prepared.console.print(f"{prepared.name}: {name} {split} {done}/{total} examples")
 
-    folder = prepared.folder / "reference" / split
+    folder = prepared.folder / name / split
     return reference.cached(folder, fingerprint, prepared.loader(examples), compute, progress)
 
 

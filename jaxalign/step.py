@@ -23,6 +23,7 @@ from .forward import (
     join,
     reference_of,
     scored_hidden,
+    start_stats,
 )
 from .head import accumulate, sum_over_chunks
 from .settings import Reference
@@ -49,6 +50,7 @@ class Side:
     """What the loss reads besides the policy; never differentiated. Any leading axes, alike."""
 
     ref: SequenceStats | None
+    start: SequenceStats | None
     columns: dict[str, Array]
     weight: Array
     key: Array | None
@@ -57,7 +59,8 @@ class Side:
     def of(cls, task: Task, batch: Batch, ref: SequenceStats | None, step: Array | int = 0) -> Side:
         """That of a batch, or of a microbatch, at an update."""
         columns = batch.columns | {"weight": batch.weight}
-        return cls(ref, columns, batch.weight, task.keys(batch.example, step))
+        start = start_stats(batch)
+        return cls(ref, start, columns, batch.weight, task.keys(batch.example, step))
 
 
 def _call(task: Task, policy: SequenceStats, side: Side, state: Any) -> Any:
@@ -66,9 +69,10 @@ def _call(task: Task, policy: SequenceStats, side: Side, state: Any) -> Any:
     policy, side = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), (policy, side))
     layout = task.objective.data
     ref = None if side.ref is None else select_rows(layout, side.ref)
+    start = None if side.start is None else select_rows(layout, side.start)
     bound = task.objective.bind(**task.hyper)
     policy = select_rows(layout, policy)
-    return bound(policy=policy, ref=ref, batch=side.columns, state=state, key=side.key)
+    return bound(policy=policy, ref=ref, start=start, batch=side.columns, state=state, key=side.key)
 
 
 def next_state(task: Task, policy: SequenceStats, side: Side, state: Any) -> Any:

@@ -88,11 +88,58 @@ class Ranked:
     responses: SequenceStats  # [B, K]
 
 
+@flax.struct.dataclass
+class Rationales:
+    """A pair, and the reason why the chosen response is better, given both."""
+
+    ROWS: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "rationale")
+    FROZEN: ClassVar[tuple[str, ...]] = ()
+    chosen: SequenceStats  # [B]
+    rejected: SequenceStats  # [B]
+    rationale: SequenceStats  # [B]
+
+
+@flax.struct.dataclass
+class Revised:
+    """A pair, and each response as a revision of each: `a_after_b` is a, given x and b."""
+
+    ROWS: ClassVar[tuple[str, ...]] = (
+        "chosen",
+        "rejected",
+        "chosen_after_rejected",
+        "rejected_after_chosen",
+        "rejected_after_rejected",
+        "chosen_after_chosen",
+    )
+    FROZEN: ClassVar[tuple[str, ...]] = ()
+    chosen: SequenceStats  # [B], as the rest
+    rejected: SequenceStats
+    chosen_after_rejected: SequenceStats
+    rejected_after_chosen: SequenceStats
+    rejected_after_rejected: SequenceStats
+    chosen_after_chosen: SequenceStats
+
+
+@flax.struct.dataclass
+class Dispreferred:
+    """A bad response, and K responses that a model gave by itself."""
+
+    ROWS: ClassVar[tuple[str, ...]] = ("rejected", "samples")
+    FROZEN: ClassVar[tuple[str, ...]] = ()
+    rejected: SequenceStats  # [B]
+    samples: SequenceStats  # [B, K]
+
+
+MANY = (Ranked, Dispreferred)
+"""Layouts whose last row is K responses, [B, K]; of the others each is one, [B]."""
+
+
 def select_rows(layout: Any, stats: SequenceStats) -> Any:
     """Statistics with leading axes [B, R] -> an instance of `layout`, frozen rows stopped."""
-    if layout is Ranked:
-        return Ranked(stats)
     rows = {n: jax.tree.map(lambda x, i=i: x[:, i], stats) for i, n in enumerate(layout.ROWS)}
+    if layout in MANY:
+        first = len(layout.ROWS) - 1
+        rows[layout.ROWS[-1]] = jax.tree.map(lambda x: x[:, first:], stats)
     for name in layout.FROZEN:
         rows[name] = jax.lax.stop_gradient(rows[name])
     return layout(**rows)

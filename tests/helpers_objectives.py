@@ -9,7 +9,7 @@ import numpy as np
 from jaxalign import stats
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.stats import reduce_tokens
-from jaxalign.types import Ranked
+from jaxalign.types import MANY, select_rows
 
 
 def sequence_stats(log_odds, mask, needs=(stats.logp, stats.log_complement), ref=None):
@@ -33,14 +33,15 @@ def sequence_stats(log_odds, mask, needs=(stats.logp, stats.log_complement), ref
 def layout(o, log_odds, masks, ref=None):
     """{row: [B, T]} -> the responses that the objective asks for, with its `needs` only."""
     rows = {r: sequence_stats(log_odds[r], masks[r], o.needs, ref and ref[r]) for r in log_odds}
-    if o.data is Ranked:
-        return Ranked(jax.tree.map(lambda *x: jnp.stack(x, 1), *rows.values()))
+    if o.data in MANY:
+        return select_rows(o.data, jax.tree.map(lambda *x: jnp.stack(x, 1), *rows.values()))
     return o.data(**rows)
 
 
 def rows_of(o):
-    """The names of its responses in a case, of which a ranking has three."""
-    return tuple(f"responses[{k}]" for k in range(3)) if o.data is Ranked else o.data.ROWS
+    """The names of its responses in a case; of a row that holds many there are three."""
+    *first, last = o.data.ROWS
+    return (*first, *(f"{last}[{k}]" for k in range(3))) if o.data in MANY else o.data.ROWS
 
 
 # What a column may hold, beside the label and the weight.
@@ -75,7 +76,7 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     def rows():
         x = {r: rng.normal(shift, scale, (b, t)) for r in rows_of(o)}
         x[rows_of(o)[0]][0] += 5.0
-        if "rejected" in x:
+        if "chosen" in x and "rejected" in x:
             # The two responses part at their first token, so they exclude each other.
             x["rejected"][:, 0] = np.minimum(x["rejected"][:, 0], -x["chosen"][:, 0] - 0.5)
         return {r: jnp.asarray(v, jnp.float32) for r, v in x.items()}
@@ -88,6 +89,7 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     case["key"] = jax.random.split(jax.random.key(seed), b)
     columns = {"label": label, "weight": np.ones(b)} | draw_columns(rng, b)
     columns["scores"] = rng.normal(size=(b, 3))
+    case["start"] = rows()
     return case | {"columns": {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}}
 
 
@@ -98,6 +100,7 @@ def inputs(o, case, state=None):
     return {
         "policy": layout(o, case["policy"], case["masks"], case["ref"]),
         "ref": layout(o, case["ref"], case["masks"]),
+        "start": layout(o, case["start"], case["masks"]),
         "batch": {k: case["columns"][k] for k in o.columns},
         "state": state,
         "key": case["key"],
@@ -153,11 +156,15 @@ def ragged_logp(log_odds, masks):
 
 
 def oracle_columns(case):
-    """The columns, and what a key draws: `uniform` in [0, 1) by token, `gumbel` by example."""
+    """The columns, `start` as `ref` is given, and what a key draws.
+
+    That is `uniform` in [0, 1) by token and `gumbel` by example.
+    """
     t = next(iter(case["masks"].values())).shape[-1]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(case["key"])
     draws = {"uniform": uniform, "gumbel": jax.vmap(jax.random.gumbel)(case["key"])}
-    return {k: np.asarray(v) for k, v in (case["columns"] | draws).items()}
+    columns = {k: np.asarray(v) for k, v in (case["columns"] | draws).items()}
+    return columns | {"start": ragged_logp(case["start"], case["masks"])}
 
 
 def oracle_value_and_grad(oracle, case, previous=None, **hyper):

@@ -11,10 +11,19 @@ from jaxalign.data.examples import Example
 
 
 def make_example(
-    prompt: Sequence[int], *responses: Sequence[int], where: str = "", **columns: float
+    prompt: Sequence[int],
+    *responses: Sequence[int],
+    where: str = "",
+    context: tuple[int, ...] = (),
+    **columns: float,
 ) -> Example:
     arrays = tuple(np.array(r, np.int32) for r in responses)
-    return Example(np.array(prompt, np.int32), arrays, columns, where)
+    return Example(np.array(prompt, np.int32), arrays, columns, where, context)
+
+
+def first_scored(item: Example, r: int) -> int:
+    """Where the scored tokens begin in prompt + response r."""
+    return max(len(item.prompt) + (item.context[r] if item.context else 0), 1)
 
 
 def unshared_batch(
@@ -59,7 +68,7 @@ def unshared_batch(
                 ids[i, s, row, t], positions[i, s, row, t] = token, t
                 segment[i, s, row, t] = 1
                 branch[i, s, row, t] = r + 1 if t >= len(item.prompt) else 0
-            first = max(len(item.prompt), 1)
+            first = first_scored(item, r)
             for t, token in enumerate(sequence[first:]):
                 m = row * T + t
                 source[i, s, 0, m], target[i, s, 0, m] = row * L + first + t - 1, token
@@ -91,7 +100,7 @@ def expected_contexts(items: Sequence[Example | None], indices: Sequence[int]) -
     for item, index in zip(items, indices, strict=True):
         for r, response in enumerate(item.responses if item else ()):
             sequence = [*item.prompt.tolist(), *response.tolist()]
-            first = max(len(item.prompt), 1)
+            first = first_scored(item, r)
             for t in range(first, len(sequence)):
                 out[index, r, t - first] = (sequence[:t], sequence[t])
     return out

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers_pack import first_scored
 
+from jaxalign import types
 from jaxalign.data.examples import RESPONSES, Example
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
-from jaxalign.types import SequenceStats, select_rows
+from jaxalign.types import MANY, SequenceStats, select_rows
 
 T = 16
 VOCAB = 64
@@ -48,7 +50,7 @@ def some_examples(layout, n, seed=0):
     def tokens(low, high):
         return rng.integers(0, VOCAB, rng.integers(low, high)).astype(np.int32)
 
-    responses = 3 if layout == "Ranked" else len(RESPONSES[layout])
+    responses = len(RESPONSES[layout]) + 2 * (getattr(types, layout) in MANY)
 
     def columns(i):
         if layout == "Ranked":
@@ -60,29 +62,32 @@ def some_examples(layout, n, seed=0):
             return {"preference": 0.6 + 0.1 * (i % 4)} | scores
         return {}
 
-    return [
-        Example(
-            tokens(1, 14),
-            tuple(tokens(1, T) for _ in range(responses)),
-            columns(i),
-            f"example {i}",
-        )
-        for i in range(n)
-    ]
+    def example(i):
+        prompt, answers = tokens(1, 14), tuple(tokens(1, T) for _ in range(responses))
+        context = ()
+        if layout in ("Rationales", "Revised"):
+            context = (0, 0, *(int(rng.integers(len(a))) for a in answers[2:]))
+        return Example(prompt, answers, columns(i), f"example {i}", context)
+
+    return [example(i) for i in range(n)]
 
 
 def dense_stats(model, params, items, needs, ref_params=None):
     """Statistics [B, R] from full logits of one padded row per sequence."""
-    sequences = [(item.prompt, r) for item in items for r in item.responses]
-    width = max(len(p) + len(r) for p, r in sequences)
+    sequences = [
+        (item.prompt, response, first_scored(item, r) - 1)
+        for item in items
+        for r, response in enumerate(item.responses)
+    ]
+    width = max(len(p) + len(r) for p, r, _ in sequences)
     ids = np.zeros((len(sequences), width + 1), np.int32)
     inside = np.zeros((len(sequences), width), np.int32)
     scored = np.zeros((len(sequences), width), bool)
-    for row, (p, r) in enumerate(sequences):
+    for row, (p, r, first) in enumerate(sequences):
         n = len(p) + len(r)
         ids[row, :n] = np.concatenate([p, r])
         inside[row, :n] = 1
-        scored[row, len(p) - 1 : n - 1] = True
+        scored[row, first : n - 1] = True
     at = np.broadcast_to(np.arange(width), inside.shape)
     hidden, head = model.forward(params, ids[:, :-1], at, inside, np.zeros_like(inside))
     all_log_p = jax.nn.log_softmax(hidden @ head)
@@ -102,13 +107,16 @@ def dense_stats(model, params, items, needs, ref_params=None):
     return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)
 
 
-def dense_loss(objective, hyper, model, params, ref_params, items, state=None):
+def dense_loss(objective, hyper, model, params, ref_params, items, state=None, start_params=None):
     """The loss of a whole batch at once, without packing, microbatches or chunks."""
     columns = {k: jnp.asarray([e.columns[k] for e in items]) for k in items[0].columns}
     columns["weight"] = jnp.ones(len(items))
-    ref = None
+    ref = start = None
     if objective.uses_ref:
         ref = select_rows(objective.data, dense_stats(model, ref_params, items, objective.needs))
+    if objective.uses_start:
+        start = dense_stats(model, start_params, items, objective.needs)
+        start = select_rows(objective.data, start)
     policy = dense_stats(model, params, items, objective.needs, ref_params)
     policy = select_rows(objective.data, policy)
     bound = objective.bind(**hyper)
@@ -117,5 +125,6 @@ def dense_loss(objective, hyper, model, params, ref_params, items, state=None):
     if objective.init_state is not None:
         frozen = jax.lax.stop_gradient(policy)
         state = bound(policy=frozen, ref=ref, batch=columns, state=state, key=key)[2]
-    loss = bound(policy=policy, ref=ref, batch=columns, state=state, key=key)[0]
+    given = {"policy": policy, "ref": ref, "start": start}
+    loss = bound(**given, batch=columns, state=state, key=key)[0]
     return sum(t.total.sum() / t.count.sum() for t in loss.terms)

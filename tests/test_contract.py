@@ -67,6 +67,12 @@ def test_the_declared_reference_changes_the_loss(o):
     assert differ(totals(train_call(o, case)[0]), totals(train_call(o, moved)[0])) == o.uses_ref
 
 
+def test_the_declared_start_changes_the_loss(o):
+    case = draw(o)
+    moved = case | {"start": jax.tree.map(lambda m: m - 0.7, case["start"])}
+    assert differ(totals(train_call(o, case)[0]), totals(train_call(o, moved)[0])) == o.uses_start
+
+
 def test_examples_meet_only_where_that_is_declared(o):
     case = draw(o)
     halves = [part(case, slice(0, 2)), part(case, slice(2, 4))]

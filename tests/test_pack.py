@@ -18,7 +18,7 @@ TOKENS = st.integers(1, 500)
 
 @st.composite
 def calls(draw):
-    """Arguments of `pack`: any lengths, empty prompts, padding examples, any division."""
+    """Arguments of `pack`: any lengths, prompts, contexts, padding examples and division."""
     responses = draw(st.sampled_from([1, 2, 3]))
     microbatches, shards, chunks, b = (draw(st.integers(1, 3)) for _ in range(4))
     items = []
@@ -26,7 +26,9 @@ def calls(draw):
         prompt = draw(st.lists(TOKENS, max_size=12))
         shortest = 1 if prompt else 2
         answers = [draw(st.lists(TOKENS, min_size=shortest, max_size=9)) for _ in range(responses)]
-        items.append(make_example(prompt, *answers, label=1.0))
+        context = tuple(draw(st.integers(0, len(a) - shortest)) for a in answers)
+        context = draw(st.sampled_from([(), context]))
+        items.append(make_example(prompt, *answers, context=context, label=1.0))
     n_padding = draw(st.integers(0, len(items) - 1))
     items[len(items) - n_padding :] = [None] * n_padding
     indices = draw(st.permutations(range(100, 100 + len(items))))
@@ -146,6 +148,27 @@ def test_without_a_prompt_the_first_token_has_no_predictor():
     batch = one_batch([make_example([], [7, 8, 9])])
     assert batch.target[0, 0, 0, :3].tolist() == [8, 9, 0]
     assert batch.mask.sum() == 2
+
+
+def test_context_of_a_response_is_seen_and_not_scored():
+    batch = one_batch([make_example([1], [2, 3, 4], [5, 6], context=(2, 0))])
+    assert batch.ids[0, 0, 0, :6].tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.source[0, 0, 0, :4].tolist() == [2, 0, 4, 0]
+    assert batch.target[0, 0, 0, :4].tolist() == [4, 5, 6, 0]
+    assert batch.mask[0, 0, 0].sum(-1).tolist() == [1, 2]
+
+
+def test_context_predicts_the_first_token_where_there_is_no_prompt():
+    batch = one_batch([make_example([], [7, 8, 9], context=(1,))])
+    assert batch.target[0, 0, 0, :3].tolist() == [8, 9, 0]
+
+
+def test_the_fingerprint_tells_contexts_apart():
+    examples = [
+        Examples([make_example([1], [2, 3], context=context)], "Demos", NOTHING).fingerprint
+        for context in [(), (0,), (1,)]
+    ]
+    assert examples[0] == examples[1] != examples[2]
 
 
 def test_row_length_doubles_until_the_longest_example_fits():

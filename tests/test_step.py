@@ -8,7 +8,7 @@ from helpers_objectives import draw_columns
 from helpers_step import T, dense_loss, parameters, small_model, some_examples
 
 from jaxalign.data.pack import pack
-from jaxalign.forward import Task, sequence_stats
+from jaxalign.forward import START, Task, sequence_stats
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.sharding import batch_shards, make_mesh, put_batch
@@ -21,8 +21,9 @@ from jaxalign.step import (
 )
 
 B = 8
-# One objective of each kind: per token, paired, coupled with state or frozen rows, ranked.
-KINDS = ["sft", "dpo", "slpo", "bco", "kto", "info_nca"]
+# One objective of each kind: per token, paired, coupled with state or frozen rows, ranked, with
+# context that is not scored.
+KINDS = ["sft", "dpo", "slpo", "bco", "kto", "info_nca", "rdpo"]
 
 
 def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None):
@@ -62,10 +63,14 @@ def gradient(name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached
         task = Task(objective, {}, model.forward)
         if batch is None:
             batch = batch_of(items, n, batch_shards(mesh), chunks)
-        if cached:
-            cells = jax.tree.map(lambda x: x[0], put_batch(batch, mesh))
-            ref = jax.jit(lambda p, c: sequence_stats(task, p, c).token)(ref_params, cells)
-            batch = batch._replace(ref={k: np.asarray(v)[None] for k, v in ref.items()})
+        found = {}
+        for prefix, wanted, seed in (("", cached, 1), (START, objective.uses_start, 2)):
+            if wanted:
+                stats = jax.jit(
+                    lambda p, b: jax.lax.map(lambda c: sequence_stats(task, p, c).token, b)
+                )(parameters(model, seed), put_batch(batch, mesh))
+                found |= {prefix + k: np.asarray(v) for k, v in stats.items()}
+        batch = batch._replace(ref=found)
         state = objective.init_state() if objective.init_state else None
         run = jax.jit(lambda p, r, b: value_and_grad(task, p, b, state=state, ref_params=r))
         live = None if cached or not objective.uses_ref else ref_params
@@ -83,7 +88,7 @@ def dense():
             objective = OBJECTIVES[name]
             mesh = make_mesh(Mesh(), jax.devices()[:1])
             model = small_model(mesh)
-            params, ref_params = parameters(model, 0), parameters(model, 1)
+            params, ref_params, start = (parameters(model, seed) for seed in (0, 1, 2))
             items = examples_of(objective)
             state = objective.init_state() if objective.init_state else None
             with jax.set_mesh(mesh):
@@ -91,7 +96,9 @@ def dense():
                     np.asarray,
                     jax.jit(
                         jax.value_and_grad(
-                            lambda p: dense_loss(objective, {}, model, p, ref_params, items, state)
+                            lambda p: dense_loss(
+                                objective, {}, model, p, ref_params, items, state, start
+                            )
                         )
                     )(params),
                 )
@@ -158,7 +165,7 @@ def test_remat_does_not_change_the_gradient(dense, remat):
     assert_same(gradient("dpo", remat=remat), dense("dpo"))
 
 
-@pytest.mark.parametrize("name", ["dpo", "slpo", "kto"])
+@pytest.mark.parametrize("name", ["dpo", "slpo", "kto", "inpo"])
 def test_a_cached_reference_gives_the_gradient_of_a_live_one(dense, name):
     assert_same(gradient(name, cached=True), dense(name))
 
@@ -173,6 +180,25 @@ def test_unpacked_and_unshared_rows_give_the_same_gradient(dense, name):
         items, np.arange(B), responses=responses, microbatches=2, shards=1, max_scored=T
     )
     assert_same(gradient(name, batch=batch), dense(name))
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_responses_that_begin_with_context_give_the_dense_gradient(n):
+    rng = np.random.default_rng(0)
+    items = [
+        e._replace(context=tuple(int(rng.integers(len(r))) for r in e.responses))
+        for e in some_examples("Pairs", B)
+    ]
+    objective = OBJECTIVES["dpo"]
+    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        model = small_model(mesh)
+        params, ref = parameters(model, 0), parameters(model, 1)
+        plain = jax.jit(
+            jax.value_and_grad(lambda p: dense_loss(objective, {}, model, p, ref, items))
+        )
+        want = jax.tree.map(np.asarray, plain(params))
+    assert_same(gradient("dpo", batch=batch_of(items, n)), want)
 
 
 @pytest.mark.parametrize("name", KINDS)

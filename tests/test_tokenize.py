@@ -344,3 +344,10 @@ def test_one_other_prompt_among_many_equal_ones_is_found(tmp_path):
 def test_data_with_one_prompt_has_no_mismatched_responses(tmp_path):
     with pytest.raises(UserError, match="all 2 examples have the same prompt; give data with sev"):
         load(tmp_path, pair("Hi"), layout="Mismatched")
+
+
+def test_the_preview_shows_context_as_not_scored(tmp_path):
+    item = one(tmp_path, "Hi", " yes yes", " no")._replace(context=(1, 0))
+    assert preview(item, PLAIN) == [
+        *(("Hi", False), (" yes", False), (" yes</s>", True), (" no</s>", True))
+    ]

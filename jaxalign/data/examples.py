@@ -19,8 +19,18 @@ RESPONSES: dict[str, tuple[str, ...]] = {
     "Mismatched": ("response", "mismatched"),
     "Forget": ("response",),
     "Ranked": ("responses",),
+    "Rationales": ("chosen", "rejected", "rationale"),
+    "Revised": (
+        "chosen",
+        "rejected",
+        "chosen_after_rejected",
+        "rejected_after_chosen",
+        "rejected_after_rejected",
+        "chosen_after_chosen",
+    ),
+    "Dispreferred": ("rejected", "samples"),
 }
-"""Names of the responses of an example, by layout; of "Ranked", one for all K of them."""
+"""Names of the responses of an example, by layout; the last is that of all K which may follow."""
 
 Span = tuple[str, bool]
 """A piece of text, and whether its tokens are scored."""
@@ -33,10 +43,13 @@ class Example(NamedTuple):
     responses: tuple[np.ndarray, ...]  # R of [length] int32
     columns: dict[str, float | tuple[float, ...]]
     where: str
+    context: tuple[int, ...] = ()
+    """R numbers of tokens at the start of each response that are shown, not scored; (): none."""
 
     def scored(self, r: int) -> int:
-        """Scored tokens of response r: all, but the first one where nothing precedes it."""
-        return max(len(self.responses[r]) - (len(self.prompt) == 0), 0)
+        """Scored tokens of response r: those after its context that a token precedes."""
+        context = self.context[r] if self.context else 0
+        return max(len(self.responses[r]) - max(context, len(self.prompt) == 0), 0)
 
     @property
     def length(self) -> int:
@@ -102,7 +115,7 @@ class Examples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all token ids, lengths and columns."""
+        """SHA-256 over all token ids, lengths, columns and contexts."""
         digest = hashlib.sha256()
         for item in self.items:
             parts = (item.prompt, *item.responses)
@@ -110,6 +123,7 @@ class Examples:
             for part in parts:
                 digest.update(part.astype("<i4", copy=False).tobytes())
             digest.update(repr(sorted(item.columns.items())).encode())
+            digest.update(repr(item.context).encode() if any(item.context) else b"")
         return digest.hexdigest()
 
 

@@ -42,6 +42,7 @@ class Row(NamedTuple):
     label: float | None  # 1: desirable, 0: undesirable, None: not said
     where: str  # "path line 118", for messages
     columns: Columns  # what else the objective reads
+    prompts: tuple[Field, ...] = ()  # of each response, where not all have the row's
 
 
 def read_rows(
@@ -79,11 +80,14 @@ def read_rows(
         if layout == "Ranked" and "scores" not in wanted:
             _check_order(record, row)
         for fitted in fit_layout(row, layout, dropped):
-            width = width or len(fitted.responses)
-            if len(fitted.responses) != width:
+            fitted = _with_beside(record, fitted, layout)
+            alone = layout == "Dispreferred"
+            count = len(fitted.responses) - alone
+            width = width or count
+            if count != width:
                 raise UserError(
-                    f"{where}: has {len(fitted.responses)} responses; the rows before have "
-                    f"{width}; a data set has the same number in every row"
+                    f"{where}: has {count} {'samples' if alone else 'responses'}; the rows before "
+                    f"have {width}; a data set has the same number in every row"
                 )
             if _all_filled(fitted, settings.skip_empty):
                 yield fitted
@@ -135,22 +139,25 @@ def fit_layout(row: Row, layout: str, dropped: Counter[str]) -> list[Row]:
     wanted, fits = {
         "Pairs": ("'chosen' and 'rejected'", paired),
         "Ranked": ("'responses', or pairs", paired or grouped),
+        "Rationales": ("'chosen' and 'rejected'", paired),
+        "Revised": ("'chosen' and 'rejected'", paired),
         "Demos": single,
         "Forget": single,
+        "Dispreferred": single,
     }.get(layout, ("a 'label', or pairs", paired or row.label is not None))
     if not fits:
         raise UserError(
             f"{row.where}: the objective needs {wanted}; got {_listed(row.names)}; "
             "choose other data or another objective"
         )
-    if layout in ("Demos", "Forget"):
+    if layout in ("Demos", "Forget", "Dispreferred"):
         which, other = (0, 0.0) if layout == "Demos" else (-1, 1.0)
         if row.label == other:
             dropped[f"label is {other:g}"] += 1
             return []
         response, name = row.responses[which], row.names[which]
         return [row._replace(responses=(response,), names=(name,), label=None)]
-    if layout in ("Pairs", "Ranked") or not paired:
+    if layout in ("Pairs", "Ranked", "Rationales", "Revised") or not paired:
         return [row]
     if row.responses[0] == row.responses[1]:
         dropped["identical responses"] += 1
@@ -217,13 +224,32 @@ def _nth(i: int) -> str:
 
 
 def _group(record: Mapping[str, Any], where: str) -> Row:
-    responses = _value(record, "responses", where)
-    if not isinstance(responses, list) or len(responses) < 2:
-        got = json.dumps(responses, default=str)[:80]
-        raise UserError(f"{where}: 'responses' is {got}; wanted a list of two or more to compare")
-    names = tuple(_nth(i) for i in range(len(responses)))
-    fields = tuple(_field(dict(zip(names, responses, strict=True)), n, where) for n in names)
-    return _row(_field(record, "prompt", where), fields, where, names)
+    fields = _fields(record, "responses", 2, "two or more to compare", where)
+    return _row(_field(record, "prompt", where), (*fields.values(),), where, (*fields,))
+
+
+def _with_beside(record: Mapping[str, Any], row: Row, layout: str) -> Row:
+    """The row with what its layout has beside the responses: a rationale, or samples."""
+    if layout == "Rationales":
+        more = {"rationale": _field(record, "rationale", row.where)}
+    elif layout == "Dispreferred":
+        more = _fields(record, "samples", 1, "one or more", row.where)
+    else:
+        return row
+    names, responses = (*row.names, *more), (*row.responses, *more.values())
+    return _row(row.prompt, responses, row.where, names)._replace(columns=row.columns)
+
+
+def _fields(
+    record: Mapping[str, Any], name: str, least: int, wanted: str, where: str
+) -> dict[str, Field]:
+    """The entries of a list of responses, by the name of each."""
+    values = _value(record, name, where)
+    if not isinstance(values, list) or len(values) < least:
+        got = json.dumps(values, default=str)[:80]
+        raise UserError(f"{where}: '{name}' is {got}; wanted a list of {wanted}")
+    named = {f"{name}[{i}]": value for i, value in enumerate(values)}
+    return {key: _field(named, key, where) for key in named}
 
 
 def _field(record: Mapping[str, Any], name: str, where: str) -> Field:

@@ -14,7 +14,8 @@ from ..errors import UserError, near_miss
 from ..settings import Data
 from .chat import Messages, render
 from .examples import RESPONSES, Example, Examples, Report, preview
-from .schema import Row, read_rows
+from .prompts import with_prompts
+from .schema import Field, Row, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,8 @@ def load_examples(
 
     The prompt is what the token ids of the prompt alone and of the prompt with every response
     have in common from the start; the rest of each joint tokenisation is the response, so no
-    byte is lost where a token spans the boundary. BOS is put in front where the tokenizer would
+    byte is lost where a token spans the boundary. What a response's own prompt has beyond that of
+    the others is its context. BOS is put in front where the tokenizer would
     put it, EOS at the end of text responses; each at most once, neither around a chat template.
 
     Args:
@@ -88,11 +90,12 @@ def load_examples(
     counts = _Counts()
     names = RESPONSES[layout]
     rows = read_rows(settings, path, split, layout, counts.dropped, columns)
+    rows = (with_prompts(row, layout) for row in rows)
     specials = _specials(tokenizer)
     items = [
         example
-        for row, sequences in _encode(rows, tokenizer, specials)
-        if (example := _example(row, sequences, specials, settings, names, counts)) is not None
+        for row, groups in _encode(rows, tokenizer, specials)
+        if (example := _example(row, groups, specials, settings, names, counts)) is not None
     ]
     if not items:
         reasons = ", ".join(f"{n} dropped: {reason}" for reason, n in counts.dropped.items())
@@ -129,17 +132,28 @@ def encode_prompts(
 
 def _encode(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, specials: _Specials
-) -> Iterator[tuple[Row, list[Ids]]]:
-    """Rows, each with the ids of its prompt alone and of its prompt with each response."""
+) -> Iterator[tuple[Row, list[list[Ids]]]]:
+    """Rows, each with the ids of its prompts alone and of each prompt with its responses."""
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, CHUNK)):
-        texts = [_texts(row, tokenizer) for row in chunk]
-        ids = iter(_ids(tokenizer, [text for group in texts for text in group]))
-        for row, group in zip(chunk, texts, strict=True):
-            sequences = [next(ids) for _ in group]
+        texts = [[_texts(row, *group, tokenizer) for group in _groups(row)] for row in chunk]
+        ids = iter(_ids(tokenizer, [text for row in texts for group in row for text in group]))
+        for row, row_texts in zip(chunk, texts, strict=True):
+            groups = [[next(ids) for _ in group] for group in row_texts]
             if isinstance(row.prompt, str):
-                sequences = _with_specials(sequences, specials, row.where)
-            yield row, sequences
+                groups = [_with_specials(group, specials, row.where) for group in groups]
+            yield row, groups
+
+
+def _groups(row: Row) -> list[tuple[Field, list[int]]]:
+    """The prompts of a row, each with the places of the responses to it."""
+    if not row.prompts:
+        return [(row.prompt, list(range(len(row.responses))))]
+    places = range(len(row.prompts))
+    first = [r for r in places if row.prompts.index(row.prompts[r]) == r]
+    return [
+        (row.prompts[r], [s for s in places if row.prompts[s] == row.prompts[r]]) for r in first
+    ]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
@@ -161,11 +175,15 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> _Specials:
     return _Specials(bos, eos, [bos] if bos is not None and first == [bos] else [])
 
 
-def _texts(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    if isinstance(row.prompt, str):
-        return [row.prompt, *(row.prompt + str(response) for response in row.responses)]
-    responses = [response for response in row.responses if isinstance(response, list)]
-    return render(tokenizer, row.prompt, responses, row.where)
+def _texts(
+    row: Row, prompt: Field, places: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """A prompt alone, and with each of the responses at the places given."""
+    responses = [row.responses[r] for r in places]
+    if isinstance(prompt, str):
+        return [prompt, *(prompt + str(response) for response in responses)]
+    messages = [response for response in responses if isinstance(response, list)]
+    return render(tokenizer, prompt, messages, row.where)
 
 
 def _with_specials(sequences: list[Ids], specials: _Specials, where: str) -> list[Ids]:
@@ -187,19 +205,28 @@ def _common_prefix(sequences: Sequence[Ids]) -> int:
     return int(differ.argmax()) if differ.any() else shortest
 
 
+def _split(row: Row, groups: Sequence[Sequence[Ids]]) -> tuple[list[Ids], list[Ids]]:
+    """The prompt and the tokens of each response, cut where those of a prompt part."""
+    prompts: list[Ids] = [[]] * len(row.responses)
+    responses = list(prompts)
+    for (_, places), sequences in zip(_groups(row), groups, strict=True):
+        boundary = _common_prefix(sequences)
+        for r, ids in zip(places, sequences[1:], strict=True):
+            prompts[r], responses[r] = ids[:boundary], ids[boundary:]
+    return prompts, responses
+
+
 def _example(
     row: Row,
-    sequences: list[Ids],
+    groups: list[list[Ids]],
     specials: _Specials,
     settings: Data,
     names: Sequence[str],
     counts: _Counts,
 ) -> Example | None:
     """The example of a row; None, and counted, where there is nothing to learn from it."""
-    boundary = _common_prefix(sequences)
-    prompt, full = sequences[1][:boundary], sequences[1:]
-    responses = [ids[boundary:] for ids in full]
-    over = _over_limit(prompt, responses, settings)
+    prompts, responses = _split(row, groups)
+    over = _over_limit(prompts, responses, settings)
     if over and settings.too_long == "error":
         raise UserError(
             f"{row.where}: {over}; shorten it, raise the limit or set data.too_long to "
@@ -208,30 +235,36 @@ def _example(
     if over and settings.too_long == "drop":
         counts.dropped["too long"] += 1
         return None
-    kept_prompt = _cut_prompt(prompt, settings.max_prompt, specials.bos)
-    room = settings.max_length - len(kept_prompt)
-    kept = [ids[:room] for ids in responses]
+    kept_prompts = [_cut_prompt(prompt, settings.max_prompt, specials.bos) for prompt in prompts]
+    room = [settings.max_length - len(prompt) for prompt in kept_prompts]
+    kept = [ids[:n] for ids, n in zip(responses, room, strict=True)]
+    shared = _common_prefix(kept_prompts) if row.prompts else len(kept_prompts[0])
+    own = [prompt[shared:] for prompt in kept_prompts]
+    branches = tuple(_array(o + ids) for o, ids in zip(own, kept, strict=True))
+    context = tuple(map(len, own)) if any(own) else ()
     columns = dict(row.columns) if row.label is None else {**row.columns, "label": row.label}
-    example = Example(_array(kept_prompt), tuple(map(_array, kept)), columns, row.where)
+    example = Example(_array(kept_prompts[0][:shared]), branches, columns, row.where, context)
     if any(example.scored(r) == 0 for r in range(len(kept))):
         counts.dropped["no scored token"] += 1
         return None
-    if len(kept) > 1 and all(ids == kept[0] for ids in kept):
+    alike = [ids == kept[0] for ids, p in zip(kept, prompts, strict=True) if p == prompts[0]]
+    if len(alike) > 1 and all(alike):
         counts.dropped["identical responses"] += 1
         return None
-    counts.prompt_cut += len(kept_prompt) < len(prompt)
-    for name, before, after in zip(itertools.cycle(names), responses, kept, strict=False):
+    counts.prompt_cut += any(len(p) > settings.max_prompt for p in prompts)
+    for r, (before, after) in enumerate(zip(responses, kept, strict=True)):
+        name = names[min(r, len(names) - 1)]
         counts.response_cut[name] += len(after) < len(before)
         lost = specials.eos in before[len(after) :] and specials.eos not in after
         counts.eos_lost[name] += lost
     return example
 
 
-def _over_limit(prompt: Ids, responses: Sequence[Ids], settings: Data) -> str:
+def _over_limit(prompts: Sequence[Ids], responses: Sequence[Ids], settings: Data) -> str:
     """What is longer than its limit, in words; empty if nothing is."""
-    if len(prompt) > settings.max_prompt:
-        return f"prompt has {len(prompt)} tokens; data.max_prompt is {settings.max_prompt}"
-    longest = len(prompt) + max(map(len, responses))
+    if (most := max(map(len, prompts))) > settings.max_prompt:
+        return f"prompt has {most} tokens; data.max_prompt is {settings.max_prompt}"
+    longest = max(len(p) + len(ids) for p, ids in zip(prompts, responses, strict=True))
     if longest > settings.max_length:
         return f"prompt + response has {longest} tokens; data.max_length is {settings.max_length}"
     return ""

@@ -9,6 +9,7 @@ from .bnf import bnf, bnf_pair, bnf_pair_batch_min
 from .cal_dpo import cal_dpo
 from .cpl import cpl, cpl_kl
 from .cpo import cpo
+from .d2o import d2o
 from .dco import dco
 from .discopop import discopop
 from .dpo import dpo
@@ -25,6 +26,7 @@ from .hinge import hinge, slic
 from .hypo import hypo_kl
 from .implicit_prm import implicit_prm
 from .info_nca import info_nca, nca
+from .inpo import inpo
 from .ipo import ipo
 from .kto import apo_zero_unpaired, kto
 from .ld_dpo import ld_dpo
@@ -34,6 +36,7 @@ from .odpo import odpo
 from .orpo import orpo
 from .plackett_luce import plackett_luce
 from .r_dpo import r_dpo
+from .rdpo import rdpo
 from .robust_dpo import robust_dpo
 from .rpo import rpo
 from .sampo import sampo
@@ -44,6 +47,7 @@ from .slpo import slpo
 from .spa import spa
 from .spce import spce
 from .sppo import sppo, sppo_hard
+from .srpo import srpo
 from .tdpo import tdpo1, tdpo2
 from .wpo import wpo
 
@@ -68,6 +72,7 @@ OBJECTIVES = {
         odpo,
         flex_dpo,
         rpo,
+        rdpo,
         cal_dpo,
         beta_dpo,
         spa,
@@ -75,6 +80,8 @@ OBJECTIVES = {
         slic,
         ipo,
         egpo,
+        inpo,
+        srpo,
         exo_pair,
         nca_pair,
         apo_zero,
@@ -103,6 +110,7 @@ OBJECTIVES = {
         bnf,
         implicit_prm,
         npo,
+        d2o,
         info_nca,
         nca,
         plackett_luce,

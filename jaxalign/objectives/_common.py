@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 import annotated_types
 import jax.numpy as jnp
 
-from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example, per_token
+from ..types import (
+    Array,
+    Loss,
+    Metrics,
+    Pairs,
+    Rationales,
+    Revised,
+    SequenceStats,
+    per_example,
+    per_token,
+)
 
 Positive = Annotated[float, annotated_types.Gt(0)]
 NonNegative = Annotated[float, annotated_types.Ge(0)]
@@ -51,7 +61,7 @@ def label_sign(label: Array) -> Array:
     return jnp.where(label > 0.5, 1.0, -1.0).astype(label.dtype)
 
 
-def pair_metrics(policy: Pairs, chosen: Array, rejected: Array) -> Metrics:
+def pair_metrics(policy: Pairs | Rationales | Revised, chosen: Array, rejected: Array) -> Metrics:
     """What every paired objective reports, [B] each, from the rewards `chosen` and `rejected`."""
     return {
         "rewards/chosen": chosen,
