@@ -54,6 +54,12 @@ def shapes(recipe, microbatches, mesh=MESH):
 # The choice
 
 
+def test_a_batch_to_plan_with_has_the_statistics_of_both_references(inputs, tmp_path):
+    for mode, names in (("cached", {"logp", "start/logp"}), ("live", {"start/logp"})):
+        recipe = h.recipe(inputs, tmp_path / mode, "inpo", stages__inpo__reference__mode=mode)
+        assert set(plan._costliest(h.prepared(recipe, "inpo", MESH)).ref) == names
+
+
 def test_candidates_are_the_divisors_in_order():
     assert plan.divisors(12) == [1, 2, 3, 4, 6, 12]
     assert plan.divisors(1) == [1]

@@ -4,6 +4,9 @@ import helpers_run as h
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers_objectives import draw, oracle_value_and_grad, value_and_grad
+from oracles import HYPER, ORACLES
+from test_objectives import assert_matches
 from test_schema import CHAT_Q, DEMO, LABELED, PAIR, one, read, write
 from test_tokenize import PLAIN, load, texts, words
 
@@ -267,6 +270,17 @@ def test_the_solution_of_srpo_has_no_loss(alpha):
     policy, reference = rows(answer, reviser), rows(ref, revised)
     assert value("srpo", policy, reference, beta=0.3, alpha=alpha) < 1e-11
     assert value("srpo", reference, reference, beta=0.3, alpha=alpha) == (1 + alpha) / 4
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper"),
+    [(name, hyper) for name in ("rdpo", "d2o", "srpo", "inpo") for hyper in HYPER[name]],
+)
+def test_every_form_equals_the_oracle(name, hyper):
+    o = OBJECTIVES[name]
+    case = draw(o, 5)
+    want = oracle_value_and_grad(ORACLES[name], case, **hyper)
+    assert_matches(value_and_grad(o, case, **hyper), want)
 
 
 # Runs
