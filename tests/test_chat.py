@@ -87,3 +87,15 @@ def test_messages_that_the_template_refuses_are_told_with_their_roles(tmp_path):
     message = r"line 1: .* refused roles \['system', 'assistant'\]: no system role"
     with pytest.raises(UserError, match=message):
         one(tmp_path, tokenizer, "Demos", prompt=prompt, completion=assistant("yes"))
+
+
+def test_a_rationale_answers_a_later_turn_of_the_user(tmp_path):
+    pair = {"chosen": assistant("yes"), "rejected": assistant("no")}
+    item = one(tmp_path, layout="Rationales", prompt=user("Hi"), rationale="true", **pair)
+    scored = [CHAT.decode(ids[item.context[r] :]) for r, ids in enumerate(item.responses)]
+    assert scored == ["yes<|im_end|>\n", "no<|im_end|>\n", "true<|im_end|>\n"]
+    assert CHAT.decode([*item.prompt, *item.responses[2]]) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"
+        "<|im_start|>user\nAnother answer is:\nno\n\nWhy is the first answer better?<|im_end|>\n"
+        "<|im_start|>assistant\ntrue<|im_end|>\n"
+    )
