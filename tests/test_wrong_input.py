@@ -15,8 +15,8 @@ WRONG = {
     "recipe": {
         "unknown key": ({"stages__sft__batchsize": 8}, r"did you mean 'batch_size'\?"),
         "unknown objective": (
-            {"stages__dpo__objective": {"name": "dop"}},
-            r"no objective 'dop'; did you mean 'dpo'\?",
+            {"stages__dpo__objective": {"name": "slop"}},
+            r"no objective 'slop'; did you mean 'slpo'\?",
         ),
         "out of range": (
             {"stages__sft__batch_size": 0},
