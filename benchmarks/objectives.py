@@ -49,6 +49,7 @@ EPS = {"slpo": 1e-12}  # its gradients are small beside Adam's usual 1e-8
 WATCHED = {
     "sft": ("logps/response", 1),
     "dco": ("logps/response", 1),
+    "emo": ("logps/response", 1),
     "npo": ("logps/response", -1),
     "hypo_kl": ("kl", -1),  # its reference is the model before `sft`
     "f_dpg": ("eval/logps/response", 1),  # of the responses that its target prefers
