@@ -69,6 +69,24 @@ def shift(policy, ref):
     return out
 
 
+def dynamic_target(logits, targets, ref):
+    out = {}
+    for row, sign in (("chosen", 1), ("rejected", -1)):
+        values = []
+        for z, y, before in zip(logits[row], targets[row], ref[row], strict=True):
+            logp = z - np.logaddexp.reduce(z, -1, keepdims=True)
+            total = 0.0
+            for t, token in enumerate(y):
+                p = np.exp(logp[t])
+                goal = p * (1 - min(1.0, p[token] / math.exp(before[t]))) / (1 - p[token])
+                goal[token] = min(1.0, p[token] / math.exp(before[t]))
+                total -= sign * goal @ logp[t]
+            values.append(total / len(y))
+        out[f"dynamic_target/{row}"] = mean(values)
+    out["dynamic_target/loss"] = sum(out.values())
+    return out
+
+
 def topk(logits, k=10):
     """{row: list over examples of logits [T_i, V]}"""
     out = {}

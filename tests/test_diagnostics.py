@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_diagnostics as oracle
 import pytest
-from helpers_objectives import call, draw, layout, ragged_logp
+from helpers_objectives import LOGITS, REF_LOGITS, TARGETS, call, draw, layout, ragged_logp
 from helpers_run import one_device
 
+from jaxalign import stats
 from jaxalign.data.examples import Examples, Report
 from jaxalign.data.loader import Loader
 from jaxalign.diagnostics import DIAGNOSTICS, diversity, problem
 from jaxalign.diagnostics._common import diagnostic
 from jaxalign.diagnostics.pairs import difficulty
-from jaxalign.diagnostics.tokens import gini, topk_entropy, topk_mass
+from jaxalign.diagnostics.tokens import gini, others_entropy, topk_entropy, topk_mass
 from jaxalign.evaluate import evaluator
 from jaxalign.forward import Task
 from jaxalign.objectives import OBJECTIVES
@@ -222,11 +223,29 @@ def test_n_grams_of_one_answer():
     assert diversity([], 4) == {}
 
 
+def test_dynamic_target_is_the_worked_value_of_bnf():
+    """Of the sheet's example with four tokens; the sum is that of `bnf_pair`'s exact loss."""
+
+    def build(logits):
+        rows = []
+        for row, z in logits.items():
+            z, y = jnp.asarray(z, jnp.float32), jnp.asarray(TARGETS[row])
+            needs = (stats.logp, stats.log_complement, others_entropy)
+            pad = (0, 3 - len(y))
+            token = {s.name: jnp.pad(s(z, y), pad)[None] for s in needs}
+            rows.append(reduce_tokens(token, jnp.arange(3)[None] < len(y)))
+        return Pairs(*rows)
+
+    got = averaged("dynamic_target", policy=build(LOGITS), ref=build(REF_LOGITS))
+    want = {"chosen": 0.8611720893012, "rejected": -1.117230720706, "loss": -0.256058631404336}
+    assert got == EXACT({f"dynamic_target/{k}": v for k, v in want.items()})
+
+
 # Through the evaluation of a model
 
 N = 11
 ONE = one_device()
-ALL = ("ranking", "difficulty", "three_d", "shift", "topk", "calibration", "entanglement")
+ALL = tuple(DIAGNOSTICS)
 
 
 @functools.cache
@@ -313,6 +332,7 @@ def dense():
         | oracle.three_d(policy, ref)
         | oracle.shift(policy, ref)
         | oracle.topk(logits)
+        | oracle.dynamic_target(logits, targets, ref)
         | oracle.calibration(policy, margins)
         | oracle.entanglement(*flat)
     )

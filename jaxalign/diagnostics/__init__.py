@@ -8,7 +8,7 @@ from ..errors import near_miss
 from ..objective import Objective
 from ._common import Diagnostic
 from .pairs import calibration, difficulty, entanglement, ranking, three_d
-from .tokens import diversity, shift, topk
+from .tokens import diversity, dynamic_target, shift, topk
 
 __all__ = ["DIAGNOSTICS", "Diagnostic", "diversity", "problem"]
 
@@ -20,6 +20,7 @@ DIAGNOSTICS = {
         three_d,
         shift,
         topk,
+        dynamic_target,
         calibration,
         entanglement,
     )

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from ..stats import Row, TokenStat
-from ..types import Array, Metrics, SequenceStats
+from ..stats import Row, TokenStat, log_complement
+from ..types import Array, Metrics, Pairs, SequenceStats
 from ._common import EVERY, diagnostic, responses
 
 K = 10
@@ -90,6 +90,42 @@ def shift(policy: Any, ref: Any) -> Metrics:
         out[f"shift/{name}"] = moved.sum(-1)
         out[f"shift/{name}_token"] = _per_token(moved, y)
         out[f"shift/{name}_gini"] = gini(jnp.abs(moved), y.mask)
+    return out
+
+
+def _others(row: Row) -> Array:
+    here = row.target[..., None]
+    others = jnp.put_along_axis(row.logits, here, -jnp.inf, -1, inplace=False)
+    return entr(jax.nn.softmax(others, -1)).sum(-1)
+
+
+others_entropy = TokenStat("others_entropy", _others)
+"""Entropy of the token, given that it is not the target, nats."""
+
+
+@diagnostic(
+    Pairs,
+    source="Mao et al. 2025, arXiv:2410.04834, Eq. 6",
+    needs=(log_complement, others_entropy),
+)
+def dynamic_target(policy: Pairs, ref: Pairs) -> Metrics:
+    """The value of BNF's loss, the cross-entropy with its dynamic target over the whole vocabulary.
+
+    target    t_y = min(1, p_y / ref_y),  t_v = p_v (1 - t_y) / (1 - p_y) for the others
+    chosen    -(1/n) sum over tokens of sum_v t_v log p_v
+    rejected  the same with the other sign
+    loss      their sum
+    """
+    out = {}
+    for (name, y), (_, before), sign in zip(
+        responses(policy), responses(ref), (1.0, -1.0), strict=True
+    ):
+        logp = y.token["logp"]
+        target = jnp.exp(jnp.minimum(logp - before.token["logp"], 0.0))
+        # Of the others, t_v = (1 - t_y) q_v and log p_v = log q_v + log(1 - p_y).
+        rest = jnp.where(target < 1.0, y.token["log_complement"] - y.token["others_entropy"], 0.0)
+        out[f"dynamic_target/{name}"] = -sign * _per_token(target * logp + (1.0 - target) * rest, y)
+    out["dynamic_target/loss"] = out["dynamic_target/chosen"] + out["dynamic_target/rejected"]
     return out
 
 
