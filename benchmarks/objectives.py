@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,20 +73,34 @@ class Closed(NamedTuple):
     scale: float
 
 
+LOG2 = math.log(2)
+AT_REFERENCE: dict[str, Callable[..., float]] = {
+    **dict.fromkeys(("dpo", "spce", "robust_dpo", "sigmoid_norm", "f_dpo"), lambda **_: LOG2),
+    **dict.fromkeys(("dpop", "ld_dpo", "sampo", "flex_dpo", "beta_dpo"), lambda **_: LOG2),
+    **dict.fromkeys(("aot", "aot_unpaired", "bco", "implicit_prm", "d2o"), lambda **_: LOG2),
+    **dict.fromkeys(("nca_pair", "bco_pair"), lambda **_: 2 * LOG2),
+    **dict.fromkeys(("hinge", "apo_zero", "apo_down"), lambda **_: 1.0),
+    **dict.fromkeys(("kto", "apo_zero_unpaired"), lambda **_: 0.5),
+    "ipo": lambda tau, **_: 1 / (2 * tau) ** 2,
+    "inpo": lambda eta, **_: 1 / (2 * eta) ** 2,
+    "sppo_hard": lambda beta: 2 / (2 * beta) ** 2,
+    "cal_dpo": lambda beta, lam: LOG2 + 2 * lam / (2 * beta) ** 2,
+    "npo": lambda beta: 2 / beta * LOG2,
+    "srpo": lambda alpha, **_: (1 + alpha) / 4,
+    "plackett_luce": lambda **_: math.log(math.factorial(3)),
+    "info_nca": lambda **_: math.log(3),
+    "nca": lambda **_: 2 * LOG2,
+}
+"""The loss where the policy is the reference, if it depends on hyper-parameters alone."""
+
+
 def closed_form(name: str, rows: Rows, hyper: dict[str, Any]) -> Closed | None:
     """An objective's loss where the policy is the reference; None where none is written here."""
+    if name in AT_REFERENCE:
+        value = AT_REFERENCE[name](**hyper)
+        return Closed(value, value)
     average = rows.logp / rows.length
     match name:
-        case "dpo" | "bco" | "d2o":
-            value = math.log(2)
-        case "bco_pair":
-            value = 2 * math.log(2)
-        case "kto":
-            value = 0.5
-        case "inpo":
-            value = 1 / (4 * hyper["eta"] ** 2)
-        case "srpo":
-            value = (1 + hyper["alpha"]) / 4
         case "simpo":
             margin = average[:, 0] - average[:, 1] - hyper["gamma_beta_ratio"]
             value = float(np.logaddexp(0, -hyper["beta"] * margin).mean())
@@ -126,6 +140,8 @@ def write_recipe(folder: Path, name: str, model: Path, data: Data) -> Path:
     }
     if data.eval_path is not None:
         stage["eval_every"] = LAST
+    if OBJECTIVES[name].reference == "live":
+        stage["reference"] = {"mode": "live"}
     if name == "hypo_kl":
         stage["reference"] = {"path": str(folder / "start")}
     recipe = {
