@@ -12,11 +12,11 @@ quickstart: $(VENV)/run.stamp
 
 # The fast tests.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 # The tests that take more than a few seconds each.
 slow: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
 
 # Format, lint and types.
 lint: $(VENV)/dev.stamp

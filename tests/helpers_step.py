@@ -94,6 +94,9 @@ def dense_stats(model, params, items, needs, ref_params=None):
     log_p = jnp.take_along_axis(all_log_p, ids[:, 1:, None], -1)[..., 0]
     token = {"logp": log_p, "log_complement": jnp.log(-jnp.expm1(log_p))}
     token["log_collision"] = jnp.log((jnp.exp(all_log_p) ** 2).sum(-1))
+    rows = jax.lax.stop_gradient(head / jnp.linalg.norm(head, axis=0)).T
+    apart = 1.0 - rows[ids[:, 1:]] @ rows.T
+    token["earth_mover"] = (jnp.exp(all_log_p) * apart).sum(-1)
     if ref_params is not None:
         hidden, head = model.forward(ref_params, ids[:, :-1], at, inside, np.zeros_like(inside))
         ref_log_p = jax.nn.log_softmax(hidden @ head)

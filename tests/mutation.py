@@ -1,19 +1,24 @@
-"""Plants one mistake at a time in the objectives, and sees whether the oracles tell.
+"""Plants one mistake at a time in the objectives, and sees whether the tests tell.
 
-    python tests/mutation.py [--every N] [OBJECTIVE ...]
+    PYTHONPATH=. python tests/mutation.py [--every N] [OBJECTIVE ...]
 
 A mistake is a flipped sign or a dropped term: `a + b` becomes `a - b`, `a` or `b`, and `-a` becomes
 `a`. The mutant is called as `test_objectives.py` calls the objective, with every set of
 hyper-parameters of its oracle. It is caught where loss, gradient or metrics differ by more than the
-tolerance of that test, or the call fails. Prints what slipped through, and caught/planted; exits
-with 1 if anything did.
+tolerance of that test, or the call fails. One that lives is written into a copy of the project,
+where those tests of objectives run whose name has the objective's in it. Prints what lived through
+both, and caught/planted; exits with 1 if anything did.
 """
 
 import argparse
 import ast
 import copy
 import inspect
+import itertools
+import shutil
+import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -82,6 +87,12 @@ def outcome(o, seed, hyper):
     return case, previous, h.compiled(o, hyper)(case["policy"], case, state)
 
 
+def metrics_of(name):
+    """{(seed, which hyper-parameters): metrics} of an objective."""
+    hypers = enumerate(HYPER[name])
+    return {(s, i): outcome(OBJECTIVES[name], s, x)[2][0][1] for i, x in hypers for s in SEEDS}
+
+
 def caught(name, o, known):
     """Whether a mutant of an objective is told from it."""
     try:
@@ -98,30 +109,45 @@ def caught(name, o, known):
     return False
 
 
+def fails_a_test(names, module, tree):
+    """Whether a test about some objectives fails where their module is made from a tree."""
+    root = Path(__file__).parents[1]
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("jaxalign", "tests"):
+            shutil.copytree(root / part, Path(folder) / part)
+        shutil.copy(root / "pyproject.toml", folder)
+        here = Path(folder) / Path(module.__file__).relative_to(root)
+        here.write_text(ast.unparse(tree))
+        tests = [*sorted(root.glob("tests/test_objectives*.py")), root / "tests/test_slpo.py"]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", " or ".join(names)]
+        done = subprocess.run(
+            [*command, *(str(t.relative_to(root)) for t in tests)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.returncode == 1
+
+
 def survivors(names, every=1):
-    """(planted, what slipped through) over the modules of some objectives."""
+    """(planted, what lived) over the modules of some objectives."""
     modules = {inspect.getmodule(OBJECTIVES[n].fn) for n in names}
-    count, lived = 0, []
+    number, count, lived = itertools.count(), 0, []
     for module in sorted(modules, key=lambda m: m.__name__):
         tree = ast.parse(Path(module.__file__).read_text())
+        chosen = [m for m in mutants(tree) if next(number) % every == 0]
+        count += len(chosen)
         mine = [n for n in OBJECTIVES if inspect.getmodule(OBJECTIVES[n].fn) is module]
-        known = {
-            n: {
-                (s, i): outcome(OBJECTIVES[n], s, x)[2][0][1]
-                for s in SEEDS
-                for i, x in enumerate(HYPER[n])
-            }
-            for n in mine
-        }
-        for number, (line, what, mutant) in enumerate(mutants(tree)):
-            if number % every:
-                continue
-            count += 1
+        known = {n: metrics_of(n) for n in mine if chosen}
+        for line, what, mutant in chosen:
             try:
                 found = objectives(mutant, module)
             except Exception:
                 continue
-            if not any(caught(n, found[n], known[n]) for n in mine):
+            if any(caught(n, found[n], known[n]) for n in mine):
+                continue
+            if not fails_a_test(mine, module, mutant):
                 lived.append(f"{Path(module.__file__).name}:{line}: {what}")
         jax.clear_caches()
     return count, lived

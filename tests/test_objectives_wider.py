@@ -280,7 +280,7 @@ def test_flat_is_a_sum_of_a_falling_and_a_rising_half(divergence):
     assert grad["chosen"][0] < 0 < grad["rejected"][0]
 
 
-def test_process_rewards_add_up_to_the_reward_of_the_answer():
+def test_process_rewards_of_implicit_prm_add_up_to_its_reward():
     o = OBJECTIVES["implicit_prm"]
     case = draw(o, 0)
     policy, ref = (layout(o, case[k], case["masks"]).response for k in ("policy", "ref"))
