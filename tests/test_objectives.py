@@ -33,10 +33,11 @@ def flat(grad):
 
 def assert_matches(ours, oracle):
     """1e-5 relative; the absolute part is for gradients that are differences of float32 sums."""
-    # 1e-7: a loss that may be negative, such as robust DPO's, is a difference of two near log 2.
-    np.testing.assert_allclose(ours[0], oracle[0], rtol=1e-5, atol=1e-7)
+    # 3e-7: a loss that may be negative, such as robust DPO's, is a difference of two near log 2.
+    np.testing.assert_allclose(ours[0], oracle[0], rtol=1e-5, atol=3e-7)
     a, b = flat(ours[1]), flat(oracle[1])
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max())
+    # 1e-30: what is much smaller is 0 in float32.
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max() + 1e-30)
 
 
 def test_every_objective_has_an_oracle():
@@ -44,7 +45,7 @@ def test_every_objective_has_an_oracle():
 
 
 @ALL
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**31), scale=st.sampled_from([0.1, 2.0, 4.0]), pick=st.integers(0, 9))
 def test_value_and_gradient_equal_the_oracle(name, seed, scale, pick):
     o, hyper = OBJECTIVES[name], HYPER[name][pick % len(HYPER[name])]
