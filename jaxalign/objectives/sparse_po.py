@@ -44,7 +44,7 @@ def sparse_po(policy: Pairs, ref: Pairs, *, beta: Positive = 0.1) -> tuple[Loss,
         feed-forward, of the residual stream and of the logits; this is the residual stream after
         each layer. Its z-norm is left out: rescaling undoes it. Its mask of a response of one
         token is NaN, here a layer that does not tell tokens apart counts as 1. It logs beta
-        (u - K) as rewards.
+        (u - K) as rewards. UNVERIFIED: which activations the paper means.
     """
     u_chosen, u_rejected = _u(policy.chosen, ref.chosen), _u(policy.rejected, ref.rejected)
     k_chosen, k_rejected = _kl(policy.chosen, ref.chosen), _kl(policy.rejected, ref.rejected)
