@@ -67,7 +67,7 @@ def row(o: Objective[...]) -> list[str]:
     meet = "yes" if o.couples_examples and not o.init_state else ""
     meet = "in its running state" if o.init_state else meet
     columns = ", ".join(f"`{c}`" for c in o.columns if c != "weight")
-    needs = ", ".join(f"`{s.name}`" for s in o.needs)
+    needs = ", ".join(f"`{s.name}`" for s in (*o.needs, *o.layers))
     link = f"[`{o.name}`](#{o.name})"
     return [link, data(o), "yes" if o.uses_ref else "no", needs, columns, meet]
 

@@ -186,7 +186,8 @@ def _evaluate(argv: list[str]) -> int:
 
     objective = prepared.task.objective
     names = prepared.stage.diagnostics if own.diagnostics is None else own.diagnostics
-    if wrong := problem(names, objective, ref=objective.uses_ref or own.against is not None):
+    at_hand = prepared.reference_mode if own.against is None else "live"
+    if wrong := problem(names, objective, ref=at_hand):
         raise UserError(f"--diagnostics: {wrong}")
     if prepared.held_out is None:
         raise UserError(f"stages.{prepared.name}.data.eval_path: give data to evaluate on")

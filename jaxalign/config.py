@@ -194,7 +194,8 @@ def _undiagnosable(stage: Stage) -> str:
     if not dataclasses.is_dataclass(stage.objective):
         return ""  # the objective itself is wrong, which is said elsewhere
     objective, _ = objective_settings(stage)
-    return problem(stage.diagnostics, objective, ref=objective.uses_ref)
+    ref = stage.reference.mode if objective.uses_ref else None
+    return problem(stage.diagnostics, objective, ref=ref)
 
 
 def _misfits(where: str, stage: Stage) -> Complaints:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,11 @@ from .stats import reduce_tokens
 from .types import Array, SequenceStats
 
 Params = Any
-Forward = Callable[[Params, Array, Array, Array, Array], tuple[Array, Array]]
-"""(params, ids, positions, segment, branch; [K, L] each) -> (hidden [K, L, D], head [D, V])."""
+Forward = Callable[..., tuple[Array, ...]]
+"""(params, ids, positions, segment, branch; [K, L] each) -> (hidden [K, L, D], head [D, V]).
+
+With `layers=True` also the mean of each of N layers, [K, L, N], as `Model.forward`.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +62,27 @@ Hidden = tuple[Array, Array]
 
 def scored_hidden(task: Task, params: Params, cells: Batch) -> Hidden:
     """One pass of a microbatch, [S, ...], through the body."""
+    hidden, head = task.forward(params, *_rows(cells))
+    return _scored(hidden, cells), head
+
+
+def scored_layers(task: Task, params: Params, cells: Batch) -> tuple[Hidden, Array]:
+    """The same, and the means of N layers at the scored positions, [G, S, M, N]."""
+    hidden, head, means = task.forward(params, *_rows(cells), layers=True)
+    return (_scored(hidden, cells), head), _scored(means, cells)
+
+
+def _rows(cells: Batch) -> Iterator[Array]:
     s, k, length = cells.ids.shape
     rows = (cells.ids, cells.positions, cells.segment, cells.branch)
-    rows = (constrain(x.reshape(s * k, length), "batch", None) for x in rows)
-    hidden, head = task.forward(params, *rows)
-    hidden = constrain(hidden.reshape(s, k * length, -1), "batch", None, None)
-    return jnp.moveaxis(jax.vmap(lambda h, i: h[i])(hidden, cells.source), 1, 0), head
+    return (constrain(x.reshape(s * k, length), "batch", None) for x in rows)
+
+
+def _scored(values: Array, cells: Batch) -> Array:
+    """What the body gives at every position, [S * K, L, ...] -> [G, S, M, ...]."""
+    s, k, length = cells.ids.shape
+    values = constrain(values.reshape(s, k * length, -1), "batch", None, None)
+    return jnp.moveaxis(jax.vmap(lambda v, i: v[i])(values, cells.source), 1, 0)
 
 
 class Chunk(NamedTuple):
@@ -131,6 +149,18 @@ def _all_stats(
     return jax.tree.map(join, stats)
 
 
+def _layer_stats(task: Task, means: Array, cells: Batch) -> dict[str, Array]:
+    """Means of layers at scored positions, [G, S, M, N] -> {statistic: [S, b, R, T]}."""
+
+    def one(item: tuple[Array, Chunk]) -> dict[str, Array]:
+        means, chunk = item
+        by_layer = jax.vmap(scatter, (-1, None), -2)(means, chunk)
+        found = {s.name: s.fn(by_layer, chunk.mask) for s in task.objective.layers}
+        return {k: jnp.where(chunk.mask, v, 0.0) for k, v in found.items()}
+
+    return jax.tree.map(join, jax.lax.map(one, (means, Chunk.of(cells))))
+
+
 START = "start/"
 """What names of cached statistics begin with if they are of the weights the stage starts from."""
 
@@ -159,9 +189,16 @@ def reference_of(
         if reference == "live":
             raise ValueError(f"objective '{task.objective.name}' needs a live reference")
         return cached_stats(cells), None
-    hidden = scored_hidden(task, ref_params, cells)
-    found = _all_stats(task, hidden, cells), hidden if reference == "live" else None
-    return jax.lax.stop_gradient(found)
+    means = None
+    if task.objective.layers:
+        hidden, means = scored_layers(task, ref_params, cells)
+    else:
+        hidden = scored_hidden(task, ref_params, cells)
+    stats = _all_stats(task, hidden, cells)
+    if means is not None:
+        token = stats.token | _layer_stats(task, means, cells)
+        stats = dataclasses.replace(stats, token=token)
+    return jax.lax.stop_gradient((stats, hidden if reference == "live" else None))
 
 
 def both(task: Task, params: Params, cells: Batch, ref_params: Params | None) -> Any:

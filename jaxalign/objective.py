@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, Literal, ParamSpec, cast
 
 from .errors import near_miss
-from .stats import TokenStat, logp
+from .stats import LayerStat, TokenStat, logp
 
 P = ParamSpec("P")
 INPUTS = ("policy", "ref", "start", "batch", "state", "key")
@@ -40,6 +40,8 @@ class Objective(Generic[P]):
     """Paper and equation."""
     needs: tuple[TokenStat, ...] = (logp,)
     """Token statistics it reads; joint ones are of the policy and its reference together."""
+    layers: tuple[LayerStat, ...] = ()
+    """Statistics of its reference's layers it reads, beside the token statistics of `ref`."""
     columns: tuple[str, ...] = ()
     """Columns of the batch it reads, [B] each; examples of `weight` 0 are padding.
 
@@ -75,7 +77,7 @@ class Objective(Generic[P]):
     @property
     def reference(self) -> Literal["none", "cached", "live"]:
         """Where its reference may be: nowhere, on disk or beside the policy, beside it alone."""
-        if any(stat.joint for stat in self.needs):
+        if self.layers or any(stat.joint for stat in self.needs):
             return "live"
         return "cached" if self.uses_ref else "none"
 
@@ -130,6 +132,7 @@ def objective(
     *,
     source: str,
     needs: tuple[TokenStat, ...] = (logp,),
+    layers: tuple[LayerStat, ...] = (),
     columns: tuple[str, ...] = (),
     check: Callable[[Mapping[str, Any]], str] | None = None,
     couples_examples: bool = False,
@@ -141,6 +144,7 @@ def objective(
       data: the layout of responses it reads (`Demos`, `Pairs`, `Labeled`, ...).
       source: paper and equation.
       needs: see `Objective`, as for the rest.
+      layers: statistics of the reference's layers.
       columns: columns of the batch.
       check: columns of an example -> what is wrong with them.
       couples_examples: whether examples meet.
@@ -171,10 +175,13 @@ def objective(
             raise TypeError(f"{where}: a `check` is of `columns`; declare them")
         if any(stat.joint for stat in needs) and ("ref" not in inputs or couples_examples):
             raise TypeError(f"{where}: joint statistics need a `ref` input and separate examples")
+        if layers and "ref" not in inputs:
+            raise TypeError(f"{where}: statistics of the reference's layers need a `ref` input")
         if logp not in needs:
             raise TypeError(f"{where}: `needs` must hold stats.logp; sequence sums come from it")
         return Objective(
-            fn, data, source, needs, columns, check, couples_examples, init_state, inputs, hyper
-        )
+            fn, data, source, needs, layers, columns, check, couples_examples, init_state, inputs,
+            hyper,
+        )  # fmt: skip
 
     return wrap

@@ -44,6 +44,18 @@ class TokenStat:
         return self.fn(Row.of(logits, target, ref, head))
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerStat:
+    """A named statistic of what the reference's layers make of a token, `fn(means, mask)`.
+
+    Of a response: `means` [..., N, T] float32, the mean over the width of what each of N layers
+    hands to the next, at the position that predicts the token; `mask` [..., T] -> [..., T].
+    """
+
+    name: str
+    fn: Callable[[Array, Array], Array]
+
+
 @jax.custom_vjp
 def log_odds(logits: Array, target: Array) -> Array:
     """Log-odds of the target, m = z_y - logsumexp of the other logits; [...], nats.
@@ -115,6 +127,20 @@ def _earth_mover(row: Row) -> Array:
 
 earth_mover = TokenStat("earth_mover", _earth_mover)
 """sum_v p(v) (1 - cos(e_v, e_target)), e the columns of the unembedding, constant; from 0 to 2."""
+
+
+def _activation(means: Array, mask: Array) -> Array:
+    inside = mask[..., None, :]
+    low = jnp.where(inside, means, jnp.inf).min(-1, keepdims=True)
+    high = jnp.where(inside, means, -jnp.inf).max(-1, keepdims=True)
+    apart = high > low
+    scaled = (means - jnp.where(apart, low, 0.0)) / jnp.where(apart, high - low, 1.0)
+    return jnp.where(apart, scaled, 1.0).mean(-2)
+
+
+activation = LayerStat("activation", _activation)
+"""The mean of a layer, rescaled to 0 at the response's least and 1 at its greatest, averaged over
+layers; a layer that has the same of all tokens, as of one alone, counts as 1."""
 
 
 def reduce_tokens(token: dict[str, Array], mask: Array) -> SequenceStats:

@@ -134,7 +134,8 @@ def _separable(
 ) -> Any:
     """Denominators from the masks alone, then one forward and backward pass per microbatch."""
     zero = jnp.zeros(batch.mask.shape, jnp.float32)
-    blank = reduce_tokens({s.name: zero for s in task.objective.needs}, batch.mask)
+    read = (*task.objective.needs, *task.objective.layers)
+    blank = reduce_tokens({s.name: zero for s in read}, batch.mask)
     ref = (cached_stats(batch) or blank) if task.objective.uses_ref else None
     counts = [c for _, c in loss_and_metrics(task, blank, Side.of(task, batch, ref), None)[1][1]]
 

@@ -30,9 +30,15 @@ def sequence_stats(log_odds, mask, needs=(stats.logp, stats.log_complement), ref
     return reduce_tokens({s.name: token[s.name] for s in needs}, mask)
 
 
-def layout(o, log_odds, masks, ref=None):
-    """{row: [B, T]} -> the responses that the objective asks for, with its `needs` only."""
+def layout(o, log_odds, masks, ref=None, layers=None):
+    """{row: [B, T]} -> the responses that the objective asks for, with its `needs` only.
+
+    With what it reads of `layers`, {row: [B, N, T]}, where they are given.
+    """
     rows = {r: sequence_stats(log_odds[r], masks[r], o.needs, ref and ref[r]) for r in log_odds}
+    for r, y in rows.items() if layers else ():
+        found = {s.name: jnp.where(masks[r], s.fn(layers[r], masks[r]), 0.0) for s in o.layers}
+        rows[r] = y.replace(token=y.token | found)
     if o.data in MANY:
         return select_rows(o.data, jax.tree.map(lambda *x: jnp.stack(x, 1), *rows.values()))
     return o.data(**rows)
@@ -66,7 +72,7 @@ def draw_columns(rng, b):
 
 
 def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
-    """A random case: policy, ref and previous policy log-odds, masks, columns.
+    """A random case: policy, ref and previous policy log-odds, layers of the ref, masks, columns.
 
     Some responses have a probability near 1, most do not; policy and reference are independent.
     Example 0 alone holds the shortest response.
@@ -90,6 +96,8 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
     columns = {"label": label, "weight": np.ones(b)} | draw_columns(rng, b)
     columns["scores"] = rng.normal(size=(b, 3))
     case["start"] = rows()
+    layers = {r: rng.normal(size=(b, 3, t)) for r in rows_of(o)}
+    case["layers"] = {r: jnp.asarray(x, jnp.float32) for r, x in layers.items()}
     return case | {"columns": {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}}
 
 
@@ -99,7 +107,7 @@ def inputs(o, case, state=None):
         state = o.init_state()
     return {
         "policy": layout(o, case["policy"], case["masks"], case["ref"]),
-        "ref": layout(o, case["ref"], case["masks"]),
+        "ref": layout(o, case["ref"], case["masks"], layers=case["layers"]),
         "start": layout(o, case["start"], case["masks"]),
         "batch": {k: case["columns"][k] for k in o.columns},
         "state": state,
@@ -156,7 +164,7 @@ def ragged_logp(log_odds, masks):
 
 
 def oracle_columns(case):
-    """The columns, `start` as `ref` is given, and what a key draws.
+    """The columns, `start` as `ref` is given, `layers` of the reference, and what a key draws.
 
     That is `uniform` in [0, 1) by token and `gumbel` by example.
     """
@@ -164,7 +172,14 @@ def oracle_columns(case):
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(case["key"])
     draws = {"uniform": uniform, "gumbel": jax.vmap(jax.random.gumbel)(case["key"])}
     columns = {k: np.asarray(v) for k, v in (case["columns"] | draws).items()}
-    return columns | {"start": ragged_logp(case["start"], case["masks"])}
+    layers = {
+        r: [
+            np.asarray(x, np.float64)[:, np.asarray(k)]
+            for x, k in zip(xs, case["masks"][r], strict=True)
+        ]
+        for r, xs in case["layers"].items()
+    }
+    return columns | {"start": ragged_logp(case["start"], case["masks"]), "layers": layers}
 
 
 def oracle_value_and_grad(oracle, case, previous=None, **hyper):

@@ -72,8 +72,18 @@ def some_examples(layout, n, seed=0):
     return [example(i) for i in range(n)]
 
 
+def dense_activation(means, scored):
+    """Means of layers [.., L, N] -> the masks of `stats.activation` [.., L], layer by layer."""
+    masks = []
+    for x in jnp.moveaxis(means, -1, 0):
+        low = jnp.min(x, -1, keepdims=True, where=scored, initial=jnp.inf)
+        high = jnp.max(x, -1, keepdims=True, where=scored, initial=-jnp.inf)
+        masks.append(jnp.where(high == low, 1.0, (x - low) / (high - low)))
+    return sum(masks) / len(masks)
+
+
 def dense_stats(model, params, items, needs, ref_params=None):
-    """Statistics [B, R] from full logits of one padded row per sequence."""
+    """Statistics [B, R] from full logits of one padded row per sequence, and of layers."""
     sequences = [
         (item.prompt, response, first_scored(item, r) - 1)
         for item in items
@@ -89,7 +99,8 @@ def dense_stats(model, params, items, needs, ref_params=None):
         inside[row, :n] = 1
         scored[row, first : n - 1] = True
     at = np.broadcast_to(np.arange(width), inside.shape)
-    hidden, head = model.forward(params, ids[:, :-1], at, inside, np.zeros_like(inside))
+    packed = ids[:, :-1], at, inside, np.zeros_like(inside)
+    hidden, head, means = model.forward(params, *packed, layers=True)
     all_log_p = jax.nn.log_softmax(hidden @ head)
     log_p = jnp.take_along_axis(all_log_p, ids[:, 1:, None], -1)[..., 0]
     token = {"logp": log_p, "log_complement": jnp.log(-jnp.expm1(log_p))}
@@ -97,8 +108,9 @@ def dense_stats(model, params, items, needs, ref_params=None):
     rows = jax.lax.stop_gradient(head / jnp.linalg.norm(head, axis=0)).T
     apart = 1.0 - rows[ids[:, 1:]] @ rows.T
     token["earth_mover"] = (jnp.exp(all_log_p) * apart).sum(-1)
+    token["activation"] = dense_activation(means, scored)
     if ref_params is not None:
-        hidden, head = model.forward(ref_params, ids[:, :-1], at, inside, np.zeros_like(inside))
+        hidden, head = model.forward(ref_params, *packed)
         ref_log_p = jax.nn.log_softmax(hidden @ head)
         token["forward_kl"] = (jnp.exp(ref_log_p) * (ref_log_p - all_log_p)).sum(-1)
     token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs if s.name in token}
@@ -116,7 +128,8 @@ def dense_loss(objective, hyper, model, params, ref_params, items, state=None, s
     columns["weight"] = jnp.ones(len(items))
     ref = start = None
     if objective.uses_ref:
-        ref = select_rows(objective.data, dense_stats(model, ref_params, items, objective.needs))
+        needs = (*objective.needs, *objective.layers)
+        ref = select_rows(objective.data, dense_stats(model, ref_params, items, needs))
     if objective.uses_start:
         start = dense_stats(model, start_params, items, objective.needs)
         start = select_rows(objective.data, start)

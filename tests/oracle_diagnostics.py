@@ -69,6 +69,23 @@ def shift(policy, ref):
     return out
 
 
+def logit_shift(logits, ref_logits):
+    """{row: list over examples of logits [T_i, V]}"""
+    out = {}
+    for row in logits:
+        rows = []
+        for z, before in zip(logits[row], ref_logits[row], strict=True):
+            far = [float(abs(a - b).sum()) for a, b in zip(z, before, strict=True)]
+            uneven = [gini(abs(a - b)) for a, b in zip(z, before, strict=True)]
+            sharp = [gini(abs(a)) for a in z]
+            n = len(z)
+            rows.append((sum(far), sum(far) / n, sum(uneven) / n, sum(sharp) / n))
+        names = (row, f"{row}_token", f"{row}_gini", f"{row}_logits_gini")
+        for name, values in zip(names, zip(*rows, strict=True), strict=True):
+            out[f"logit_shift/{name}"] = mean(list(values))
+    return out
+
+
 def dynamic_target(logits, targets, ref):
     out = {}
     for row, sign in (("chosen", 1), ("rejected", -1)):

@@ -52,6 +52,17 @@ def test_every_declared_statistic_changes_the_loss_or_its_gradient(o):
         assert differ(before, outcome(moved)), need.name
 
 
+def test_every_declared_statistic_of_layers_changes_the_loss(o):
+    given = inputs(o, draw(o))
+    row = o.data.ROWS[0]
+    y = getattr(given["ref"], row)
+    for stat in o.layers:
+        token = y.token | {stat.name: y.token[stat.name] * 0.5}
+        ref = given["ref"].replace(**{row: y.replace(token=token)})
+        before, after = (totals(o.bind()(**given | {"ref": r})[0]) for r in (given["ref"], ref))
+        assert differ(before, after), stat.name
+
+
 def test_every_declared_column_changes_something(o):
     case = draw(o)
     before = train_call(o, case)

@@ -178,6 +178,40 @@ def test_gini_of_nothing_moved_is_no_value():
     assert float(values["shift/response"][0]) == 0.0
 
 
+def of_logits(name, z, z_ref):
+    """A diagnostic of one response of logits [T, V] beside its reference's."""
+    z, z_ref = (jnp.asarray(x, jnp.float32) for x in (z, z_ref))
+    y = jnp.zeros(len(z), jnp.int32)
+    token = {s.name: s(z, y, z_ref)[None] for s in (stats.logp, *DIAGNOSTICS[name].needs)}
+    response = Demos(reduce_tokens(token, jnp.ones((1, len(z)), bool)))
+    return {k: float(v[0]) for k, v in DIAGNOSTICS[name](policy=response, ref=response).items()}
+
+
+def test_the_shift_of_a_few_logits():
+    got = of_logits("logit_shift", [[1, 2, -3, 4], [1, 1, 1, 1]], [[1, 2, -3, 0], [0, 0, 0, 2]])
+    assert got == EXACT(
+        {
+            "logit_shift/response": 8.0,
+            "logit_shift/response_token": 4.0,
+            "logit_shift/response_gini": 0.75 / 2,
+            "logit_shift/response_logits_gini": 0.25 / 2,
+        }
+    )
+
+
+def test_the_gini_of_logits_that_have_not_moved_is_no_value():
+    got = of_logits("logit_shift", [[1, 2]], [[1, 2]])
+    assert got["logit_shift/response"] == 0.0
+    assert np.isnan(got["logit_shift/response_gini"])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_the_shift_of_a_large_vocabulary_is_its_formula(scale):
+    z, z_ref = np.random.default_rng(0).normal(size=(2, 3, 3000)) * scale
+    want = oracle.logit_shift({"response": [z]}, {"response": [z_ref]})
+    assert of_logits("logit_shift", z, z_ref) == pytest.approx(want, rel=1e-5)
+
+
 def test_the_ten_likeliest_of_twenty_equal_tokens():
     z, y = jnp.zeros((1, 20)), jnp.array([0])
     token = {"logp": jnp.zeros((1, 2))}
@@ -331,6 +365,7 @@ def dense():
         | oracle.difficulty(ref, 0.1)
         | oracle.three_d(policy, ref)
         | oracle.shift(policy, ref)
+        | oracle.logit_shift(logits, ref_logits)
         | oracle.topk(logits)
         | oracle.dynamic_target(logits, targets, ref)
         | oracle.calibration(policy, margins)
@@ -387,9 +422,10 @@ def test_the_metrics_of_the_objective_are_as_without_diagnostics():
 
 
 def test_an_objective_without_a_reference_is_compared_with_the_one_it_is_given():
-    got = of_diagnostics(evaluated(11, names=("shift", "three_d"), objective="simpo"))
+    names = ("shift", "logit_shift", "three_d")
+    got = of_diagnostics(evaluated(11, names=names, objective="simpo"))
     assert got == pytest.approx({k: dense()[k] for k in got}, rel=1e-4, abs=1e-5)
-    assert len(got) == 10
+    assert len(got) == 18
 
 
 @pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if o.data is Pairs])
@@ -405,12 +441,34 @@ def test_every_paired_objective_has_the_margins_that_calibration_reads(name):
 @pytest.mark.parametrize(
     "names, objective, ref, message",
     [
-        (["rankin"], "dpo", True, r"^no diagnostic 'rankin'; did you mean 'ranking'\?$"),
-        (["topk", "zzz"], "dpo", True, r"^no diagnostic 'zzz'; known: calibration, difficulty, "),
-        (["ranking"], "kto", True, "^'ranking' reads Pairs, and 'kto' has Mismatched; leave it"),
-        (["shift"], "simpo", False, "^'shift' compares with a reference, and 'simpo' has none; "),
-        (["difficulty"], "slpo", True, "^'difficulty' reads the `beta` of an objective with a ref"),
-        (["difficulty"], "simpo", True, "'simpo' has none"),
+        (["rankin"], "dpo", "cached", r"^no diagnostic 'rankin'; did you mean 'ranking'\?$"),
+        (
+            ["topk", "zzz"],
+            "dpo",
+            "cached",
+            r"^no diagnostic 'zzz'; known: calibration, difficulty, ",
+        ),
+        (
+            ["ranking"],
+            "kto",
+            "cached",
+            "^'ranking' reads Pairs, and 'kto' has Mismatched; leave it",
+        ),
+        (["shift"], "simpo", None, "^'shift' compares with a reference, and 'simpo' has none; "),
+        (
+            ["difficulty"],
+            "slpo",
+            "cached",
+            "^'difficulty' reads the `beta` of an objective with a ref",
+        ),
+        (["difficulty"], "simpo", "cached", "'simpo' has none"),
+        (["logit_shift"], "simpo", None, "^'logit_shift' compares with a reference, and 'simpo'"),
+        (
+            ["logit_shift"],
+            "dpo",
+            "cached",
+            "^'logit_shift' reads the reference's logits, which are",
+        ),
     ],
 )
 def test_a_diagnostic_that_does_not_fit_is_refused(names, objective, ref, message):
@@ -420,10 +478,11 @@ def test_a_diagnostic_that_does_not_fit_is_refused(names, objective, ref, messag
 @pytest.mark.parametrize(
     "names, objective, ref",
     [
-        (ALL, "dpo", True),
-        (["shift", "topk"], "kto", True),
-        (["topk"], "sft", False),
-        ([], "sft", 0),
+        (ALL, "dpo", "live"),
+        (["shift", "topk"], "kto", "cached"),
+        (["logit_shift"], "sft", "live"),
+        (["topk"], "sft", None),
+        ([], "sft", None),
     ],
 )
 def test_a_diagnostic_that_fits_is_not(names, objective, ref):

@@ -11,7 +11,7 @@ from jaxalign.config import parse, read
 from jaxalign.diagnostics import DIAGNOSTICS, diversity
 from jaxalign.errors import UserError
 
-ALL = list(DIAGNOSTICS)
+ALL = [n for n, d in DIAGNOSTICS.items() if not any(s.joint for s in d.needs)]
 
 
 def values(inputs, folder, *stages, diagnostics=(), **changes):
@@ -48,7 +48,7 @@ def test_diagnostics_are_logged_with_the_held_out_metrics(finished):
     assert [line["step"] for line in lines] == [3, h.STEPS["dpo"]]
     for line in lines:
         names = {k.removeprefix("eval/").split("/")[0] for k in line}
-        assert set(DIAGNOSTICS) <= names
+        assert set(ALL) <= names
         assert all(math.isfinite(v) for v in line.values())
         assert 0 <= line["eval/ranking/accuracy"] <= 1
         assert 0 < line["eval/topk/chosen_mass"] <= 1
@@ -78,15 +78,16 @@ def test_evaluate_prints_the_diagnostics_of_the_stage(finished, run):
 def test_a_model_against_itself_has_not_moved(finished, run):
     folder, recipe = finished
     model = folder / "dpo" / "model"
-    named = ("--diagnostics", "shift", "ranking")
+    named = ("--diagnostics", "shift", "logit_shift", "ranking")
     code, out, _ = run("evaluate", recipe, "--against", model, *named)
     assert code == 0
     got = printed(out)
     assert got["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert got["shift/chosen"] == pytest.approx(0, abs=1e-4)
+    assert got["logit_shift/chosen_token"] == pytest.approx(0, abs=1e-3)
     last = h.metrics(folder / "dpo")[-1]
     assert got["ranking/accuracy"] == pytest.approx(last["eval/ranking/accuracy"])
-    assert {k.split("/")[0] for k in of_diagnostics(got)} == {"shift", "ranking"}
+    assert {k.split("/")[0] for k in of_diagnostics(got)} == {"shift", "logit_shift", "ranking"}
 
 
 def test_a_reference_on_the_command_line_is_the_reference_of_the_stage(finished, run, inputs):
@@ -118,11 +119,12 @@ def test_diagnostics_beside_adapters_are_of_the_adapters(inputs, tmp_path):
         "stages__dpo__reference": {"mode": "live"},
         "stages__dpo__steps": 2,
     }
-    named = ("topk", "shift", "entanglement")
+    named = ("topk", "shift", "logit_shift", "entanglement")
     h.run(parse(values(inputs, tmp_path / "run", diagnostics=named, **lora)), h.one_device())
     last = h.metrics(tmp_path / "run" / "dpo")[-1]
     assert 0 < last["eval/entanglement/chosen_norm2"] < math.inf
     assert last["eval/shift/chosen"] != 0
+    assert last["eval/logit_shift/chosen"] > 0
 
 
 def test_the_recipe_reads_back_equal(inputs, tmp_path):
@@ -141,6 +143,7 @@ def test_the_recipe_reads_back_equal(inputs, tmp_path):
         ("sft", ["entanglement"], {}, "'entanglement' reads Pairs, and 'sft' has Demos"),
         ("simpo", ["topk", "shift"], {}, "'shift' compares with a reference, and 'simpo' has none"),
         ("slpo", ["difficulty"], {}, "reads the `beta` of an objective with a reference"),
+        ("dpo", ["logit_shift"], {}, "reads the reference's logits, which are not cached; "),
         ("dpo", ["topk"], {"stages__dpo__data__eval_path": None}, r"give data\.eval_path"),
         ("dpo", "topk", {}, "Input should be a valid tuple"),
     ],
@@ -160,6 +163,9 @@ def test_a_wrong_diagnostic_of_evaluate_is_one_error(inputs, refused, tmp_path):
     assert "--diagnostics: no diagnostic 'top'; did you mean 'topk'?" in error
     error = refused("evaluate", recipe, "--diagnostics", "shift")
     assert "--against` gives it one" in error
+    recipe = h.write_recipe(tmp_path / "dpo.yaml", values(inputs, tmp_path / "dpo"))
+    error = refused("evaluate", recipe, "--diagnostics", "logit_shift")
+    assert "--diagnostics: 'logit_shift' reads the reference's logits" in error
 
 
 def test_generate_prints_the_diversity_of_its_answers(run, inputs, tmp_path):

@@ -1,3 +1,4 @@
+import functools
 import json
 import shutil
 
@@ -56,6 +57,27 @@ def test_logits_equal_those_of_transformers(source, name):
     ours = logits(model, load_params(folder, model), rows)
     real = rows["segment"] > 0
     np.testing.assert_allclose(ours[real], torch_logits(theirs, rows)[real], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "neox-parallel"])
+def test_means_of_layers_equal_those_of_transformers(source, name):
+    folder = source(name)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    found = []
+    for layer in theirs.base_model.layers:
+        layer.register_forward_hook(lambda _, inputs, out: found.append(out))
+    model = small_model(folder)
+    rows = plain_rows([20, 13, 1], 20)
+    torch_logits(theirs, rows)
+    given = [rows[key] for key in ("ids", "positions", "segment", "branch")]
+    ours = jax.jit(functools.partial(model.forward, layers=True))(
+        load_params(folder, model), *given
+    )[2]
+    outs = [out[0] if isinstance(out, tuple) else out for out in found]
+    want = np.stack([out.detach().mean(-1).numpy() for out in outs], -1)
+    real = rows["segment"] > 0
+    assert ours.shape[-1] == len(outs) > 1
+    np.testing.assert_allclose(ours[real], want[real], atol=1e-5)
 
 
 def test_packed_branches_equal_separate_sequences_in_transformers(source):

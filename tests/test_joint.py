@@ -127,7 +127,7 @@ def test_worked_gradient_of_wpo():
 # The step
 
 
-@pytest.mark.parametrize("name", ["wpo", "tdpo1"])
+@pytest.mark.parametrize("name", ["wpo", "tdpo1", "sparse_po"])
 @pytest.mark.parametrize(("n", "chunks"), [(1, 1), (4, 1), (2, 4)])
 def test_microbatches_and_chunks_give_the_dense_gradient(dense, name, n, chunks):
     assert_same(gradient(name, n=n, chunks=chunks), dense(name))
@@ -136,6 +136,12 @@ def test_microbatches_and_chunks_give_the_dense_gradient(dense, name, n, chunks)
 @pytest.mark.parametrize("axes", ["tensor", "mixed"])
 def test_eight_devices_give_the_dense_gradient(dense, axes):
     assert_same(gradient("tdpo1", mesh=make_mesh(MESHES[axes])), dense("tdpo1"))
+    assert_same(gradient("sparse_po", mesh=make_mesh(MESHES[axes])), dense("sparse_po"))
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_does_not_change_what_is_read_of_layers(dense, remat):
+    assert_same(gradient("sparse_po", remat=remat), dense("sparse_po"))
 
 
 def test_unpacked_rows_give_the_dense_gradient(dense):
@@ -145,44 +151,48 @@ def test_unpacked_rows_give_the_dense_gradient(dense):
     items = some_examples("Pairs", B)
     batch = unshared_batch(items, np.arange(B), responses=2, microbatches=2, shards=1, max_scored=T)
     assert_same(gradient("tdpo2", batch=batch), dense("tdpo2"))
+    assert_same(gradient("sparse_po", batch=batch), dense("sparse_po"))
 
 
 def test_a_cached_reference_gives_the_gradient_of_a_live_one(dense):
     assert_same(gradient("wpo", cached=True), dense("wpo"))
 
 
-def test_a_joint_statistic_without_a_live_reference_is_refused():
+@pytest.mark.parametrize("name", ["tdpo1", "sparse_po"])
+def test_a_joint_statistic_without_a_live_reference_is_refused(name):
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         model = small_model(mesh)
-        task = Task(OBJECTIVES["tdpo1"], {}, model.forward)
+        task = Task(OBJECTIVES[name], {}, model.forward)
         batch = put_batch(batch_of(some_examples("Pairs", B)), mesh)
-        with pytest.raises(ValueError, match="objective 'tdpo1' needs a live reference"):
+        with pytest.raises(ValueError, match=f"objective '{name}' needs a live reference"):
             value_and_grad(task, parameters(model), batch)
 
 
-def test_evaluation_reads_the_loss_of_the_step(dense):
+@pytest.mark.parametrize("name", ["tdpo1", "sparse_po"])
+def test_evaluation_reads_the_loss_of_the_step(dense, name):
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     with jax.set_mesh(mesh):
         model = small_model(mesh)
         params, ref = parameters(model, 0), parameters(model, 1)
-        task = Task(OBJECTIVES["tdpo1"], {}, model.forward)
+        task = Task(OBJECTIVES[name], {}, model.forward)
         batch = put_batch(batch_of(some_examples("Pairs", B), n=2), mesh)
         ((total, count),) = jax.jit(lambda p, r, b: eval_step(task, p, None, b, r))(
             params, ref, batch
         )["terms"]
-    np.testing.assert_allclose(total / count, dense("tdpo1")[0], rtol=1e-5)
+    np.testing.assert_allclose(total / count, dense(name)[0], rtol=1e-5)
 
 
 # Runs
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
-def test_a_recipe_trains_tdpo_with_a_live_reference(inputs, tmp_path, lora):
-    changes = {"stages__tdpo2__reference": LIVE, "stages__tdpo2__lora": lora}
-    changes["stages__tdpo2__data__eval_path"] = f"{inputs}/held_out.jsonl"
-    h.run(h.recipe(inputs, tmp_path / "run", "tdpo2", **changes), h.one_device())
-    losses = [x["loss"] for x in h.metrics(tmp_path / "run" / "tdpo2") if "loss" in x]
+@pytest.mark.parametrize("name", ["tdpo2", "sparse_po"])
+def test_a_recipe_trains_with_a_live_reference(inputs, tmp_path, name, lora):
+    changes = {f"stages__{name}__reference": LIVE, f"stages__{name}__lora": lora}
+    changes[f"stages__{name}__data__eval_path"] = f"{inputs}/held_out.jsonl"
+    h.run(h.recipe(inputs, tmp_path / "run", name, **changes), h.one_device())
+    losses = [x["loss"] for x in h.metrics(tmp_path / "run" / name) if "loss" in x]
     np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-6)
     assert losses[-1] < losses[0]
 
@@ -193,10 +203,11 @@ def test_a_recipe_trains_wpo_with_a_cached_reference(inputs, tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_a_cached_reference_is_refused_with_what_to_set(inputs, tmp_path):
+@pytest.mark.parametrize("name", ["tdpo1", "sparse_po"])
+def test_a_cached_reference_is_refused_with_what_to_set(inputs, tmp_path, name):
     message = (
-        "stages.tdpo1.reference.mode: tdpo1 reads the reference's logits, which are not cached; "
+        f"stages.{name}.reference.mode: {name} reads the reference's logits, which are not cached; "
         r"set it to live \(got 'cached'\)"
     )
     with pytest.raises(UserError, match=message):
-        h.recipe(inputs, tmp_path / "run", "tdpo1")
+        h.recipe(inputs, tmp_path / "run", name)

@@ -104,6 +104,16 @@ def test_needs_hold_logp():
         declare(plain, needs=(stats.log_complement,))
 
 
+def test_statistics_of_layers_are_of_a_reference():
+    def with_ref(policy, ref):
+        """Documented."""
+
+    layers = (stats.activation,)
+    assert declare(with_ref, layers=layers).reference == "live"
+    with pytest.raises(TypeError, match="statistics of the reference's layers need a `ref` input"):
+        declare(plain, layers=layers)
+
+
 def test_an_unknown_hyper_parameter_is_named_with_its_near_miss():
     with pytest.raises(TypeError, match=r"no hyper-parameter 'betta'; did you mean 'beta'\?"):
         declare(plain).bind(betta=1.0)

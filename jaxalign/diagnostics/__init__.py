@@ -8,7 +8,7 @@ from ..errors import near_miss
 from ..objective import Objective
 from ._common import Diagnostic
 from .pairs import calibration, difficulty, entanglement, ranking, three_d
-from .tokens import diversity, dynamic_target, shift, topk
+from .tokens import diversity, dynamic_target, logit_shift, shift, topk
 
 __all__ = ["DIAGNOSTICS", "Diagnostic", "diversity", "problem"]
 
@@ -19,6 +19,7 @@ DIAGNOSTICS = {
         difficulty,
         three_d,
         shift,
+        logit_shift,
         topk,
         dynamic_target,
         calibration,
@@ -27,13 +28,13 @@ DIAGNOSTICS = {
 }
 
 
-def problem(names: Sequence[str], objective: Objective[...], *, ref: bool) -> str:
+def problem(names: Sequence[str], objective: Objective[...], *, ref: str | None) -> str:
     """What is wrong with the diagnostics that a stage names, in words; empty if nothing is.
 
     Args:
       names: as the recipe has them.
       objective: of the stage.
-      ref: whether a reference is at hand.
+      ref: the reference at hand, `cached` or `live`; None: there is none.
     """
     for name in names:
         if name not in DIAGNOSTICS:

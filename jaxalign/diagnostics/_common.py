@@ -52,12 +52,12 @@ class Diagnostic:
             raise TypeError(f"diagnostic '{self.name}' reads {absent}; got {sorted(available)}")
         return self.fn(**{k: available[k] for k in self.inputs})
 
-    def misfit(self, objective: Objective[...], *, ref: bool) -> str:
+    def misfit(self, objective: Objective[...], *, ref: str | None) -> str:
         """Why it cannot be computed beside an objective; empty if it can.
 
         Args:
           objective: that the policy is trained with.
-          ref: whether a reference is at hand.
+          ref: the reference at hand, `cached` or `live`; None: there is none.
         """
         layout = objective.data
         if layout not in self.data:
@@ -72,6 +72,11 @@ class Diagnostic:
             return (
                 f"'{self.name}' compares with a reference, and '{objective.name}' has none; "
                 "`jaxalign evaluate --against` gives it one"
+            )
+        if ref != "live" and any(stat.joint for stat in self.needs):
+            return (
+                f"'{self.name}' reads the reference's logits, which are not cached; "
+                "`reference.mode: live` or `jaxalign evaluate --against` gives them"
             )
         return ""
 

@@ -81,7 +81,7 @@ def shift(policy: Any, ref: Any) -> Metrics:
     (name)_token  (s - ref) / n, nats per token
     (name)_gini   Gini coefficient of |log pi(y_t) - log ref(y_t)| over the tokens of the response
 
-    UNVERIFIED: the paper's exact definitions; its shift of logits is not computed.
+    UNVERIFIED: the paper's exact definitions.
     """
     out = {}
     before = dict(responses(ref))
@@ -90,6 +90,53 @@ def shift(policy: Any, ref: Any) -> Metrics:
         out[f"shift/{name}"] = moved.sum(-1)
         out[f"shift/{name}_token"] = _per_token(moved, y)
         out[f"shift/{name}_gini"] = gini(jnp.abs(moved), y.mask)
+    return out
+
+
+def _moved(row: Row) -> Array:
+    assert row.ref is not None, "a joint statistic is of two models"
+    return jnp.abs(row.logits - row.ref)
+
+
+def _gini_of_all(values: Array) -> Array:
+    return gini(values, jnp.ones_like(values))
+
+
+logit_distance = TokenStat("logit_distance", lambda row: _moved(row).sum(-1), joint=True)
+"""sum_v |z_v - z_ref_v|, how far the logits are from the reference's."""
+
+logit_distance_gini = TokenStat(
+    "logit_distance_gini", lambda row: _gini_of_all(_moved(row)), joint=True
+)
+"""Gini coefficient of |z_v - z_ref_v| over the vocabulary; NaN where none has moved."""
+
+logits_gini = TokenStat("logits_gini", lambda row: _gini_of_all(jnp.abs(row.logits)))
+"""Gini coefficient of |z_v| over the vocabulary."""
+
+
+@diagnostic(
+    EVERY,
+    source="Mao et al. 2025, arXiv:2410.04834",
+    needs=(logit_distance, logit_distance_gini, logits_gini),
+)
+def logit_shift(policy: Any, ref: Any) -> Metrics:
+    """How far the logits of the whole vocabulary are from the reference's, and how evenly.
+
+    (name)              sum over tokens of sum_v |z_v - z_ref_v|
+    (name)_token        the same / n
+    (name)_gini         Gini coefficient of |z_v - z_ref_v| over the vocabulary, average of tokens
+    (name)_logits_gini  Gini coefficient of |z_v| over the vocabulary, average of tokens
+
+    The reference runs live. UNVERIFIED: the paper's exact definitions.
+    """
+    del ref  # what is read of it is in the statistics of the policy
+    out = {}
+    for name, y in responses(policy):
+        distance = y.token["logit_distance"]
+        out[f"logit_shift/{name}"] = distance.sum(-1)
+        out[f"logit_shift/{name}_token"] = _per_token(distance, y)
+        out[f"logit_shift/{name}_gini"] = _per_token(y.token["logit_distance_gini"], y)
+        out[f"logit_shift/{name}_logits_gini"] = _per_token(y.token["logits_gini"], y)
     return out
 
 

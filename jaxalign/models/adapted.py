@@ -35,11 +35,12 @@ class Adapted:
 
     def forward(
         self, frozen: Params, adapters: Params, ids: Array, positions: Array, segment: Array,
-        branch: Array,
-    ) -> tuple[Array, Array]:  # fmt: skip
+        branch: Array, *, layers: bool = False,
+    ) -> tuple[Array, ...]:  # fmt: skip
         """As `Model.forward`; no adapters, an empty dict, is the frozen decoder."""
         model = self.whole if adapters else self.base
-        return model.forward(joined(frozen, adapters), ids, positions, segment, branch)
+        params = joined(frozen, adapters)
+        return model.forward(params, ids, positions, segment, branch, layers=layers)
 
     def init(self, key: Array) -> Params:
         """Adapters that change nothing yet: A random, B zero, each created on its own shards."""

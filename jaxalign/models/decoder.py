@@ -57,12 +57,18 @@ class Decoder(nnx.Module):
         kernel = self.embed[...].T if self.head is None else self.head.kernel[...]
         return kernel.astype(dtype)
 
-    def __call__(self, ids: Array, packing: Packing, mesh: Mesh, dtype: Any, remat: Remat) -> Array:
-        """[K, L] ids and where they are in their rows -> final hidden states [K, L, D]."""
+    def __call__(
+        self, ids: Array, packing: Packing, mesh: Mesh, dtype: Any, remat: Remat, layers: bool
+    ) -> tuple[Array, Array | None]:
+        """[K, L] ids and where they are in their rows -> final hidden states [K, L, D].
+
+        If `layers` are wanted, also the mean over the width after each layer, [layers, K, L].
+        """
         tables = rope_tables(self.config.rope, packing.positions)
 
         def layer(x, block):
-            return block(x, tables, lambda q, k, v: (attend(q, k, v, packing, mesh), None))
+            x, _ = block(x, tables, lambda q, k, v: (attend(q, k, v, packing, mesh), None))
+            return x, x.mean(-1, dtype=jnp.float32) if layers else None
 
         if remat != "none":
             policies = jax.checkpoint_policies
@@ -71,8 +77,8 @@ class Decoder(nnx.Module):
             )
             policy = kept if remat == "dots" else None
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        x, _ = jax.lax.scan(layer, self.embedded(ids, dtype), self.layers)
-        return self.norm(x)
+        x, means = jax.lax.scan(layer, self.embedded(ids, dtype), self.layers)
+        return self.norm(x), means
 
     def extend(
         self, ids: Array, positions: Array, mask: Array, cache: Cache, at: Array
@@ -125,8 +131,9 @@ class Model:
         return nnx.merge(self.graph, nnx.State(params))
 
     def forward(
-        self, params: Params, ids: Array, positions: Array, segment: Array, branch: Array
-    ) -> tuple[Array, Array]:
+        self, params: Params, ids: Array, positions: Array, segment: Array, branch: Array, *,
+        layers: bool = False,
+    ) -> tuple[Array, ...]:  # fmt: skip
         """Hidden states of packed rows, and the head that turns them into logits.
 
         Args:
@@ -135,15 +142,18 @@ class Model:
           positions: [K, L] int position of each token in its own sequence.
           segment: [K, L] int example within the row; 0 is padding.
           branch: [K, L] int 0 in the prompt, r + 1 in response r.
+          layers: whether the third result is wanted.
 
         Returns:
           hidden [K, L, D] after the final norm and head [D, V], both in `dtype`. At padding the
-          hidden states are finite and mean nothing.
+          hidden states are finite and mean nothing. With `layers` also, [K, L, layers] float32,
+          the mean over the width of what each layer hands to the next.
         """
         decoder = self._bind(params)
         packing = Packing(segment, branch, positions, self.responses)
-        hidden = decoder(ids, packing, self.mesh, self.dtype, self.remat)
-        return hidden, decoder.head_matrix(self.dtype)
+        hidden, means = decoder(ids, packing, self.mesh, self.dtype, self.remat, layers)
+        out = hidden, decoder.head_matrix(self.dtype)
+        return out if means is None else (*out, jnp.moveaxis(means, 0, -1))
 
     def init(self, key: Array) -> Params:
         """Random parameters, each created on its own shards: normal(0.02), biases 0, scales 1."""

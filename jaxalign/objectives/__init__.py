@@ -45,6 +45,7 @@ from .sigmoid_norm import sigmoid_norm
 from .simpo import simpo
 from .slpo import slpo
 from .spa import spa
+from .sparse_po import sparse_po
 from .spce import spce
 from .sppo import sppo, sppo_hard
 from .srpo import srpo
@@ -69,6 +70,7 @@ OBJECTIVES = {
         wpo,
         tdpo1,
         tdpo2,
+        sparse_po,
         odpo,
         flex_dpo,
         rpo,

@@ -4,7 +4,8 @@ An oracle is `fn(policy, ref, columns, previous=None, **hyper) -> (loss, gradien
 
 - `policy`, `ref`: {row: list over examples of per-token log-probabilities, float64 [T_i]};
 - `columns`: {name: list over examples}, with `uniform`, what the examples' keys draw, [T] each,
-  and `start`, like `ref`, under the weights that the stage starts from;
+  `start`, like `ref`, under the weights that the stage starts from, and `layers`, {row: list of
+  [N, T_i]}, means of the reference's layers;
 - `previous`: the (policy, ref, columns) of the update before, for objectives with a state;
 - `loss`: average over the batch; `gradient`: {row: list of [T_i]} with respect to each token's
   log-probability, by the formula, not by differences.

@@ -1,0 +1,61 @@
+"""SparsePO whose token masks are activations of the reference (MaPO)."""
+
+from __future__ import annotations
+
+from jax.nn import log_sigmoid
+
+from .. import stats
+from ..objective import objective
+from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ._common import Positive, pair_metrics
+
+
+@objective(
+    Pairs,
+    source="Christopoulou et al. 2024, arXiv:2410.05102, MaPO",
+    needs=(stats.logp, stats.forward_kl),
+    layers=(stats.activation,),
+)
+def sparse_po(policy: Pairs, ref: Pairs, *, beta: Positive = 0.1) -> tuple[Loss, Metrics]:
+    """TDPO1 whose tokens count as much as they excite the reference, with no parameters of its own.
+
+        u(y) = sum_t m_t log (pi(y_t) / pi_ref(y_t)),    K(y) = sum_t m_t KL(pi_ref || pi)_t
+        loss = -log sigmoid(beta [u(y_w) - u(y_l) - (K(y_l) - K(y_w))])
+
+    averaged over pairs; m_t in [0, 1] is a constant: the mean activation of the reference after
+    each layer where it predicts y_t, rescaled from 0 to 1 over the tokens of the response, averaged
+    over layers. It is log 2 when the policy is the reference, and TDPO1 where every m_t is 1.
+
+    Args:
+      policy: chosen and rejected under the policy. Reads `token["logp"]` and `token["forward_kl"]`.
+      ref: the same under the reference, which runs live. Reads `token["logp"]` and
+        `token["activation"]` (m).
+      beta: reward per nat; larger keeps the policy nearer the reference.
+
+    Returns:
+      The loss, and [B] metrics `rewards/*` (beta u), `logps/*`, `kl/chosen` and `kl/rejected`
+      (K, nats).
+
+    Source:
+      Paper: Christopoulou et al. 2024, arXiv:2410.05102, masks from activations. Its other masks
+        are learned, which is not here.
+      Code: huawei-noah/HEBO, SparsePO, trainers/mapo_trainer.py, activation_mapping zn_rescale.
+      Differences: the code averages four masks, of the insides of the attention, of the
+        feed-forward, of the residual stream and of the logits; this is the residual stream after
+        each layer. Its z-norm is left out: rescaling undoes it. Its mask of a response of one
+        token is NaN, here a layer that does not tell tokens apart counts as 1. It logs beta
+        (u - K) as rewards. UNVERIFIED: which activations the paper means.
+    """
+    u_chosen, u_rejected = _u(policy.chosen, ref.chosen), _u(policy.rejected, ref.rejected)
+    k_chosen, k_rejected = _kl(policy.chosen, ref.chosen), _kl(policy.rejected, ref.rejected)
+    loss = -log_sigmoid(beta * (u_chosen - u_rejected - (k_rejected - k_chosen)))
+    metrics = pair_metrics(policy, beta * u_chosen, beta * u_rejected)
+    return per_example(loss), metrics | {"kl/chosen": k_chosen, "kl/rejected": k_rejected}
+
+
+def _u(policy: SequenceStats, ref: SequenceStats) -> Array:
+    return (ref.token["activation"] * (policy.token["logp"] - ref.token["logp"])).sum(-1)
+
+
+def _kl(policy: SequenceStats, ref: SequenceStats) -> Array:
+    return (ref.token["activation"] * policy.token["forward_kl"]).sum(-1)
