@@ -118,11 +118,10 @@ def _earth_mover(row: Row) -> Array:
     assert row.head is not None, "this statistic reads the unembedding"
     head = jax.lax.stop_gradient(row.head.astype(jnp.float32))
     directions = head / jnp.maximum(jnp.linalg.norm(head, axis=0, keepdims=True), 1e-12)
-    others = jax.nn.softmax(_put(row.logits, row.target, -jnp.inf), -1)
     gold = jnp.moveaxis(directions[:, row.target], 0, -1)
-    # Of the others alone: 1 - the similarity to all tokens would cancel where p is near 1.
-    away = 1.0 - (gold * (others @ directions.T)).sum(-1)
-    return jnp.exp(-jax.nn.softplus(row.log_odds)) * away
+    # Exactly 0 at the target: what rounding leaves there would drown the others where p is near 1.
+    away = _put(1.0 - gold @ directions, row.target, 0.0)
+    return (jax.nn.softmax(row.logits, -1) * away).sum(-1)
 
 
 earth_mover = TokenStat("earth_mover", _earth_mover)

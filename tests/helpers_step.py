@@ -106,7 +106,7 @@ def dense_stats(model, params, items, needs, ref_params=None):
     token = {"logp": log_p, "log_complement": jnp.log(-jnp.expm1(log_p))}
     token["log_collision"] = jnp.log((jnp.exp(all_log_p) ** 2).sum(-1))
     rows = jax.lax.stop_gradient(head / jnp.linalg.norm(head, axis=0)).T
-    apart = 1.0 - rows[ids[:, 1:]] @ rows.T
+    apart = (1.0 - rows[ids[:, 1:]] @ rows.T) * (ids[:, 1:, None] != jnp.arange(len(rows)))
     token["earth_mover"] = (jnp.exp(all_log_p) * apart).sum(-1)
     token["activation"] = dense_activation(means, scored)
     if ref_params is not None:

@@ -147,7 +147,9 @@ def test_the_beta_of_a_batch_is_positive():
     np.testing.assert_allclose(beta_dpo_call([0.0], state)[1]["beta"], 1e-3)
 
 
-@pytest.mark.parametrize(("rho", "kept"), [(0.0, 10), (0.2, 8), (0.35, 6), (0.99, 1)])
+@pytest.mark.parametrize(
+    ("rho", "kept"), [(0.0, 10), (0.2, 8), (0.35, 6), (np.float32(0.6), 4), (0.99, 1)]
+)
 def test_beta_dpo_keeps_its_share_of_a_batch(rho, kept):
     gaps = np.random.default_rng(0).normal(size=10)
     loss, metrics, state = beta_dpo_call(gaps, beta_dpo_call(gaps, no_gaps(), rho=rho)[2], rho=rho)
