@@ -19,7 +19,9 @@ from .types import Array, SequenceStats
 
 Params = Any
 Forward = Callable[[Params, Array, Array, Array, Array], tuple[Array, Array]]
-"""(params, ids, positions, segment, branch; [K, L] each) -> (hidden [K, L, D], head [D, V])."""
+"""(params, ids, positions, segment, branch; [K, L] each) -> (hidden [K, L, D], head [D, V]).
+
+V is the vocabulary, or what a reward head gives."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Task:
         if frozen is None:
             return self
         return dataclasses.replace(self, forward=functools.partial(self.forward, frozen))
+
+    @property
+    def head_axis(self) -> str | None:
+        """The logical axis of the head's columns: the few of a reward head are not cut."""
+        return "vocab" if self.objective.scores is None else None
 
     def keys(self, example: Array, step: Array | int) -> Array | None:
         """A key per example and update, whatever its place in the batch; None if none is read."""
@@ -102,7 +109,7 @@ def chunk_stats(
     """
     ref = None if chunk.ref is None or ref_head is None else (chunk.ref, ref_head)
     needs = [stat for stat in task.objective.needs if ref or not stat.joint]
-    token = token_stats(hidden, head, chunk.target, needs, ref)
+    token = token_stats(hidden, head, chunk.target, needs, ref, axis=task.head_axis)
     return reduce_tokens({k: scatter(v, chunk) for k, v in token.items()}, chunk.mask)
 
 

@@ -103,6 +103,11 @@ def _check(
         if not ok:
             raise UserError(f"generate: {name}: got {got}, wanted {wanted}")
 
+    if model.config.scores:
+        raise UserError(
+            "generate: a reward model gives scores and no next tokens; choose a causal language "
+            "model"
+        )
     need(max_new >= 1, "max_new", max_new, "at least 1")
     need(batch_size >= 1, "batch_size", batch_size, "at least 1")
     need(temperature >= 0, "temperature", temperature, "0 (the likeliest token) or more")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, Literal, ParamSpec, cast
 
 from .errors import near_miss
-from .stats import TokenStat, logp
+from .stats import TokenStat, logit, logp
 
 P = ParamSpec("P")
 INPUTS = ("policy", "ref", "start", "batch", "state", "key")
@@ -52,6 +52,8 @@ class Objective(Generic[P]):
     """Whether the loss of an example, or the next state, depends on other examples."""
     init_state: Callable[[], Any] | None = None
     """The state before the first batch, a pytree of arrays."""
+    scores: Callable[[Mapping[str, Any]], int] | None = None
+    """Hyper-parameters -> how many numbers its reward head gives; None: it reads the vocabulary."""
     inputs: tuple[str, ...] = ()
     """Inputs its signature names, of `INPUTS`."""
     hyper: Mapping[str, inspect.Parameter] = dataclasses.field(default_factory=dict)
@@ -78,6 +80,15 @@ class Objective(Generic[P]):
         if any(stat.joint for stat in self.needs):
             return "live"
         return "cached" if self.uses_ref else "none"
+
+    def head(self, hyper: Mapping[str, Any]) -> int:
+        """How many numbers its reward head gives; 0 where it reads the vocabulary.
+
+        Hyper-parameters that are not given have their defaults.
+        """
+        if self.scores is None:
+            return 0
+        return self.scores({k: p.default for k, p in self.hyper.items()} | dict(hyper))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the loss function itself."""
@@ -134,6 +145,7 @@ def objective(
     check: Callable[[Mapping[str, Any]], str] | None = None,
     couples_examples: bool = False,
     init_state: Callable[[], Any] | None = None,
+    scores: Callable[[Mapping[str, Any]], int] | None = None,
 ) -> Callable[[Callable[P, Any]], Objective[P]]:
     """Turn a loss function into an `Objective`, checking what it declares, at import.
 
@@ -145,6 +157,7 @@ def objective(
       check: columns of an example -> what is wrong with them.
       couples_examples: whether examples meet.
       init_state: makes the state before the first batch.
+      scores: how many numbers its reward head gives.
 
     Raises:
       TypeError: the signature and the declarations do not fit together.
@@ -171,10 +184,11 @@ def objective(
             raise TypeError(f"{where}: a `check` is of `columns`; declare them")
         if any(stat.joint for stat in needs) and ("ref" not in inputs or couples_examples):
             raise TypeError(f"{where}: joint statistics need a `ref` input and separate examples")
-        if logp not in needs:
+        if scores is None and logp not in needs:
             raise TypeError(f"{where}: `needs` must hold stats.logp; sequence sums come from it")
-        return Objective(
-            fn, data, source, needs, columns, check, couples_examples, init_state, inputs, hyper
-        )
+        if scores is not None and (needs != (logit,) or {"ref", "start"} & set(inputs)):
+            raise TypeError(f"{where}: a reward head gives stats.logit alone, and has no reference")
+        declared = data, source, needs, columns, check, couples_examples, init_state, scores
+        return Objective(fn, *declared, inputs, hyper)
 
     return wrap

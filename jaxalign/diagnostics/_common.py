@@ -60,6 +60,8 @@ class Diagnostic:
           ref: whether a reference is at hand.
         """
         layout = objective.data
+        if objective.scores is not None:
+            return f"'{self.name}' reads log-probabilities, and '{objective.name}' gives scores"
         if layout not in self.data:
             reads = " or ".join(kind.__name__ for kind in self.data)
             return f"'{self.name}' reads {reads}, and '{objective.name}' has {layout.__name__}"
