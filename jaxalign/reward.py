@@ -72,8 +72,8 @@ def pad_token(
     Raises:
       UserError: there is none.
     """
-    ends: set[Any] = {int(y[-1]) for examples in data for e in examples.items for y in e.responses}
-    ends |= {tokenizer.eos_token_id}
+    eos: Any = tokenizer.eos_token_id
+    ends = {int(y[-1]) for examples in data for e in examples.items for y in e.responses} | {eos}
     special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     by_name = sorted(special, key=lambda token: "pad" not in token.lower())
     for token in (tokenizer.pad_token, *by_name):
