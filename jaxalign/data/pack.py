@@ -62,8 +62,7 @@ def pack(
       chunks: G, parts of a cell whose logits exist one after another; must divide b.
       row_length: the largest of the `row_lengths`, tokens; L is the one that costs least.
       max_scored: T, the most scored tokens that a response may have.
-      scores: numbers that a reward head reads at the last token of every response; they take the
-        place of its scored tokens, and T is as many. 0: there is no such head.
+      scores: numbers that a reward head reads at a response's last token, T then; 0: no such head.
       ref: {token statistic: [scored tokens of the data set] float32}, in the order of `offsets`.
       offsets: [N * R + 1] `Examples.offsets` of the data set; needed with `ref`.
 
@@ -71,10 +70,7 @@ def pack(
       UserError: B cannot be divided into cells.
     """
     b = cell_size(len(items), microbatches, shards)
-    if scores:
-        max_scored = scores
-    else:
-        _check_scored(items, max_scored)
+    _check_scored(items, max_scored)
     lengths = [item.length if item else 0 for item in items]
     scored = [_scored(item, scores) for item in items]
     cells = _balance(range(len(items)), lengths, scored, b)
@@ -89,14 +85,13 @@ def pack(
         rows=rows,
         row_length=row_length,
         scored=(chunks, round_up(most, 64)),
-        answers=(b, responses, max_scored),
+        answers=(b, responses, scores or max_scored),
         columns=next((item.columns for item in items if item), {}),
         stats=tuple(ref or ()),
     )
     for c, cell in enumerate(cells):
         view = _map(batch, lambda x, c=c: x[c])
-        chosen = [items[i] for i in cell], [int(indices[i]) for i in cell]
-        _fill(view, *chosen, places[c], scores)
+        _fill(view, [items[i] for i in cell], [int(indices[i]) for i in cell], places[c], scores)
         if ref and offsets is not None:
             _fill_ref(view, ref, offsets)
     return _map(batch, lambda x: x.reshape(microbatches, shards, *x.shape[1:]))
