@@ -233,7 +233,7 @@ def _misfits_of_scores(where: str, stage: Stage, chosen: Objective[...]) -> Comp
 
 
 def _misfit_heads(stages: Mapping[str, Stage]) -> Complaints:
-    """Stages that read another head than the model has which the stage before them leaves."""
+    """Stages that cannot start from the model of the stage before: its head is another."""
     found: Complaints = {}
     before = 0
     for name, stage in stages.items():
