@@ -65,7 +65,7 @@ def stand_in() -> types.ModuleType:
     fields with these names, and nothing here reads the annotations.
     """
     module = types.ModuleType("annotated_types")
-    for name in ("Ge", "Gt", "Le", "Lt", "Interval", "MinLen"):
+    for name in ("Ge", "Gt", "Le", "Lt", "Interval", "MinLen", "MultipleOf"):
         setattr(module, name, lambda *args, **kwargs: None)
     return module
 

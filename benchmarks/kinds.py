@@ -39,6 +39,7 @@ def write_kinds(folder: Path, data: Data) -> dict[str, Data]:
             "preference_gap": rng.uniform(0.3, 0.9),
             "density_ratio": rng.uniform(0.5, 3.0),
             "baseline": 0.0,
+            "margin": rng.uniform(0.5, 2.0),
             "rationale": " It answers the question.",
         }
         chosen, rejected = row.responses

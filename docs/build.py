@@ -125,7 +125,10 @@ def bound(limits: Any) -> str:
     limits = [limits] if not isinstance(limits, annotated_types.GroupedMetadata) else list(limits)
     signs = {"Gt": ">", "Ge": ">=", "Lt": "<", "Le": "<="}
     return " and ".join(
-        f"{signs[type(m).__name__]} {getattr(m, type(m).__name__.lower())}" for m in limits
+        f"a multiple of {m.multiple_of}"
+        if isinstance(m, annotated_types.MultipleOf)
+        else f"{signs[type(m).__name__]} {getattr(m, type(m).__name__.lower())}"
+        for m in limits
     )
 
 

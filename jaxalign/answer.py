@@ -16,7 +16,7 @@ from .data.files import FILES
 from .data.schema import prompts_of
 from .data.tokenize import encode_prompts
 from .errors import UserError
-from .generate import generate
+from .generate import generate, refuse_scores
 from .hf import load
 from .hf.peft import base_folder, load_merged
 from .models.config import ModelConfig
@@ -107,6 +107,7 @@ def sample(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Promp
     """
     base = base_folder(folder)
     config = ModelConfig.from_hf(load.load_config(base))
+    refuse_scores(config)  # before its weights are read
     model = build(config, mesh, dtype=settings.dtype, param_dtype=settings.dtype)
     tokenizer = load.load_tokenizer(base)
     tokens = generate(

@@ -21,8 +21,8 @@ class Batch(NamedTuple):
     positions: Array  # [n, S, K, L] int32  position in its sequence; goes on from the prompt's end
     segment: Array  # [n, S, K, L] int32  0 is padding; 1, 2, ... number the examples of a row
     branch: Array  # [n, S, K, L] int32  0 is the prompt; r + 1 is response r
-    source: Array  # [n, S, G, M] int32  index into K * L of the position that predicts the token
-    target: Array  # [n, S, G, M] int32  the token predicted
+    source: Array  # [n, S, G, M] int32  index into K * L of the position that predicts the target
+    target: Array  # [n, S, G, M] int32  the token predicted; of a reward head, which of its scores
     slot: Array  # [n, S, G, M] int32  index into b/G * R * T; its end (dropped) for padding
     mask: Array  # [n, S, b, R, T] bool  True on scored tokens
     weight: Array  # [n, S, b] float32  weight of the example; 0 for padding

@@ -111,6 +111,7 @@ def _train(argv: list[str]) -> int:
     """Train the stages of a recipe, or go on where an earlier process stopped."""
     _, recipe = _recipe("train", argv)
     from . import showcase, train
+    from .config import objective_settings
 
     mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
     began = time.monotonic()
@@ -119,7 +120,8 @@ def _train(argv: list[str]) -> int:
     except train.Stopped as e:
         print(f"jaxalign: {e}; the same command goes on from there", file=sys.stderr)
         return 128 + e.number
-    if recipe.world is not None:
+    last, _ = objective_settings(list(recipe.stages.values())[-1])
+    if recipe.world is not None and last.scores is None:
         showcase.show(recipe, mesh, console, time.monotonic() - began)
     return 0
 
@@ -189,6 +191,8 @@ def _evaluate(argv: list[str]) -> int:
     at_hand = prepared.reference_mode if own.against is None else "live"
     if wrong := problem(names, objective, ref=at_hand):
         raise UserError(f"--diagnostics: {wrong}")
+    if own.against is not None and objective.scores is not None:
+        raise UserError(f"--against: '{objective.name}' gives scores and has no reference")
     if prepared.held_out is None:
         raise UserError(f"stages.{prepared.name}.data.eval_path: give data to evaluate on")
     with jax.set_mesh(prepared.mesh):

@@ -20,7 +20,7 @@ from .diagnostics import problem
 from .errors import UserError, near_miss
 from .objective import Objective
 from .objectives import OBJECTIVES
-from .settings import Recipe, Stage
+from .settings import Recipe, Reference, Stage
 
 Complaints = dict[str, str]
 """Dotted path -> what is wrong there."""
@@ -175,6 +175,8 @@ def _validate(
         complaints = _complaints(schema, e) | complaints
     for name, stage in recipe.stages.items() if recipe is not None else ():
         complaints |= _misfits(f"stages.{name}", stage)
+    if recipe is not None:
+        complaints |= _misfit_heads(recipe.stages)
     if recipe is not None and recipe.world is None:
         for path, value in _leaves(dataclasses.asdict(recipe)):
             if "{world}" in str(value):
@@ -203,6 +205,8 @@ def _misfits(where: str, stage: Stage) -> Complaints:
     if not dataclasses.is_dataclass(stage.objective):
         return {}  # the objective itself is wrong, which is said elsewhere
     chosen, _ = objective_settings(stage)
+    if chosen.scores is not None:
+        return _misfits_of_scores(where, stage, chosen)
     if chosen.reference == "live" and stage.reference.mode != "live":
         said = f"{chosen.name} reads the reference's logits, which are not cached; set it to live"
         return {f"{where}.reference.mode": f"{said} (got {stage.reference.mode!r})"}
@@ -216,6 +220,36 @@ def _misfits(where: str, stage: Stage) -> Complaints:
             said = "a cached reference cannot move; set reference.mode to live"
         return {f"{where}.reference.every": f"{said} (got {stage.reference.every})"} if said else {}
     return {}
+
+
+def _misfits_of_scores(where: str, stage: Stage, chosen: Objective[...]) -> Complaints:
+    """As `_misfits`, where a reward head is trained."""
+    if stage.lora is not None:
+        said = f"{chosen.name} trains a reward head, which adapters have no place for; leave it out"
+        return {f"{where}.lora": said}
+    if stage.reference != Reference():
+        said = f"{chosen.name} gives scores and has no reference; leave it out"
+        return {f"{where}.reference": said}
+    return {}
+
+
+def _misfit_heads(stages: Mapping[str, Stage]) -> Complaints:
+    """Stages that cannot start from the model of the stage before: its head is another."""
+    found: Complaints = {}
+    before = 0
+    for name, stage in stages.items():
+        if not dataclasses.is_dataclass(stage.objective):
+            return {}  # the objective itself is wrong, which is said elsewhere
+        chosen, hyper = objective_settings(stage)
+        scores = chosen.head(hyper)
+        if before and scores != before:
+            wanted = f"{scores} scores" if scores else "a causal language model"
+            found[f"stages.{name}.objective"] = (
+                f"{chosen.name} reads {wanted}, and the stage before leaves a reward model of "
+                f"{before}; train it in a recipe of its own"
+            )
+        before = scores
+    return found
 
 
 def _complaints(schema: type[Recipe], error: pydantic.ValidationError) -> Complaints:

@@ -7,7 +7,7 @@ import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -120,7 +120,15 @@ def write_model(
         source=prepared.source,
         dtype=prepared.recipe.model.export_dtype,
         card=model_card(prepared, metrics),
+        pad=_pad(prepared),
     )
+
+
+def _pad(prepared: Prepared) -> tuple[str, int] | None:
+    """The token that pads what a reward model scores, and its id; None for a language model."""
+    if not prepared.model.config.scores:
+        return None
+    return str(prepared.tokenizer.pad_token), cast(int, prepared.tokenizer.pad_token_id)
 
 
 def model_card(prepared: Prepared, metrics: dict[str, float], library: str = "transformers") -> str:

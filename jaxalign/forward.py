@@ -21,7 +21,8 @@ Params = Any
 Forward = Callable[..., tuple[Array, ...]]
 """(params, ids, positions, segment, branch; [K, L] each) -> (hidden [K, L, D], head [D, V]).
 
-With `layers=True` also the mean of each of N layers, [K, L, N], as `Model.forward`.
+V is the vocabulary, or what a reward head gives. With `layers=True` also the mean of each of N
+layers, [K, L, N], as `Model.forward`.
 """
 
 
@@ -46,6 +47,11 @@ class Task:
         if frozen is None:
             return self
         return dataclasses.replace(self, forward=functools.partial(self.forward, frozen))
+
+    @property
+    def head_axis(self) -> str | None:
+        """The logical axis of the head's columns: the few of a reward head are not cut."""
+        return "vocab" if self.objective.scores is None else None
 
     def keys(self, example: Array, step: Array | int) -> Array | None:
         """A key per example and update, whatever its place in the batch; None if none is read."""
@@ -120,7 +126,7 @@ def chunk_stats(
     """
     ref = None if chunk.ref is None or ref_head is None else (chunk.ref, ref_head)
     needs = [stat for stat in task.objective.needs if ref or not stat.joint]
-    token = token_stats(hidden, head, chunk.target, needs, ref)
+    token = token_stats(hidden, head, chunk.target, needs, ref, axis=task.head_axis)
     return reduce_tokens({k: scatter(v, chunk) for k, v in token.items()}, chunk.mask)
 
 

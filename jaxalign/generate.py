@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .errors import UserError
+from .models.config import ModelConfig
 from .models.decoder import Cache, Model, Params
 from .sharding import constrain
 from .types import Array
@@ -90,6 +91,19 @@ def generate(
     return [results[i] for i in range(len(prompts))]
 
 
+def refuse_scores(config: ModelConfig) -> None:
+    """Refuse a reward model, which has nothing to say.
+
+    Raises:
+      UserError: it is one.
+    """
+    if config.scores:
+        raise UserError(
+            "generate: a reward model gives scores and no next tokens; choose a causal language "
+            "model"
+        )
+
+
 def _check(
     model: Model,
     prompts: Sequence[np.ndarray],
@@ -103,6 +117,7 @@ def _check(
         if not ok:
             raise UserError(f"generate: {name}: got {got}, wanted {wanted}")
 
+    refuse_scores(model.config)
     need(max_new >= 1, "max_new", max_new, "at least 1")
     need(batch_size >= 1, "batch_size", batch_size, "at least 1")
     need(temperature >= 0, "temperature", temperature, "0 (the likeliest token) or more")

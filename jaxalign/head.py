@@ -19,6 +19,8 @@ def token_stats(
     target: Array,
     needs: Sequence[TokenStat],
     ref: tuple[Array, Array] | None = None,
+    *,
+    axis: str | None = "vocab",
 ) -> dict[str, Array]:
     """Statistics of the tokens at the scored positions of one chunk; its logits are float32.
 
@@ -28,17 +30,19 @@ def token_stats(
       target: the token that follows each position, [S, M].
       needs: statistics to compute; nothing else is.
       ref: hidden states and head of the reference, for joint statistics.
+      axis: logical axis of the head's columns.
 
     Returns:
       {name: [S, M] float32}.
     """
-    row = Row.of(_logits(hidden, head), target, ref and _logits(*ref), head)
+    beside = ref and _logits(*ref, axis)
+    row = Row.of(_logits(hidden, head, axis), target, beside, head)
     return {s.name: s.fn(row) for s in needs}
 
 
-def _logits(hidden: Array, head: Array) -> Array:
+def _logits(hidden: Array, head: Array, axis: str | None) -> Array:
     logits = _project(hidden.reshape(-1, hidden.shape[-1]), head)
-    return constrain(logits.reshape(*hidden.shape[:-1], -1), "batch", None, "vocab")
+    return constrain(logits.reshape(*hidden.shape[:-1], -1), "batch", None, axis)
 
 
 @jax.custom_vjp
@@ -80,6 +84,7 @@ def sum_over_chunks(
     chunks: Any,
     *,
     of_head: bool = True,
+    axis: str | None = "vocab",
 ) -> tuple[tuple[Array, Any], tuple[Array, Array | None]]:
     """Value and gradient of a sum over chunks, while the logits of one chunk are alive.
 
@@ -92,6 +97,7 @@ def sum_over_chunks(
       head: [D, V].
       chunks: what else `loss` reads, each leaf with leading axis G.
       of_head: whether the head's gradient is wanted.
+      axis: logical axis of the head's columns.
 
     Returns:
       ((sum, auxiliary arrays with leading axis G), (gradient of hidden, gradient of head or None)).
@@ -101,7 +107,7 @@ def sum_over_chunks(
 
     def one(item: tuple[Array, Any]) -> Any:
         (value, aux), (d_hidden, *rest) = grad(item[0], head, item[1])
-        d_head = constrain(rest[0], "embed", "vocab") if of_head else None
+        d_head = constrain(rest[0], "embed", axis) if of_head else None
         return (value, d_head), (aux, d_hidden)
 
     (value, d_head), (aux, d_hidden) = accumulate(one, (hidden, chunks))

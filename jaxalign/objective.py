@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, Literal, ParamSpec, cast
 
 from .errors import near_miss
-from .stats import LayerStat, TokenStat, logp
+from .stats import LayerStat, TokenStat, logit, logp
 
 P = ParamSpec("P")
 INPUTS = ("policy", "ref", "start", "batch", "state", "key")
@@ -54,6 +54,8 @@ class Objective(Generic[P]):
     """Whether the loss of an example, or the next state, depends on other examples."""
     init_state: Callable[[], Any] | None = None
     """The state before the first batch, a pytree of arrays."""
+    scores: Callable[[Mapping[str, Any]], int] | None = None
+    """Hyper-parameters -> how many numbers its reward head gives; None: it reads the vocabulary."""
     inputs: tuple[str, ...] = ()
     """Inputs its signature names, of `INPUTS`."""
     hyper: Mapping[str, inspect.Parameter] = dataclasses.field(default_factory=dict)
@@ -80,6 +82,15 @@ class Objective(Generic[P]):
         if self.layers or any(stat.joint for stat in self.needs):
             return "live"
         return "cached" if self.uses_ref else "none"
+
+    def head(self, hyper: Mapping[str, Any]) -> int:
+        """How many numbers its reward head gives; 0 where it reads the vocabulary.
+
+        Hyper-parameters that are not given have their defaults.
+        """
+        if self.scores is None:
+            return 0
+        return self.scores({k: p.default for k, p in self.hyper.items()} | dict(hyper))
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Call the loss function itself."""
@@ -137,6 +148,7 @@ def objective(
     check: Callable[[Mapping[str, Any]], str] | None = None,
     couples_examples: bool = False,
     init_state: Callable[[], Any] | None = None,
+    scores: Callable[[Mapping[str, Any]], int] | None = None,
 ) -> Callable[[Callable[P, Any]], Objective[P]]:
     """Turn a loss function into an `Objective`, checking what it declares, at import.
 
@@ -149,6 +161,7 @@ def objective(
       check: columns of an example -> what is wrong with them.
       couples_examples: whether examples meet.
       init_state: makes the state before the first batch.
+      scores: how many numbers its reward head gives.
 
     Raises:
       TypeError: the signature and the declarations do not fit together.
@@ -158,30 +171,42 @@ def objective(
         params = inspect.signature(fn).parameters
         inputs = tuple(k for k, p in params.items() if p.kind is not p.KEYWORD_ONLY)
         hyper = {k: p for k, p in params.items() if p.kind is p.KEYWORD_ONLY}
-        where = f"{fn.__module__}.{fn.__name__}"
-        if not fn.__doc__:
-            raise TypeError(f"{where}: an objective needs a docstring")
-        if bad := [k for k in inputs if k not in INPUTS]:
-            raise TypeError(f"{where}: inputs are {INPUTS}, got {bad}; make the rest keyword-only")
-        if "policy" not in inputs:
-            raise TypeError(f"{where}: an objective needs a `policy` input")
-        if ("state" in inputs) != (init_state is not None):
-            raise TypeError(f"{where}: a `state` input and `init_state` come together")
-        if init_state is not None and not couples_examples:
-            raise TypeError(f"{where}: a running state summarises a batch; set couples_examples")
-        if bool(columns) != ("batch" in inputs):
-            raise TypeError(f"{where}: a `batch` input and `columns` come together")
-        if check is not None and not columns:
-            raise TypeError(f"{where}: a `check` is of `columns`; declare them")
-        if any(stat.joint for stat in needs) and ("ref" not in inputs or couples_examples):
-            raise TypeError(f"{where}: joint statistics need a `ref` input and separate examples")
-        if layers and "ref" not in inputs:
-            raise TypeError(f"{where}: statistics of the reference's layers need a `ref` input")
-        if logp not in needs:
-            raise TypeError(f"{where}: `needs` must hold stats.logp; sequence sums come from it")
-        return Objective(
-            fn, data, source, needs, layers, columns, check, couples_examples, init_state, inputs,
-            hyper,
-        )  # fmt: skip
+        declared = data, source, needs, layers, columns, check, couples_examples, init_state, scores
+        made = Objective(fn, *declared, inputs, hyper)
+        if wrong := _contradiction(made) or _misdeclared(made):
+            raise TypeError(f"{fn.__module__}.{fn.__name__}: {wrong}")
+        return made
 
     return wrap
+
+
+def _contradiction(o: Objective[...]) -> str:
+    """How the signature differs from what the decorator says, in words; empty: it does not."""
+    if not o.fn.__doc__:
+        return "an objective needs a docstring"
+    if bad := [k for k in o.inputs if k not in INPUTS]:
+        return f"inputs are {INPUTS}, got {bad}; make the rest keyword-only"
+    if "policy" not in o.inputs:
+        return "an objective needs a `policy` input"
+    if ("state" in o.inputs) != (o.init_state is not None):
+        return "a `state` input and `init_state` come together"
+    if bool(o.columns) != ("batch" in o.inputs):
+        return "a `batch` input and `columns` come together"
+    if o.layers and not o.uses_ref:
+        return "statistics of the reference's layers need a `ref` input"
+    return ""
+
+
+def _misdeclared(o: Objective[...]) -> str:
+    """How the decorator contradicts itself, in words; empty: it does not."""
+    if o.init_state is not None and not o.couples_examples:
+        return "a running state summarises a batch; set couples_examples"
+    if o.check is not None and not o.columns:
+        return "a `check` is of `columns`; declare them"
+    if any(stat.joint for stat in o.needs) and (not o.uses_ref or o.couples_examples):
+        return "joint statistics need a `ref` input and separate examples"
+    if o.scores is None and logp not in o.needs:
+        return "`needs` must hold stats.logp; sequence sums come from it"
+    if o.scores is not None and (o.needs != (logit,) or o.uses_ref or o.uses_start):
+        return "a reward head gives stats.logit alone, and has no reference"
+    return ""

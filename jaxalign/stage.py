@@ -33,6 +33,7 @@ from .models.config import ModelConfig
 from .models.decoder import Model, Params, build
 from .models.quantised import Kind, quantise
 from .objective import Objective
+from .reward import new_head, pad_token, with_scores
 from .settings import Model as ModelSettings
 from .settings import Recipe, Stage
 from .sharding import batch_shards, put_batch, replicated
@@ -95,14 +96,16 @@ class Prepared:
         """Batches of a data set as this stage's mesh, microbatches and vocabulary want them."""
         size, microbatches = self.stage.batch_size, self.stage.microbatches
         assert microbatches != "auto", "plan.settled comes first"
-        shards, vocab = batch_shards(self.mesh), self.model.config.vocab
+        shards, config = batch_shards(self.mesh), self.model.config
         cell = cell_size(size, microbatches, shards)
+        scored = examples.responses * config.scores or examples.offsets[-1] / len(examples)
         return Loader(
             examples,
             batch_size=size,
             microbatches=microbatches,
             shards=shards,
-            chunks=head_chunks(cell, examples.offsets[-1] / len(examples), vocab),
+            chunks=head_chunks(cell, scored, config.scores or config.vocab),
+            scores=config.scores,
             row_length=self.stage.data.row_length,
             seed=self.recipe.run.seed,
             ref=ref,
@@ -115,7 +118,9 @@ class Prepared:
         return self.loader(self.held_out, cached_reference(self, "held_out"))
 
 
-def open_model(path: Path, settings: ModelSettings, mesh: Mesh, responses: int = 1) -> Model:
+def open_model(
+    path: Path, settings: ModelSettings, mesh: Mesh, responses: int = 1, scores: int = 0
+) -> Model:
     """The model that a Hugging Face folder describes, without its weights.
 
     Args:
@@ -123,10 +128,10 @@ def open_model(path: Path, settings: ModelSettings, mesh: Mesh, responses: int =
       settings: dtypes and rematerialisation.
       mesh: of all devices.
       responses: most responses that follow a prompt in a row.
+      scores: numbers that its head gives; 0: logits of the vocabulary.
     """
-    config = ModelConfig.from_hf(load.load_config(path))
     return build(
-        config,
+        with_scores(ModelConfig.from_hf(load.load_config(path)), scores, path),
         mesh,
         dtype=settings.dtype,
         param_dtype=settings.param_dtype,
@@ -164,7 +169,10 @@ def prepare(recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Consol
     if stage.data.eval_path is not None:
         held_out = read(path=recipe.locate(stage.data.eval_path), split=stage.data.eval_split)
     responses = max(examples.responses for examples in (train, held_out) if examples)
-    model = open_model(source, recipe.model, mesh, responses)
+    model = open_model(source, recipe.model, mesh, responses, objective.head(hyper))
+    if model.config.scores:
+        read_data = [examples for examples in (train, held_out) if examples]
+        tokenizer.pad_token = pad_token(tokenizer, read_data, model.config)
     adapted = _adapted(recipe, name, model)
     for examples in (train, held_out):
         _check_ids(examples, model, source)
@@ -282,13 +290,16 @@ def _start(prepared: Prepared) -> Params:
 
 
 def first_params(prepared: Prepared) -> Params:
-    """What is trained, before the first update: the starting weights, or new adapters."""
-    if prepared.adapted is None:
-        return load.load_params(prepared.source, prepared.model)
+    """What is trained, before the first update: the starting weights, or new adapters.
+
+    A reward head that the starting weights lack is new.
+    """
     number = list(prepared.recipe.stages).index(prepared.name)
-    return prepared.adapted.init(
-        jax.random.fold_in(jax.random.key(prepared.recipe.run.seed), number)
-    )
+    key = jax.random.fold_in(jax.random.key(prepared.recipe.run.seed), number)
+    if prepared.adapted is not None:
+        return prepared.adapted.init(key)
+    head = new_head(prepared.source, prepared.model, key)
+    return load.load_params(prepared.source, prepared.model, made=head)
 
 
 def live_reference(prepared: Prepared, frozen: Params | None = None) -> Params | None:

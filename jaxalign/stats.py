@@ -96,6 +96,14 @@ log_complement = TokenStat("log_complement", lambda row: -jax.nn.softplus(row.lo
 """log(1 - p(target)), nats, without cancellation when p(target) is close to 1."""
 
 
+def _logit(row: Row) -> Array:
+    return jnp.take_along_axis(row.logits, row.target[..., None], -1)[..., 0]
+
+
+logit = TokenStat("logit", _logit)
+"""The logit of the target itself: of a reward head, the number it gives."""
+
+
 def _log_collision(row: Row) -> Array:
     return jax.nn.logsumexp(2 * jax.nn.log_softmax(row.logits), -1)
 
@@ -143,9 +151,12 @@ layers; a layer that has the same of all tokens, as of one alone, counts as 1.""
 
 
 def reduce_tokens(token: dict[str, Array], mask: Array) -> SequenceStats:
-    """Token statistics [..., T] and their mask [..., T] -> sequence statistics [...]."""
+    """Token statistics [..., T] and their mask [..., T] -> sequence statistics [...].
+
+    `logp` is 0 where no log-probabilities are read: of a reward head, which gives none.
+    """
     token = {k: jnp.where(mask, v, 0.0) for k, v in token.items()}
     weights = mask.astype(jnp.float32)
-    return SequenceStats(
-        logp=token["logp"].sum(-1), length=weights.sum(-1), mask=weights, token=token
-    )
+    length = weights.sum(-1)
+    total = token["logp"].sum(-1) if "logp" in token else jnp.zeros_like(length)
+    return SequenceStats(logp=total, length=length, mask=weights, token=token)

@@ -188,7 +188,9 @@ def _through_body(
     else:
         hidden, pull, head = jax.vjp(body, params, has_aux=True)
         outputs = hidden, head
-    (value, aux), grads = sum_over_chunks(loss, *outputs, chunks, of_head=task.trains_head)
+    (value, aux), grads = sum_over_chunks(
+        loss, *outputs, chunks, of_head=task.trains_head, axis=task.head_axis
+    )
     grads = pull(grads if task.trains_head else grads[0])
     return (value, jax.tree.map(join, aux)), grads[0]
 

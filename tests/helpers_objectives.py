@@ -55,6 +55,7 @@ RANGES = {
     "baseline": (-1.0, 1.0),
     "behaviour_logp": (-5.0, -0.5),
     "density_ratio": (0.3, 12.0),
+    "margin": (-1.0, 2.0),
     "preference": (0.55, 0.95),
     "preference_gap": (0.1, 0.9),
     "target_logp": (-5.0, -0.5),

@@ -1,5 +1,7 @@
 """A small decoder and examples for it, and the step's mathematics done the plain way."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jaxalign import types
 from jaxalign.data.examples import RESPONSES, Example
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
+from jaxalign.stats import reduce_tokens
 from jaxalign.types import MANY, SequenceStats, select_rows
 
 T = 16
@@ -29,8 +32,9 @@ LLAMA = {
 }
 
 
-def small_model(mesh, remat="none"):
-    return build(ModelConfig.from_hf(LLAMA), mesh, remat=remat)
+def small_model(mesh, remat="none", scores=0):
+    config = dataclasses.replace(ModelConfig.from_hf(LLAMA), scores=scores)
+    return build(config, mesh, remat=remat)
 
 
 def parameters(model, seed=0):
@@ -101,6 +105,10 @@ def dense_stats(model, params, items, needs, ref_params=None):
     at = np.broadcast_to(np.arange(width), inside.shape)
     packed = ids[:, :-1], at, inside, np.zeros_like(inside)
     hidden, head, means = model.forward(params, *packed, layers=True)
+    if model.config.scores:
+        last = hidden[np.arange(len(ids)), inside.sum(1) - 1] @ head
+        stats = reduce_tokens({"logit": last}, jnp.ones(last.shape, bool))
+        return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)
     all_log_p = jax.nn.log_softmax(hidden @ head)
     log_p = jnp.take_along_axis(all_log_p, ids[:, 1:, None], -1)[..., 0]
     token = {"logp": log_p, "log_complement": jnp.log(-jnp.expm1(log_p))}

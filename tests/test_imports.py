@@ -20,7 +20,7 @@ LAYERS = (
     ("objective", "head", "models", "data"),
     ("objectives", "diagnostics", "forward", "generate", "hf"),
     ("config", "step", "checkpoint", "answer", "density"),
-    ("state", "reference", "evaluate"),
+    ("state", "reference", "evaluate", "reward"),
     ("stage",),
     ("plan",),
     ("export", "world_model"),

@@ -110,8 +110,8 @@ REFUSED = {
     "model type": (LLAMA | {"model_type": "lama"}, "did you mean 'llama'"),
     "quantized": (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
     "not a language model": (
-        LLAMA | {"architectures": ["LlamaForSequenceClassification"]},
-        "got LlamaForSequenceClassification, wanted a causal language model",
+        LLAMA | {"architectures": ["LlamaForTokenClassification"]},
+        "got LlamaForTokenClassification, wanted a causal language model",
     ),
     "unknown key": (LLAMA | {"qk_norm": True}, "'qk_norm' = True is not implemented"),
     "missing": ({k: v for k, v in LLAMA.items() if k != "hidden_size"}, "'hidden_size' is missing"),

@@ -22,13 +22,13 @@ from jaxalign.step import (
 
 B = 8
 # One objective of each kind: per token, paired, coupled with state or frozen rows, ranked, with
-# context that is not scored.
-KINDS = ["sft", "dpo", "slpo", "bco", "kto", "info_nca", "rdpo"]
+# context that is not scored, with a reward head.
+KINDS = ["sft", "dpo", "slpo", "bco", "kto", "info_nca", "rdpo", "gpm"]
 # Each kind is tested; the fast tests have one that is separate and one that is coupled.
 SOME = [pytest.param(k, marks=() if k in ("dpo", "kto") else pytest.mark.slow) for k in KINDS]
 
 
-def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None):
+def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None, scores=0):
     return pack(
         items,
         np.arange(len(items)),
@@ -38,6 +38,7 @@ def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None):
         chunks=chunks,
         row_length=64,
         max_scored=T,
+        scores=scores,
         ref=ref,
         offsets=offsets,
     )
@@ -60,11 +61,12 @@ def gradient(name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached
     mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
     items = examples_of(objective)
     with jax.set_mesh(mesh):
-        model = small_model(mesh, remat)
+        scores = objective.head({})
+        model = small_model(mesh, remat, scores)
         params, ref_params = parameters(model, 0), parameters(model, 1)
         task = Task(objective, {}, model.forward)
         if batch is None:
-            batch = batch_of(items, n, batch_shards(mesh), chunks)
+            batch = batch_of(items, n, batch_shards(mesh), chunks, scores=scores)
         found = {}
         for prefix, wanted, seed in (("", cached, 1), (START, objective.uses_start, 2)):
             if wanted:
@@ -89,7 +91,7 @@ def dense():
         if name not in known:
             objective = OBJECTIVES[name]
             mesh = make_mesh(Mesh(), jax.devices()[:1])
-            model = small_model(mesh)
+            model = small_model(mesh, scores=objective.head({}))
             params, ref_params, start = (parameters(model, seed) for seed in (0, 1, 2))
             items = examples_of(objective)
             state = objective.init_state() if objective.init_state else None
@@ -153,8 +155,13 @@ def test_eight_devices_give_the_dense_gradient(dense, axes):
     assert_same(gradient("dpo", mesh=make_mesh(MESHES[axes])), dense("dpo"))
 
 
+def test_eight_devices_give_the_dense_gradient_of_a_reward_head(dense):
+    mesh = make_mesh(MESHES["mixed"])
+    assert_same(gradient("bradley_terry", mesh=mesh), dense("bradley_terry"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft", "slpo", "bco", "kto"])
+@pytest.mark.parametrize("name", ["sft", "slpo", "bco", "kto", "gpm"])
 @pytest.mark.parametrize("axes", MESHES)
 def test_eight_devices_give_the_dense_gradient_of_every_kind(dense, name, axes):
     assert_same(gradient(name, mesh=make_mesh(MESHES[axes])), dense(name))
@@ -211,7 +218,8 @@ def test_responses_that_begin_with_context_give_the_dense_gradient(n):
 def test_an_example_of_weight_zero_has_no_influence(dense, name):
     items = some_examples(OBJECTIVES[name].data.__name__, B)
     strangers = some_examples(OBJECTIVES[name].data.__name__, 2 * B, seed=7)[:B]
-    batch = batch_of([*items, *strangers], n=2)
+    scores = OBJECTIVES[name].head({})
+    batch = batch_of([*items, *strangers], n=2, scores=scores)
     batch = batch._replace(weight=np.where(batch.example < B, 1.0, 0.0).astype(np.float32))
     assert_same(gradient(name, batch=batch), dense(name))
 

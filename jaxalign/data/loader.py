@@ -49,6 +49,7 @@ class Loader:
         row_length: int,
         seed: int,
         chunks: int = 1,
+        scores: int = 0,
         ref: Mapping[str, np.ndarray] | None = None,
     ):
         """Check that the batch can be cut, and that `ref` belongs to the examples.
@@ -61,6 +62,7 @@ class Loader:
           row_length: L, tokens.
           seed: of the order.
           chunks: G, parts of a cell whose logits exist one after another.
+          scores: numbers that a reward head gives a response; 0: its tokens are scored.
           ref: {token statistic: [scored tokens of the data set] float32}.
 
         Raises:
@@ -76,7 +78,7 @@ class Loader:
                 )
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.microbatches, self.shards, self.row_length = microbatches, shards, row_length
-        self.chunks = chunks
+        self.chunks, self.scores = chunks, scores
         self.ref = dict(ref or {})
         self.shapes_seen: set[tuple[int, ...]] = set()
 
@@ -126,6 +128,7 @@ class Loader:
             chunks=self.chunks,
             row_length=self.row_length,
             max_scored=self.examples.max_scored,
+            scores=self.scores,
             ref=self.ref,
             offsets=self.examples.offsets,
         )

@@ -47,6 +47,7 @@ def pack(
     chunks: int,
     row_length: int,
     max_scored: int,
+    scores: int = 0,
     ref: Mapping[str, np.ndarray] | None = None,
     offsets: np.ndarray | None = None,
 ) -> Batch:
@@ -61,6 +62,7 @@ def pack(
       chunks: G, parts of a cell whose logits exist one after another; must divide b.
       row_length: the largest of the `row_lengths`, tokens; L is the one that costs least.
       max_scored: T, the most scored tokens that a response may have.
+      scores: numbers that a reward head reads at a response's last token, T then; 0: no such head.
       ref: {token statistic: [scored tokens of the data set] float32}, in the order of `offsets`.
       offsets: [N * R + 1] `Examples.offsets` of the data set; needed with `ref`.
 
@@ -70,7 +72,7 @@ def pack(
     b = cell_size(len(items), microbatches, shards)
     _check_scored(items, max_scored)
     lengths = [item.length if item else 0 for item in items]
-    scored = [_scored(item) for item in items]
+    scored = [_scored(item, scores) for item in items]
     cells = _balance(range(len(items)), lengths, scored, b)
     parts = [_balance(cell, lengths, scored, b // chunks) for cell in cells]
     cells = [[i for part in cell for i in part] for cell in parts]
@@ -83,13 +85,13 @@ def pack(
         rows=rows,
         row_length=row_length,
         scored=(chunks, round_up(most, 64)),
-        answers=(b, responses, max_scored),
+        answers=(b, responses, scores or max_scored),
         columns=next((item.columns for item in items if item), {}),
         stats=tuple(ref or ()),
     )
     for c, cell in enumerate(cells):
         view = _map(batch, lambda x, c=c: x[c])
-        _fill(view, [items[i] for i in cell], [int(indices[i]) for i in cell], places[c])
+        _fill(view, [items[i] for i in cell], [int(indices[i]) for i in cell], places[c], scores)
         if ref and offsets is not None:
             _fill_ref(view, ref, offsets)
     return _map(batch, lambda x: x.reshape(microbatches, shards, *x.shape[1:]))
@@ -134,7 +136,7 @@ def head_chunks(cell: int, scored: float, vocab: int) -> int:
     Args:
       cell: b, examples of a cell.
       scored: scored tokens of an example, on average.
-      vocab: V.
+      vocab: V, or what a reward head gives.
     """
     divisors = (g for g in range(1, cell + 1) if cell % g == 0)
     fitting = (g for g in divisors if cell // g * scored * vocab * 4 <= LOGITS_BYTES)
@@ -168,8 +170,8 @@ def _check_scored(items: Sequence[Example | None], limit: int) -> None:
         raise ValueError(f"a response has {most} scored tokens, over max_scored {limit}")
 
 
-def _scored(item: Example | None) -> int:
-    return sum(item.scored(r) for r in range(len(item.responses))) if item else 0
+def _scored(item: Example | None, scores: int) -> int:
+    return sum(scores or item.scored(r) for r in range(len(item.responses))) if item else 0
 
 
 def _balance(
@@ -265,7 +267,11 @@ def _map(batch: Batch, fn: Callable[[np.ndarray], np.ndarray]) -> Batch:
 
 
 def _fill(
-    cell: Batch, items: Sequence[Example | None], indices: Sequence[int], places: Sequence[Place]
+    cell: Batch,
+    items: Sequence[Example | None],
+    indices: Sequence[int],
+    places: Sequence[Place],
+    scores: int,
 ) -> None:
     """Write the examples of one cell, in place."""
     ids, positions, segment, branch = (x.reshape(-1) for x in cell[:4])
@@ -288,15 +294,19 @@ def _fill(
         last_of_prompt = start + prompt - 1
         at = start + prompt
         for r, response in enumerate(item.responses):
-            n, scored = len(response), item.scored(r)
+            n, scored = len(response), scores or item.scored(r)
             ids[at : at + n] = response
             positions[at : at + n] = prompt + np.arange(n)
             branch[at : at + n] = r + 1
-            predictors = np.arange(at - 1, at + n - 1)
-            predictors[:1] = last_of_prompt
             span = chunk, slice(done, done + scored)
-            cell.source[span] = predictors[n - scored :]
-            cell.target[span] = response[n - scored :]
+            if scores:
+                cell.source[span] = at + n - 1
+                cell.target[span] = np.arange(scores)
+            else:
+                predictors = np.arange(at - 1, at + n - 1)
+                predictors[:1] = last_of_prompt
+                cell.source[span] = predictors[n - scored :]
+                cell.target[span] = response[n - scored :]
             cell.slot[span] = (e_in_chunk * n_responses + r) * max_scored + np.arange(scored)
             cell.mask[e, r, :scored] = True
             at, done = at + n, done + scored

@@ -60,6 +60,8 @@ class Diagnostic:
           ref: the reference at hand, `cached` or `live`; None: there is none.
         """
         layout = objective.data
+        if objective.scores is not None:
+            return f"'{self.name}' reads log-probabilities, and '{objective.name}' gives scores"
         if layout not in self.data:
             reads = " or ".join(kind.__name__ for kind in self.data)
             return f"'{self.name}' reads {reads}, and '{objective.name}' has {layout.__name__}"

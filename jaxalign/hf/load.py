@@ -142,7 +142,12 @@ def open_tensors(files: Iterable[Path]) -> Iterator[dict[str, Tensor]]:
         yield tensors
 
 
-def load_params(folder: Path, model: Model, keep: Keep | None = None) -> Params:
+def load_params(
+    folder: Path,
+    model: Model,
+    keep: Keep | None = None,
+    made: Params | None = None,
+) -> Params:
     """Parameters from a checkpoint, each shard read by the host that holds it.
 
     Tensors are sliced in the file and converted to the model's parameter dtype slice by slice.
@@ -151,6 +156,7 @@ def load_params(folder: Path, model: Model, keep: Keep | None = None) -> Params:
       folder: a checkpoint with safetensors, in one file or several.
       model: the decoder the weights are for.
       keep: what each parameter is kept as, once it is on the mesh; none: as it is.
+      made: parameters that the checkpoint lacks, such as `{"head": ...}`.
 
     Returns:
       A nested dict as `model.abstract`.
@@ -160,10 +166,11 @@ def load_params(folder: Path, model: Model, keep: Keep | None = None) -> Params:
         of a shape that config.json does not give.
     """
     with open_tensors(weight_files(folder)) as tensors:
-        plan = weights(model.config)
+        made = made or {}
+        plan = [w for w in weights(model.config) if w.path[0] not in made]
         found = {w: layers_of(w, tensors, model, Path(folder)) for w in plan}
         _refuse_unexpected(tensors, {t.name for ts in found.values() for t in ts}, model)
-        return placed(found, model, keep or (lambda path, leaf: leaf))
+        return placed(found, model, keep or (lambda path, leaf: leaf)) | made
 
 
 def placed(found: dict[Weight, list[Tensor]], model: Model, keep: Keep) -> Params:
@@ -206,6 +213,8 @@ def _refuse_unexpected(tensors: dict[str, Tensor], used: set[str], model: Model)
     for name, tensor in tensors.items():
         if name in used or name.endswith(BUFFERS):
             continue
+        if model.config.scores and name in HEADS:
+            continue  # what the reward head takes the place of
         embed = tensors[weights(model.config)[0].name]
         if model.config.tied and name in HEADS and _equal(tensor, embed):
             continue

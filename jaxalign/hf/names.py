@@ -64,10 +64,28 @@ NEOX_LINEARS = {
     ("mlp", "down"): "mlp.dense_4h_to_h",
 }
 NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+CLASSIFIERS = {
+    "gpt_neox": "GPTNeoXForSequenceClassification",
+    "llama": "LlamaForSequenceClassification",
+    "qwen2": "Qwen2ForSequenceClassification",
+    "qwen3": "Qwen3ForSequenceClassification",
+}
+"""What transformers calls a family with a reward head."""
 HEADS = ("lm_head.weight", "embed_out.weight")
 """Names of a head; some tied checkpoints store it beside the embedding."""
 BUFFERS = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias")
 """Ends of the names of tensors that older checkpoints hold and that are not parameters."""
+
+
+def classifier(config: ModelConfig) -> dict[str, Any]:
+    """What `config.json` says of a reward model."""
+    labels = {str(i): f"LABEL_{i}" for i in range(config.scores)}
+    return {
+        "architectures": [CLASSIFIERS[config.family]],
+        "id2label": labels,
+        "label2id": {label: int(i) for i, label in labels.items()},
+        "num_labels": config.scores,
+    }
 
 
 def linears(config: ModelConfig) -> tuple[str, dict[tuple[str, str], str]]:
@@ -89,7 +107,9 @@ def weights(config: ModelConfig) -> tuple[Weight, ...]:
     for path, name in names.items():
         found += _linear(config, ("layers", *path), prefix + name)
     found += _norm(config, ("norm",), "gpt_neox.final_layer_norm" if neox else "model.norm")
-    if not config.tied:
+    if config.scores:
+        found.append(Weight(("head", "kernel"), "score.weight", "transposed"))
+    elif not config.tied:
         name, other = ("embed_out.weight", ("lm_head.weight",)) if neox else ("lm_head.weight", ())
         found.append(Weight(("head", "kernel"), name, "transposed", other_names=other))
     return tuple(found)

@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..errors import RunError, UserError
+from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
 from ..sharding import replicated
-from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors, weight_files
-from .names import Weight, hf_shape, weights, write_tensor
+from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors, read_json, weight_files
+from .names import Weight, classifier, hf_shape, weights, write_tensor
 
 COPIED = (
     "generation_config.json",
@@ -34,6 +35,9 @@ COPIED = (
     "tokenizer.model",
 )
 
+PADDED = ("tokenizer_config.json", "special_tokens_map.json")
+"""Of these, those that name the pad token."""
+
 Named = tuple[str, int, list[Weight]]
 """A tensor of a file: its name, its layer, and the parameters it is made of."""
 
@@ -46,6 +50,7 @@ def save_checkpoint(
     source: Path,
     dtype: str | None = None,
     card: str,
+    pad: tuple[str, int] | None = None,
     max_shard_bytes: float = 5e9,
 ) -> None:
     """Write parameters as a Hugging Face checkpoint.
@@ -63,6 +68,7 @@ def save_checkpoint(
       dtype: dtype of all tensors: float32, bfloat16 or float16; None keeps, tensor by tensor, that
         of `source`.
       card: text of the model card, README.md.
+      pad: token that pads, and its id, for the configuration and the tokenizer; None keeps theirs.
       max_shard_bytes: start another file when one would become larger, bytes.
 
     Raises:
@@ -72,7 +78,8 @@ def save_checkpoint(
     source = Path(source)
     with whole_folder(folder) as partial:
         if partial:
-            _write_texts(partial, source, dtype, card)
+            _write_texts(partial, source, model.config, dtype, pad)
+            (partial / "README.md").write_text(card, encoding="utf-8")
         _write_weights(partial, params, model, source, dtype, max_shard_bytes)
 
 
@@ -116,16 +123,28 @@ def _replace(folder: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_texts(folder: Path, source: Path, dtype: str | None, card: str) -> None:
+def _write_texts(
+    folder: Path, source: Path, model: ModelConfig, dtype: str | None, pad: tuple[str, int] | None
+) -> None:
     config = load_config(source)
+    if model.scores and not ModelConfig.from_hf(config).scores:
+        config |= classifier(model)
+    if pad is not None:
+        config["pad_token_id"] = pad[1]
     if dtype is not None:
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
         config |= dict.fromkeys(keys, dtype)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    _write_json(folder / "config.json", config)
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+        if pad is not None and name in PADDED and (source / name).is_file():
+            _write_json(folder / name, read_json(source / name) | {"pad_token": pad[0]})
+
+
+def _write_json(file: Path, values: Mapping[str, Any]) -> None:
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 def _write_weights(
@@ -154,7 +173,7 @@ def _write_weights(
     if folder and len(files) > 1:
         size = sum(math.prod(s) * np.dtype(d).itemsize for _, s, d in plan)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        _write_json(folder / INDEX, index)
 
 
 def by_tensor(plan: Iterable[Weight], layers: int) -> Iterator[Named]:
@@ -183,7 +202,8 @@ def _plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str, tupl
     for name, _, parts in by_tensor(weights(model.config), model.config.layers):
         shape = parts[0].of(model.abstract).shape
         shape = hf_shape(parts[0], shape[1:] if parts[0].stacked else shape)
-        names = (name, *parts[0].other_names)
+        # A head that the source lacks has the dtype of its embedding.
+        names = (name, *parts[0].other_names, weights(model.config)[0].name)
         kind = dtype or next(kept[n] for n in names if n in kept)
         plan.append((name, shape, jax.numpy.dtype(kind)))
     return plan

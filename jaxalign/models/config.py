@@ -25,6 +25,9 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 
+REWARD = "ForSequenceClassification"
+"""End of the architecture's name where the head gives scores."""
+
 HARMLESS = frozenset(
     {
         # Identity and bookkeeping.
@@ -39,6 +42,7 @@ HARMLESS = frozenset(
         *("length_penalty", "encoder_no_repeat_ngram_size", "num_return_sequences"),
         # Outputs, heads of other tasks, and rewrites of the same mathematics.
         *("return_dict", "id2label", "label2id", "num_labels", "classifier_dropout"),
+        "problem_type",
         *("chunk_size_feed_forward", "pretraining_tp"),
         # Dropout is off in alignment.
         *("attention_dropout", "hidden_dropout"),
@@ -96,7 +100,9 @@ class ModelConfig:
     parallel_residual: bool
     """x + attention(norm(x)) + mlp(norm(x)) rather than one after the other."""
     tied: bool
-    """The head is the transposed embedding table."""
+    """The head is the transposed embedding table; a reward head never is."""
+    scores: int = 0
+    """Numbers that a reward head, in place of the unembedding, gives; 0: there is none."""
 
     @classmethod
     def from_hf(cls, raw: Raw, where: str = "config.json") -> ModelConfig:
@@ -120,15 +126,36 @@ class ModelConfig:
                 "use the unquantized checkpoint"
             )
         for name in raw.get("architectures") or ():
-            if not name.endswith("ForCausalLM"):
+            if not name.endswith(("ForCausalLM", REWARD)):
                 raise UserError(
                     f"{where}: architectures: got {name}, wanted a causal language model "
-                    "(...ForCausalLM); use the checkpoint with a language-model head"
+                    f"(...ForCausalLM) or a reward model (...{REWARD}); use the checkpoint with "
+                    "such a head"
                 )
         fields = _Fields(dict(raw), where)
         config = FAMILIES[family](fields)
         fields.refuse_unread()
-        return config
+        return dataclasses.replace(config, scores=_scores(raw, where))
+
+
+def _scores(raw: Raw, where: str) -> int:
+    """Labels of a sequence classifier, which are the numbers of its head; 0 for a language model.
+
+    transformers leaves out both keys where there are two.
+    """
+    if not any(name.endswith(REWARD) for name in raw.get("architectures") or ()):
+        return 0
+    named, count = raw.get("id2label"), raw.get("num_labels")
+    if not isinstance(named, dict | None) or not isinstance(count, int | None):
+        raise UserError(f"{where}: id2label, num_labels: got {named!r}, {count!r}; wanted labels")
+    found = {len(named)} if named else set()
+    found |= {count} if count is not None else set()
+    if len(found) > 1 or 0 in found:
+        raise UserError(
+            f"{where}: id2label has {len(named or ())} labels, num_labels is {count}; they must "
+            "agree; restore the original file"
+        )
+    return found.pop() if found else 2
 
 
 _REQUIRED = object()

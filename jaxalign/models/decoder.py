@@ -26,7 +26,7 @@ Remat = Literal["none", "full", "dots"]
 
 
 class Decoder(nnx.Module):
-    """A causal language model up to its head. Layers are stacked on a leading axis."""
+    """A causal language model, or a reward model. Layers are stacked on a leading axis."""
 
     def __init__(
         self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, lora: LowRank | None = None
@@ -44,7 +44,10 @@ class Decoder(nnx.Module):
         self.layers = stack(rngs.split(config.layers))
         self.norm = Norm(config, dtype)
         head = (config.width, config.vocab), ("embed", "vocab")
-        self.head = None if config.tied else Linear(rngs, *head, bias=False, dtype=dtype)
+        if config.scores:
+            head = (config.width, config.scores), ("embed", None)
+        tied = config.tied and not config.scores
+        self.head = None if tied else Linear(rngs, *head, bias=False, dtype=dtype)
 
     def embedded(self, ids: Array, dtype: Any) -> Array:
         """Tokens [K, L] -> their embeddings [K, L, D]."""
@@ -145,9 +148,9 @@ class Model:
           layers: whether the third result is wanted.
 
         Returns:
-          hidden [K, L, D] after the final norm and head [D, V], both in `dtype`. At padding the
-          hidden states are finite and mean nothing. With `layers` also, [K, L, layers] float32,
-          the mean over the width of what each layer hands to the next.
+          hidden [K, L, D] after the final norm and head [D, V], both in `dtype`; of a reward model
+          V is its scores. At padding the hidden states are finite and mean nothing. With `layers`
+          also [K, L, layers] float32, the mean over the width of what a layer hands to the next.
         """
         decoder = self._bind(params)
         packing = Packing(segment, branch, positions, self.responses)

@@ -26,7 +26,7 @@ ACTIVATION: dict[str, Callable[[Array], Array]] = {
 INIT_STD = 0.02
 
 
-def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], dtype: Any):
+def normal_param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], dtype: Any):
     """A matrix drawn from a normal distribution with standard deviation 0.02."""
     value = INIT_STD * jax.random.normal(rngs.params(), shape, dtype)
     return nnx.Param(value, out_sharding=axes)
@@ -52,7 +52,7 @@ class Linear(nnx.Module):
         self,
         rngs: nnx.Rngs,
         shape: tuple[int, int],
-        axes: tuple[str, str],
+        axes: tuple[str, str | None],
         *,
         bias: bool,
         dtype: Any,

@@ -6,6 +6,7 @@ from .asft import asft
 from .bco import bco, bco_pair, bco_udm
 from .beta_dpo import beta_dpo
 from .bnf import bnf, bnf_pair, bnf_pair_batch_min
+from .bradley_terry import adaptive_margin, bradley_terry
 from .cal_dpo import cal_dpo
 from .cpl import cpl, cpl_kl
 from .cpo import cpo
@@ -21,6 +22,7 @@ from .f_dpg import f_dpg
 from .f_dpo import f_dpo
 from .flat import flat
 from .flex_dpo import flex_dpo
+from .gpm import gpm
 from .gpo import gpo
 from .hinge import hinge, slic
 from .hypo import hypo_kl
@@ -118,5 +120,8 @@ OBJECTIVES = {
         plackett_luce,
         hypo_kl,
         f_dpg,
+        bradley_terry,
+        adaptive_margin,
+        gpm,
     )
 }

@@ -24,6 +24,7 @@ Positive = Annotated[float, annotated_types.Gt(0)]
 NonNegative = Annotated[float, annotated_types.Ge(0)]
 FlipRate = Annotated[float, annotated_types.Interval(ge=0, lt=0.5)]
 Fraction = Annotated[float, annotated_types.Interval(ge=0, le=1)]
+Even = Annotated[int, annotated_types.Ge(2), annotated_types.MultipleOf(2)]
 Decay = Annotated[float, annotated_types.Interval(ge=0, lt=1)]
 
 
@@ -61,13 +62,19 @@ def label_sign(label: Array) -> Array:
     return jnp.where(label > 0.5, 1.0, -1.0).astype(label.dtype)
 
 
-def pair_metrics(policy: Pairs | Rationales | Revised, chosen: Array, rejected: Array) -> Metrics:
-    """What every paired objective reports, [B] each, from the rewards `chosen` and `rejected`."""
+def reward_metrics(chosen: Array, rejected: Array) -> Metrics:
+    """What is reported of the rewards of pairs, [B] each."""
     return {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
         "rewards/accuracies": (chosen > rejected).astype(jnp.float32),
+    }
+
+
+def pair_metrics(policy: Pairs | Rationales | Revised, chosen: Array, rejected: Array) -> Metrics:
+    """What every paired objective reports, [B] each, from the rewards `chosen` and `rejected`."""
+    return reward_metrics(chosen, rejected) | {
         "logps/chosen": policy.chosen.logp,
         "logps/rejected": policy.rejected.logp,
     }
