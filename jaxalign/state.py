@@ -58,5 +58,7 @@ def initial_state(
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
     rest = (jnp.int32(0), init() if init else None)
-    step, objective_state = jax.device_put(rest, (shardings.step, shardings.objective_state))
+    where = shardings.step, shardings.objective_state
+    # Copied: a number that an objective uses twice would be donated twice.
+    step, objective_state = jax.device_put(rest, where, may_alias=False)
     return TrainState(params, opt_state, step, objective_state, ref_params)

@@ -118,7 +118,8 @@ def fails_a_test(names, module, tree):
         shutil.copy(root / "pyproject.toml", folder)
         here = Path(folder) / Path(module.__file__).relative_to(root)
         here.write_text(ast.unparse(tree))
-        tests = [*sorted(root.glob("tests/test_objectives*.py")), root / "tests/test_slpo.py"]
+        tests = sorted(root.glob("tests/test_objectives*.py"))
+        tests += [root / "tests/test_slpo.py", root / "tests/test_contract.py"]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", " or ".join(names)]
         done = subprocess.run(
             [*command, *(str(t.relative_to(root)) for t in tests)],

@@ -300,7 +300,7 @@ def exact_coverage(logp, n):
 
 @pytest.mark.parametrize("n", [1, 16, 1024])
 @pytest.mark.parametrize("logp", [-1e-7, -1e-3, -0.69, -5.0, -12.0, -61.0, -66.0, -70.0, -90.0])
-def test_coverage_is_exact_in_float32(logp, n):
+def test_dco_coverage_is_exact_in_float32(logp, n):
     logp = float(np.float32(logp))
     value, slope = jax.value_and_grad(log_coverage)(logp, float(n))
     loss, f = exact_coverage(logp, n)
@@ -310,6 +310,6 @@ def test_coverage_is_exact_in_float32(logp, n):
         np.testing.assert_allclose(-value, loss, rtol=1e-5)
 
 
-def test_coverage_of_a_long_response_is_likelihood():
+def test_dco_coverage_of_a_long_response_is_likelihood():
     value, slope = jax.value_and_grad(log_coverage)(-5e4, 16.0)
     np.testing.assert_allclose([value, slope], [-5e4 + np.log(16.0), 1.0], rtol=1e-7)

@@ -3,14 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers_objectives import reduce
+from helpers_step import parameters, small_model
 from test_objectives_wider import sums
 
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.beta_dpo import add_batch, no_gaps
 from jaxalign.objectives.f_dpg import Baseline
 from jaxalign.objectives.spa import no_margins
+from jaxalign.settings import Mesh
+from jaxalign.sharding import make_mesh
+from jaxalign.state import abstract_state, initial_state
 
 VOCAB = 4
 LOGITS = np.array([0.3, -1.2, 0.8, 0.1])
@@ -160,6 +165,13 @@ def test_beta_dpo_keeps_its_share_of_a_batch(rho, kept):
     np.testing.assert_allclose(loss.terms[0].total.mean(), average, rtol=1e-5)
 
 
+def test_beta_dpo_keeps_every_pair_before_the_first_update():
+    loss, metrics, _ = beta_dpo_call([-3.0, 0.5, 9.0], no_gaps())
+    np.testing.assert_array_equal(metrics["kept"], 1.0)
+    expected = np.log1p(np.exp(-0.1 * np.array([-3.0, 0.5, 9.0])))
+    np.testing.assert_allclose(loss.terms[0].total, expected, rtol=1e-6)
+
+
 def test_beta_dpo_draws_in_proportion_to_the_weights():
     gaps = jnp.array([0.0, 1.0, 2.0, 3.0])
     start = no_gaps().replace(mean=jnp.float32(1.0), std=jnp.float32(1.2))
@@ -174,3 +186,13 @@ def test_beta_dpo_draws_in_proportion_to_the_weights():
     weights = np.exp(-((np.arange(4) - 1.0) ** 2) / 2 / 1.2**2)
     # 20000 draws: a standard error of 0.0035.
     np.testing.assert_allclose(kept, weights / weights.sum(), atol=0.014)
+
+
+@pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if o.init_state])
+def test_nothing_in_the_first_state_is_donated_twice(name):
+    model = small_model(make_mesh(Mesh(), jax.devices()[:1]))
+    tx, params = optax.sgd(1.0), parameters(model)
+    abstract = abstract_state(model, tx, OBJECTIVES[name])
+    state = initial_state(params, OBJECTIVES[name], tx, abstract)
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.objective_state)]
+    assert len(set(buffers)) == len(buffers)

@@ -34,7 +34,7 @@ class Gaps:
 def no_gaps() -> Gaps:
     """The state before the first batch."""
     zero = jnp.zeros((), jnp.float32)
-    return Gaps(mean=zero, std=zero, lead=zero, cutoff=zero + LOWEST, share=zero + 1.0)
+    return Gaps(mean=zero, std=zero, lead=zero, cutoff=jnp.float32(LOWEST), share=jnp.float32(1.0))
 
 
 @objective(

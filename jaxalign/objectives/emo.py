@@ -41,9 +41,9 @@ def emo(policy: Demos, *, scale: Literal["nll", "distance"] = "nll") -> tuple[Lo
     response = policy.response
     nll, distance = -response.token["logp"], response.token["earth_mover"]
     if scale == "nll":
-        loss = 0.5 * (nll + stop_gradient(nll / (distance + TINY)) * distance)
+        loss = 0.5 * (nll + stop_gradient(nll / distance.clip(TINY)) * distance)
     else:
-        loss = distance + stop_gradient(distance / (nll + TINY)) * nll
+        loss = distance + stop_gradient(distance / nll.clip(TINY)) * nll
     total = (response.mask * loss).sum(-1)
     mean = (response.mask * distance).sum(-1) / response.length.clip(1.0)
     return per_token(total, response.length), {"logps/response": response.logp, "distance": mean}

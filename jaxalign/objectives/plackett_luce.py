@@ -33,6 +33,6 @@ def plackett_luce(policy: Ranked, ref: Ranked, *, beta: Positive = 0.1) -> tuple
       Differences: none. The last term, of a choice of one, is 0.
     """
     reward = beta * log_ratio(policy.responses, ref.responses)
-    left = cumlogsumexp(reward, axis=reward.ndim - 1, reverse=True)
+    left = cumlogsumexp(reward, axis=1, reverse=True)
     best = jnp.zeros(reward.shape[0], jnp.int32)
     return per_example((left - reward).sum(-1)), ranked_metrics(policy.responses, reward, best)
