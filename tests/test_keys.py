@@ -93,6 +93,7 @@ def test_worked_value_of_sampo():
     np.testing.assert_allclose(grad["rejected"][0], [g, 0, g, g, 0, g, g], rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_draws_what_a_whole_one_does(inputs, tmp_path):
     whole = h.recipe(inputs, tmp_path / "whole", "sampo")
     h.run(whole, h.one_device())

@@ -153,6 +153,7 @@ def test_a_run_trains_with_the_fewest_that_fit_and_goes_on_with_them(
     assert "microbatches: auto" in (tmp_path / "run" / "recipe.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_chose_equals_one_that_was_told_to_the_bit(inputs, tmp_path, two):
     printed = h.run(auto(inputs, tmp_path / "chosen"), MESH)
     assert "dpo: microbatches 1: an update takes" in printed

@@ -292,7 +292,9 @@ def rows_of_kind(layout):
     return [p | more.get(layout, {}) for p in pairs]
 
 
-@pytest.mark.parametrize("name", ["rdpo", "srpo", "d2o"])
+@pytest.mark.parametrize(
+    "name", ["d2o", *(pytest.param(k, marks=pytest.mark.slow) for k in ("rdpo", "srpo"))]
+)
 def test_a_recipe_trains(inputs, tmp_path, name):
     path = tmp_path / "rows.jsonl"
     h.write_rows(path, rows_of_kind(OBJECTIVES[name].data.__name__))

@@ -132,6 +132,7 @@ def test_merging_adds_to_the_rounded_base():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted)
 
 
+@pytest.mark.slow
 def test_a_run_compares_with_the_base_that_it_trains_beside(inputs, tmp_path):
     """Live and cached references are the rounded base; the export is what was trained."""
     losses = {}

@@ -178,7 +178,9 @@ def test_remat_does_not_change_the_gradient(dense, remat):
     assert_same(gradient("dpo", remat=remat), dense("dpo"))
 
 
-@pytest.mark.parametrize("name", ["dpo", "slpo", "kto", "inpo"])
+@pytest.mark.parametrize(
+    "name", ["dpo", "kto", *(pytest.param(k, marks=pytest.mark.slow) for k in ("slpo", "inpo"))]
+)
 def test_a_cached_reference_gives_the_gradient_of_a_live_one(dense, name):
     assert_same(gradient(name, cached=True), dense(name))
 
@@ -224,6 +226,7 @@ def test_an_example_of_weight_zero_has_no_influence(dense, name):
     assert_same(gradient(name, batch=batch), dense(name))
 
 
+@pytest.mark.slow
 def test_the_state_counts_the_batch_once_whatever_the_microbatches():
     states = [gradient("bco", n=n)[2] for n in (1, 2, 4)]
     chex.assert_trees_all_close(states[0], states[1], rtol=1e-5)

@@ -247,6 +247,7 @@ def test_sigterm_saves_and_the_resumed_run_ends_bit_equal(finished, at_log, tmp_
     assert_same_models(tmp_path / "run", folder, "sft", "dpo")
 
 
+@pytest.mark.slow
 def test_a_run_that_crashed_between_saves_ends_bit_equal(finished, at_log, tmp_path):
     recipe, folder, _ = finished
     again = h.replaced(recipe, tmp_path / "run")

@@ -152,6 +152,7 @@ def test_a_truncated_gzip_file_is_one_error(inputs, refused, tmp_path):
     assert "not a whole gzip file" in error
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_a_pad_token_trains(inputs, run, tmp_path):
     file = damage(inputs, tmp_path) / "tokenizer_config.json"
     config = json.loads(file.read_text())
