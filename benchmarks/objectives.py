@@ -51,6 +51,7 @@ WATCHED = {
     "dco": ("logps/response", 1),
     "emo": ("logps/response", 1),
     "npo": ("logps/response", -1),
+    "discopop": ("rewards/margins", -1),  # its slope at the reference; see its docstring
     "hypo_kl": ("kl", -1),  # its reference is the model before `sft`
     "f_dpg": ("eval/logps/response", 1),  # of the responses that its target prefers
 }

@@ -44,10 +44,27 @@ def test_every_objective_has_an_oracle():
     assert set(ORACLES) == set(OBJECTIVES)
 
 
+CASES = given(
+    seed=st.integers(0, 2**31), scale=st.sampled_from([0.1, 2.0, 4.0]), pick=st.integers(0, 9)
+)
+
+
+@ALL
+@settings(max_examples=8, deadline=None, derandomize=True)
+@CASES
+def test_value_and_gradient_equal_the_oracle(name, seed, scale, pick):
+    assert_agrees(name, seed, scale, pick)
+
+
+@pytest.mark.slow
 @ALL
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 2**31), scale=st.sampled_from([0.1, 2.0, 4.0]), pick=st.integers(0, 9))
-def test_value_and_gradient_equal_the_oracle(name, seed, scale, pick):
+@CASES
+def test_value_and_gradient_equal_the_oracle_on_a_hundred_batches(name, seed, scale, pick):
+    assert_agrees(name, seed, scale, pick)
+
+
+def assert_agrees(name, seed, scale, pick):
     o, hyper = OBJECTIVES[name], HYPER[name][pick % len(HYPER[name])]
     case = draw(o, seed, scale=scale)
     state = previous = None
