@@ -53,7 +53,8 @@ WATCHED = {
     "npo": ("logps/response", -1),
     "discopop": ("rewards/margins", -1),  # its slope at the reference; see its docstring
     "hypo_kl": ("kl", -1),  # its reference is the model before `sft`
-    "f_dpg": ("eval/logps/response", 1),  # of the responses that its target prefers
+    # Mean of pi/q over responses that its target prefers: the share of them, by samples of q.
+    "f_dpg": ("eval/weights/response", 1),
 }
 """What should move, and which way; where nothing is said, `rewards/margins`, up."""
 SAMPLED = "f_dpg"  # reads samples of the model, with their log-probabilities

@@ -86,7 +86,14 @@ def test_packing_keeps_a_column_beside_its_example():
     )
 
 
-@pytest.mark.parametrize(("n", "devices"), [(1, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("n", "devices"),
+    [
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        pytest.param(4, 1, marks=pytest.mark.slow),
+        (2, 2),
+    ],
+)
 def test_an_objective_with_a_column_gives_the_dense_gradient(n, devices):
     mesh = make_mesh(Mesh(), jax.devices()[:devices])
     items = graded_examples()

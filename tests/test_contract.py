@@ -122,7 +122,7 @@ def test_counts_do_not_depend_on_the_policy(o):
 
 
 @pytest.mark.parametrize("m", [-1e4, 13.8, 1e4], ids=["logp-1e4", "logp-1e-6", "logp0"])
-@pytest.mark.parametrize("ref", ["same", "normal"])
+@pytest.mark.parametrize("ref", ["same", pytest.param("normal", marks=pytest.mark.slow)])
 def test_value_and_gradient_are_finite_at_the_ends(o, m, ref):
     case = draw(o)
     extreme = jax.tree.map(lambda x: jnp.full_like(x, m), case["policy"])

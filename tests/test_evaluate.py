@@ -64,7 +64,10 @@ def dense(name):
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
-@pytest.mark.parametrize("batch_size", [1, 4, 11, 16])
+@pytest.mark.parametrize(
+    "batch_size",
+    [pytest.param(1, marks=pytest.mark.slow), 4, 11, pytest.param(16, marks=pytest.mark.slow)],
+)
 def test_the_loss_is_the_dense_mean_whatever_the_batch_size(name, batch_size):
     assert evaluate(name, batch_size=batch_size)["loss"] == pytest.approx(dense(name), rel=1e-5)
 

@@ -128,7 +128,14 @@ def test_worked_gradient_of_wpo():
 
 
 @pytest.mark.parametrize("name", ["wpo", "tdpo1", "sparse_po"])
-@pytest.mark.parametrize(("n", "chunks"), [(1, 1), (4, 1), (2, 4)])
+@pytest.mark.parametrize(
+    ("n", "chunks"),
+    [
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        pytest.param(4, 1, marks=pytest.mark.slow),
+        (2, 4),
+    ],
+)
 def test_microbatches_and_chunks_give_the_dense_gradient(dense, name, n, chunks):
     assert_same(gradient(name, n=n, chunks=chunks), dense(name))
 

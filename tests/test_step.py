@@ -126,7 +126,7 @@ def test_microbatches_give_the_dense_gradient(dense, name):
 
 
 @pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_fewer_microbatches_give_the_dense_gradient(dense, name, n):
     assert_same(gradient(name, n=n), dense(name))
 
@@ -185,7 +185,7 @@ def test_a_cached_reference_gives_the_gradient_of_a_live_one(dense, name):
     assert_same(gradient(name, cached=True), dense(name))
 
 
-@pytest.mark.parametrize("name", ["dpo", "kto", "info_nca"])
+@pytest.mark.parametrize("name", ["dpo", "kto", pytest.param("info_nca", marks=pytest.mark.slow)])
 def test_unpacked_and_unshared_rows_give_the_same_gradient(dense, name):
     from helpers_pack import unshared_batch
 
