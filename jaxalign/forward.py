@@ -195,13 +195,12 @@ def reference_of(
         if reference == "live":
             raise ValueError(f"objective '{task.objective.name}' needs a live reference")
         return cached_stats(cells), None
-    means = None
-    if task.objective.layers:
-        hidden, means = scored_layers(task, ref_params, cells)
-    else:
+    if not task.objective.layers:
         hidden = scored_hidden(task, ref_params, cells)
-    stats = _all_stats(task, hidden, cells)
-    if means is not None:
+        stats = _all_stats(task, hidden, cells)
+    else:
+        hidden, means = scored_layers(task, ref_params, cells)
+        stats = _all_stats(task, hidden, cells)
         token = stats.token | _layer_stats(task, means, cells)
         stats = dataclasses.replace(stats, token=token)
     return jax.lax.stop_gradient((stats, hidden if reference == "live" else None))

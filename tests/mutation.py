@@ -1,6 +1,6 @@
 """Plants one mistake at a time in the objectives, and sees whether the tests tell.
 
-    PYTHONPATH=. python tests/mutation.py [--every N] [OBJECTIVE ...]
+    python tests/mutation.py [--every N] [OBJECTIVE ...]
 
 A mistake is a flipped sign or a dropped term: `a + b` becomes `a - b`, `a` or `b`, and `-a` becomes
 `a`. The mutant is called as `test_objectives.py` calls the objective, with every set of

@@ -46,11 +46,9 @@ def slpo(
     averaged over pairs. It is 0 when the policy is the reference and alpha is 0. The `joint` form
     is KL((w_w, w_l, 1 - w_w - w_l) || (pi(y_w|x), pi(y_l|x), 1 - pi(y_w|x) - pi(y_l|x))).
 
-    With alpha = 1 training starts as unlikelihood of the rejected response: for two equally
-    likely responses of 128 tokens its gradient is 256 times the chosen one's, and 8e10 times if
-    it is 20 nats less likely, and it never stops; the chosen one is held near the reference.
-    With alpha < 1 the rejected one stops at 1 - alpha of its reference probability. Gradients
-    are small, 1e-6 to 1e-3 per nat: mind Adam's eps and the clipping threshold.
+    With alpha = 1 training starts as unlikelihood of the rejected response, and never stops; the
+    chosen one is held near the reference. With alpha < 1 the rejected one stops at 1 - alpha of
+    its reference probability. Gradients are small, 1e-6 to 1e-3 per nat: mind Adam's eps.
 
     Args:
       policy: chosen and rejected under the policy. Reads `logp`, `length`, [B], and token `logp`,
@@ -78,11 +76,7 @@ def slpo(
       evaluates to NaN, is softplus(s)/4; a branch's prefix ends before the branching token, as in
       the paper's text and code (its displayed formula is off by one).
     """
-    if form == "joint" and temperature is not None:
-        raise UserError(
-            f"objective 'slpo': form 'joint' has no temperature; got {temperature!r}, wanted None; "
-            "set temperature to None (null in YAML), or form to 'split'"
-        )
+    _check(form, temperature)
     shifts = _mass_shifts(ref, alpha, mass_shift)
     if form == "joint":
         loss = _joint(policy, ref, shifts, complement)
@@ -90,6 +84,14 @@ def slpo(
         loss = _split(policy, ref, shifts, complement, temperature)
     rewards = log_ratio(policy.chosen, ref.chosen), log_ratio(policy.rejected, ref.rejected)
     return per_example(loss), pair_metrics(policy, *rewards)
+
+
+def _check(form: str, temperature: object) -> None:
+    if form == "joint" and temperature is not None:
+        raise UserError(
+            f"objective 'slpo': form 'joint' has no temperature; got {temperature!r}, wanted None; "
+            "set temperature to None (null in YAML), or form to 'split'"
+        )
 
 
 def _mass_shifts(ref: Pairs, alpha: float | Array, mass_shift: str) -> Two:
