@@ -147,6 +147,13 @@ def test_worked_value_of_the_beta_of_a_batch():
     np.testing.assert_allclose(beta, 0.13, rtol=1e-6)
 
 
+def test_beta_dpo_averages_the_mean_and_the_deviation_of_batches():
+    first, second = np.random.default_rng(0).normal(3.0, 2.0, size=(2, 8))
+    state = beta_dpo_call(second, beta_dpo_call(first, no_gaps())[2])[2]
+    mean, std = (0.09 * f(first) + 0.1 * f(second) for f in (np.mean, lambda x: np.std(x, ddof=1)))
+    np.testing.assert_allclose([state.mean, state.std], [mean, std], rtol=1e-5)
+
+
 def test_the_beta_of_a_batch_is_positive():
     state = no_gaps().replace(lead=jnp.float32(-5.0))
     np.testing.assert_allclose(beta_dpo_call([0.0], state)[1]["beta"], 1e-3)
