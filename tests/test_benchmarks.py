@@ -158,6 +158,7 @@ def test_memory_of_a_gpu_is_a_sum_and_that_of_a_tpu_is_told():
     assert aot.peak(memory, "v5e") == 90
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_where_there_is_only_jax_flax_and_optax():
     absent = ("annotated_types", "pydantic", "transformers", "datasets", "tyro", "safetensors")
     code = (

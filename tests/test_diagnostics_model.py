@@ -126,7 +126,7 @@ def of_diagnostics(metrics):
 @pytest.mark.parametrize(
     "how",
     [
-        {"batch_size": 11},
+        pytest.param({"batch_size": 11}, marks=pytest.mark.slow),
         {"batch_size": 12, "microbatches": 2, "chunks": 3},
         pytest.param({"batch_size": 16, "microbatches": 4}, marks=pytest.mark.slow),
     ],

@@ -193,7 +193,7 @@ def test_evaluation_reads_the_loss_of_the_step(dense, name):
 # Runs
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+@pytest.mark.parametrize("lora", [None, pytest.param({"rank": 4}, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["tdpo2", "sparse_po"])
 def test_a_recipe_trains_with_a_live_reference(inputs, tmp_path, name, lora):
     changes = {f"stages__{name}__reference": LIVE, f"stages__{name}__lora": lora}

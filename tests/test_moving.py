@@ -81,7 +81,8 @@ def test_a_run_that_goes_on_gives_the_bits_of_a_whole_one(whole, inputs, tmp_pat
         np.testing.assert_array_equal(resumed[name], weights[name])
 
 
-@pytest.mark.parametrize(("n", "devices"), [pytest.param(4, 1, marks=pytest.mark.slow), (1, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "devices"), [(4, 1), (1, 2)])
 def test_microbatches_and_devices_give_the_same_model(whole, inputs, tmp_path, n, devices):
     mesh = make_mesh(Mesh(data=1, fsdp=devices), jax.devices()[:devices])
     lines, weights = trained(inputs, tmp_path / "run", mesh, stages__dpo__microbatches=n)

@@ -273,6 +273,7 @@ def test_a_reward_model_trains_on(finished, inputs, tmp_path):
     assert h.metrics(tmp_path / "run/bradley_terry")[0]["loss"] < before[0]["loss"]
 
 
+@pytest.mark.slow
 def test_the_seed_of_the_run_draws_the_head(inputs, tmp_path):
     losses = []
     for i, seed in enumerate((0, 0, 1)):

@@ -213,6 +213,7 @@ def test_a_stage_may_be_added_after_those_that_have_begun_and_not_before(finishe
     train.claim(dataclasses.replace(ours, stages=recipe.stages | more))
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_stage_that_has_not_begun_can_be_mended(inputs, tmp_path):
     mistaken = h.recipe(inputs, tmp_path / "run", stages__dpo__data__path="nowhere.jsonl")
     with pytest.raises(UserError, match=r"nowhere\.jsonl"):
