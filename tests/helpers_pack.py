@@ -74,20 +74,8 @@ def unshared_batch(
                 source[i, s, 0, m], target[i, s, 0, m] = row * L + first + t - 1, token
                 slot[i, s, 0, m] = m
                 mask[i, s, e, r, t] = True
-    return Batch(
-        ids=ids,
-        positions=positions,
-        segment=segment,
-        branch=branch,
-        source=source,
-        target=target,
-        slot=slot,
-        mask=mask,
-        weight=weight,
-        example=example,
-        columns=columns,
-        ref={},
-    )
+    rows = ids, positions, segment, branch
+    return Batch(*rows, source, target, slot, mask, weight, example, columns=columns, ref={})
 
 
 Scored = dict[tuple[int, int, int], tuple[list[int], int]]

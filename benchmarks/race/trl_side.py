@@ -11,11 +11,35 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 from . import work
 from .pipe import Pipe, run
 
 STEPS = 1_000_000  # more than any race has
+
+
+def settings(folder: Path, reference: str) -> dict[str, Any]:
+    """What TRL's configuration is given."""
+    return {
+        "output_dir": str(folder / f"trl-{reference}"),
+        "beta": work.BETA,
+        "precompute_ref_log_probs": reference == "cached",
+        "per_device_train_batch_size": work.BATCH,
+        "max_length": work.PROMPT + work.RESPONSE,
+        "learning_rate": work.RATE,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": work.CLIP,
+        "max_steps": STEPS,
+        "train_sampling_strategy": "sequential",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def side(pipe: Pipe) -> None:
@@ -48,25 +72,6 @@ def side(pipe: Pipe) -> None:
     folder, reference = Path(sys.argv[1]), sys.argv[2]
     keys = ("prompt_ids", "chosen_ids", "rejected_ids")
     rows = [dict(zip(keys, map(list, pair), strict=True)) for pair in work.load(folder)]
-    settings = trl.DPOConfig(
-        output_dir=str(folder / f"trl-{reference}"),
-        beta=work.BETA,
-        precompute_ref_log_probs=reference == "cached",
-        per_device_train_batch_size=work.BATCH,
-        max_length=work.PROMPT + work.RESPONSE,
-        learning_rate=work.RATE,
-        lr_scheduler_type="constant",
-        max_grad_norm=work.CLIP,
-        max_steps=STEPS,
-        train_sampling_strategy="sequential",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
     model, ref = (
         transformers.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
         for _ in range(2)
@@ -74,7 +79,7 @@ def side(pipe: Pipe) -> None:
     GivenIds(
         model=model,
         ref_model=ref,
-        args=settings,
+        args=trl.DPOConfig(**settings(folder, reference)),
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(folder / "model"),
         callbacks=[Driven()],
