@@ -147,6 +147,7 @@ def test_diagnostics_of_examples_are_the_same_whatever_the_batch_size(batch_size
     assert got == pytest.approx(want, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_are_of_the_first_batch():
     got, want = (evaluated(4, names=("entanglement",), first=first) for first in (N, 4))
     assert of_diagnostics(got) == pytest.approx(of_diagnostics(want), rel=1e-6)

@@ -65,6 +65,7 @@ def test_diagnostics_are_in_the_model_card(finished):
     assert "| entanglement/rho |" in card
 
 
+@pytest.mark.slow
 def test_evaluate_prints_the_diagnostics_of_the_stage(finished, run):
     folder, recipe = finished
     code, out, _ = run("evaluate", recipe)

@@ -65,8 +65,7 @@ def dense(name):
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 @pytest.mark.parametrize(
-    "batch_size",
-    [pytest.param(1, marks=pytest.mark.slow), 4, 11, pytest.param(16, marks=pytest.mark.slow)],
+    "batch_size", [11, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 16))]
 )
 def test_the_loss_is_the_dense_mean_whatever_the_batch_size(name, batch_size):
     assert evaluate(name, batch_size=batch_size)["loss"] == pytest.approx(dense(name), rel=1e-5)

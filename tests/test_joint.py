@@ -127,7 +127,9 @@ def test_worked_gradient_of_wpo():
 # The step
 
 
-@pytest.mark.parametrize("name", ["wpo", "tdpo1", "sparse_po"])
+@pytest.mark.parametrize(
+    "name", ["tdpo1", *(pytest.param(k, marks=pytest.mark.slow) for k in ("wpo", "sparse_po"))]
+)
 @pytest.mark.parametrize(
     ("n", "chunks"),
     [
@@ -140,17 +142,18 @@ def test_microbatches_and_chunks_give_the_dense_gradient(dense, name, n, chunks)
     assert_same(gradient(name, n=n, chunks=chunks), dense(name))
 
 
-@pytest.mark.parametrize("axes", ["tensor", "mixed"])
+@pytest.mark.parametrize("axes", [pytest.param("tensor", marks=pytest.mark.slow), "mixed"])
 def test_eight_devices_give_the_dense_gradient(dense, axes):
     assert_same(gradient("tdpo1", mesh=make_mesh(MESHES[axes])), dense("tdpo1"))
     assert_same(gradient("sparse_po", mesh=make_mesh(MESHES[axes])), dense("sparse_po"))
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", [pytest.param("full", marks=pytest.mark.slow), "dots"])
 def test_remat_does_not_change_what_is_read_of_layers(dense, remat):
     assert_same(gradient("sparse_po", remat=remat), dense("sparse_po"))
 
 
+@pytest.mark.slow
 def test_unpacked_rows_give_the_dense_gradient(dense):
     from helpers_pack import unshared_batch
     from helpers_step import T

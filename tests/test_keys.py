@@ -53,6 +53,7 @@ def updates(step, n=1, devices=1, seed=0):
         return float(run(params, ref, batch, jnp.int32(step)))
 
 
+@pytest.mark.slow
 def test_a_draw_does_not_depend_on_microbatches_or_devices():
     losses = [updates(3, n, devices) for n, devices in ((1, 1), (4, 1), (2, 2))]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-5)

@@ -59,6 +59,7 @@ def test_a_reference_that_becomes_the_policy_at_every_update_leaves_log_two(inpu
     np.testing.assert_allclose(losses(lines), np.log(2), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_moving_reference_changes_the_second_update_and_not_the_first(whole, inputs, tmp_path):
     lines, _ = trained(inputs, tmp_path / "run", every=100)
     moved, fixed = losses(whole[1]), losses(lines)

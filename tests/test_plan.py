@@ -134,6 +134,7 @@ def two(inputs, tmp_path, monkeypatch):
     limited(monkeypatch, (one + half) // 2)
 
 
+@pytest.mark.slow
 def test_a_run_trains_with_the_fewest_that_fit_and_goes_on_with_them(
     inputs, tmp_path, monkeypatch, two
 ):

@@ -62,7 +62,7 @@ def test_a_loader_hands_out_batches_of_scores():
     assert loader.batch(0).mask.shape == (2, 1, 2, 2, 2)
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("n", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))])
 def test_microbatches_and_chunks_do_not_change_the_gradient(n):
     assert_same(gradient("bradley_terry", n=n, chunks=2), gradient("bradley_terry"))
 

@@ -105,7 +105,8 @@ def test_a_batch_keeps_them_apart(inputs, other, tmp_path):
     assert np.abs(ref.logp - start.logp).max() > 0.1
 
 
-@pytest.mark.parametrize("mode", ["cached", pytest.param("live", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["cached", "live"])
 def test_a_recipe_trains_from_two_references(inputs, other, tmp_path, mode):
     changes = {
         REFERENCE: str(other),

@@ -120,7 +120,9 @@ def assert_same(got, want):
         assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error}"
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(k, marks=pytest.mark.slow if k in ("rdpo", "gpm") else ()) for k in KINDS]
+)
 def test_microbatches_give_the_dense_gradient(dense, name):
     assert_same(gradient(name, n=4), dense(name))
 
