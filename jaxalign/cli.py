@@ -129,8 +129,20 @@ def _train(argv: list[str]) -> int:
 STAGE: tuple[str, dict[str, Any]] = ("--stage", {"help": "name of a stage; none: the last"})
 
 
-def _prepared(argv: list[str], command: str, *extra: tuple[str, dict[str, Any]]) -> Any:
+def _chosen(
+    argv: list[str], command: str, *extra: tuple[str, dict[str, Any]]
+) -> tuple[Any, Any, str]:
+    """Arguments of a command about one stage -> (the command's own, the recipe, the stage)."""
     own, recipe = _recipe(command, argv, STAGE, *extra)
+    name = own.stage or list(recipe.stages)[-1]
+    if name not in recipe.stages:
+        miss = near_miss(name, recipe.stages)
+        raise UserError(f"--stage {name}: the recipe has no such stage; {miss}")
+    return own, recipe, name
+
+
+def _prepared(recipe: Any, name: str) -> Any:
+    """A stage of a recipe with its model and data."""
     from . import train
     from .hf.load import resolve
     from .plan import settled
@@ -139,21 +151,18 @@ def _prepared(argv: list[str], command: str, *extra: tuple[str, dict[str, Any]])
     mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
     train.claim(recipe)
     names = list(recipe.stages)
-    name = own.stage or names[-1]
-    if name not in names:
-        raise UserError(f"--stage {name}: the recipe has no such stage; {near_miss(name, names)}")
     before = names[: names.index(name)]
     source = train.model_folder(recipe, before[-1]) if before else recipe.locate(recipe.model.path)
     if before and not Path(source).exists():
         raise UserError(f"--stage {name}: it starts from {source}, which is not there; train first")
-    return own, settled(prepare(recipe, name, resolve(str(source)), mesh, console))
+    return settled(prepare(recipe, name, resolve(str(source)), mesh, console))
 
 
 def _reference(argv: list[str]) -> int:
     """Compute the reference statistics of a stage, which training then reads from disk."""
     import jax
 
-    _, prepared = _prepared(argv, "reference")
+    prepared = _prepared(*_chosen(argv, "reference")[1:])
     from .stage import cached_reference
 
     with jax.set_mesh(prepared.mesh):
@@ -170,7 +179,7 @@ def _reference(argv: list[str]) -> int:
 def _evaluate(argv: list[str]) -> int:
     """Evaluate a stage's model, or any checkpoint of its architecture, on the held-out data."""
     where = "Hugging Face folder or hub repository"
-    own, prepared = _prepared(
+    own, recipe, name = _chosen(
         argv,
         "evaluate",
         ("--checkpoint", {"help": f"{where}; none: the stage's model"}),
@@ -180,30 +189,40 @@ def _evaluate(argv: list[str]) -> int:
     import jax
 
     from . import export, train
+    from .config import objective_settings
     from .diagnostics import problem
     from .evaluate import evaluator
     from .hf.load import resolve
     from .hf.peft import load_merged
     from .stage import cached_reference, live_reference
 
-    objective = prepared.task.objective
-    names = prepared.stage.diagnostics if own.diagnostics is None else own.diagnostics
-    at_hand = prepared.reference_mode if own.against is None else "live"
-    if wrong := problem(names, objective, ref=at_hand):
+    stage = recipe.stages[name]
+    objective, _ = objective_settings(stage)
+    names = stage.diagnostics if own.diagnostics is None else own.diagnostics
+    at_hand = stage.reference.mode if objective.uses_ref else None
+    if wrong := problem(names, objective, ref=at_hand if own.against is None else "live"):
         raise UserError(f"--diagnostics: {wrong}")
     if own.against is not None and objective.scores is not None:
         raise UserError(f"--against: '{objective.name}' gives scores and has no reference")
-    if prepared.held_out is None:
-        raise UserError(f"stages.{prepared.name}.data.eval_path: give data to evaluate on")
+    if stage.data.eval_path is None:
+        raise UserError(f"stages.{name}.data.eval_path: give data to evaluate on")
+    # Before the data, which may take long to read.
+    trained = train.model_folder(recipe, name)
+    if own.checkpoint is None and not trained.exists():
+        raise UserError(
+            f"--stage {name}: {trained} is not there; train first, or name a --checkpoint"
+        )
+    checkpoint = resolve(own.checkpoint or str(trained), "--checkpoint")
+    against = None if own.against is None else resolve(own.against, "--against")
+    prepared = _prepared(recipe, name)
     with jax.set_mesh(prepared.mesh):
-        if own.against is None:
+        if against is None:
             cached = cached_reference(prepared, "held_out")
             reference = None if prepared.moving else live_reference(prepared)
         else:
-            cached, reference = None, load_merged(resolve(own.against), prepared.model)
+            cached, reference = None, load_merged(against, prepared.model)
         batches = prepared.loader(prepared.held_out, cached).sequential()
-        trained = train.model_folder(prepared.recipe, prepared.name)
-        params = load_merged(resolve(own.checkpoint or str(trained)), prepared.model)
+        params = load_merged(checkpoint, prepared.model)
         objective_state = moved = None
         if objective.init_state is not None or prepared.moving:
             # What moves, such as BCO's shift, is no part of a Hugging Face checkpoint.
@@ -218,7 +237,7 @@ def _evaluate(argv: list[str]) -> int:
 
 def _export(argv: list[str]) -> int:
     """Write the newest checkpoint of an unfinished stage as a Hugging Face folder."""
-    own, prepared = _prepared(
+    own, recipe, name = _chosen(
         argv,
         "export",
         ("--out", {"required": True, "help": "folder to write; it must not exist"}),
@@ -228,6 +247,7 @@ def _export(argv: list[str]) -> int:
 
     from . import export
 
+    prepared = _prepared(recipe, name)
     with jax.set_mesh(prepared.mesh):
         step = export.write_checkpoint(prepared, Path(own.out), adapter=own.adapter)
     what = "adapter" if own.adapter else "model"
@@ -248,7 +268,7 @@ def _generate(argv: list[str]) -> int:
     )
     prompts = read_prompts(settings)
     mesh, _ = _start(Run(dir=".", compile_cache="off"), settings.mesh, settings.dtype)
-    answers = sample(resolve(settings.model), settings, mesh, prompts)
+    answers = sample(resolve(settings.model, "model"), settings, mesh, prompts)
     lines = [
         json.dumps({"prompt": p, "answer": a}, ensure_ascii=False) + "\n"
         for p, a in zip(prompts, answers.texts, strict=True)
@@ -272,7 +292,7 @@ def _density(argv: list[str]) -> int:
 
     settings = tyro.cli(Density, args=argv, prog="jaxalign density", description=_density.__doc__)
     mesh, console = _start(Run(dir=".", compile_cache="off"), settings.mesh, settings.dtype)
-    count = write_ratios(resolve(settings.model), settings, mesh)
+    count = write_ratios(resolve(settings.model, "model"), settings, mesh)
     console.print(f"{count} rows are in {settings.out}")
     return 0
 

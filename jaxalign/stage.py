@@ -254,7 +254,9 @@ def show_data(
 def reference_source(prepared: Prepared) -> Path:
     """The folder of the reference's checkpoint: the stage's own, or the start of the stage."""
     path = prepared.stage.reference.path
-    return prepared.source if path is None else load.resolve(prepared.recipe.locate(path))
+    if path is None:
+        return prepared.source
+    return load.resolve(prepared.recipe.locate(path), f"stages.{prepared.name}.reference.path")
 
 
 def frozen_params(prepared: Prepared) -> Params | None:

@@ -94,10 +94,11 @@ def test_an_unknown_stage_is_one_error(trained, refused):
     assert "--stage dop: the recipe has no such stage; did you mean 'dpo'?" in error
 
 
-@pytest.mark.parametrize("command", ["evaluate", "reference"])
-def test_a_stage_whose_start_is_not_trained_yet_is_one_error(inputs, refused, tmp_path, command):
+@pytest.mark.parametrize("flags", [["export", "--out", "out"], ["reference"]], ids="-".join)
+def test_a_stage_whose_start_is_not_trained_yet_is_one_error(inputs, refused, tmp_path, flags):
+    command, *flags = flags
     values = h.values(inputs, tmp_path / "run")
-    error = refused(command, h.write_recipe(tmp_path / "recipe.yaml", values))
+    error = refused(command, h.write_recipe(tmp_path / "recipe.yaml", values), *flags)
     assert "--stage dpo: it starts from" in error
     assert "train first" in error
 
@@ -106,7 +107,13 @@ def test_evaluating_a_stage_that_is_not_trained_yet_is_one_error(inputs, refused
     held_out = {"stages__sft__data__eval_path": f"{inputs}/held_out.jsonl"}
     values = h.values(inputs, tmp_path / "run", "sft", **held_out)
     error = refused("evaluate", h.write_recipe(tmp_path / "recipe.yaml", values))
-    assert f"{tmp_path}/run/sft/model" in error
+    assert f"--stage sft: {tmp_path}/run/sft/model is not there; train first" in error
+
+
+@pytest.mark.parametrize("flag", ["--checkpoint", "--against"])
+def test_evaluating_a_model_that_is_not_there_is_one_error(trained, refused, flag):
+    error = refused("evaluate", trained[1], flag, "./nowhere")
+    assert error.startswith(f"jaxalign: {flag}: no folder ./nowhere")
 
 
 def test_evaluating_without_held_out_data_is_one_error(inputs, refused, tmp_path):
@@ -197,7 +204,7 @@ def test_a_stale_reference_is_one_error_with_both_fingerprints(trained, refused,
 
 
 def test_a_model_that_no_reader_can_find_is_one_error(refused):
-    assert "no folder ./nowhere" in refused("generate", "./nowhere", "--prompt", "a")
+    assert "model: no folder ./nowhere" in refused("generate", "./nowhere", "--prompt", "a")
 
 
 def test_generating_from_no_prompt_is_one_error(trained, refused):

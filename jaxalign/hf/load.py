@@ -50,8 +50,12 @@ class Tensor:
         return self.slices.get_dtype()
 
 
-def resolve(path: str) -> Path:
+def resolve(path: str, setting: str = "model.path") -> Path:
     """A local folder, else a snapshot of the hub repository of that name.
+
+    Args:
+      path: folder, or name on the hub.
+      setting: that it was given by, for the error.
 
     Raises:
       UserError: neither exists, or the hub cannot be reached.
@@ -60,13 +64,13 @@ def resolve(path: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
-        raise UserError(f"model.path: no folder {path}; give a checkpoint folder or a hub name")
+        raise UserError(f"{setting}: no folder {path}; give a checkpoint folder or a hub name")
     try:
         return Path(snapshot_download(path, allow_patterns=list(DOWNLOADED)))
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"model.path: '{path}' is neither a folder here nor a repository that the hub gives "
+            f"{setting}: '{path}' is neither a folder here nor a repository that the hub gives "
             f"({reason}); check the name, the network and your access"
         ) from error
 

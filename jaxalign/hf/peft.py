@@ -145,10 +145,7 @@ def base_folder(folder: Path) -> Path:
     name = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str):
         raise UserError(f"{folder / CONFIG}: base_model_name_or_path: got {name!r}; name the base")
-    try:
-        return resolve(name)
-    except UserError as error:
-        raise UserError(f"{folder / CONFIG}: base_model_name_or_path: {error}") from None
+    return resolve(name, f"{folder / CONFIG}: base_model_name_or_path")
 
 
 def load_merged(folder: Path, model: Model) -> Params:
