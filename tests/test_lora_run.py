@@ -17,6 +17,8 @@ from jaxalign.config import dump, parse, read
 from jaxalign.errors import UserError
 from jaxalign.sharding import make_mesh
 
+pytestmark = pytest.mark.slow
+
 RANK = 4
 LORA = {"rank": RANK, "alpha": 8.0}
 
@@ -73,7 +75,6 @@ def test_a_live_reference_is_the_start_of_the_stage(finished):
     assert h.metrics(finished[0] / "dpo")[-1]["eval/rewards/margins"] > 0
 
 
-@pytest.mark.slow
 def test_a_cached_reference_gives_the_losses_of_a_live_one(finished, inputs, tmp_path):
     ours = h.copy_folder(finished[0], tmp_path / "run")
     shutil.rmtree(ours / "dpo")
@@ -120,7 +121,6 @@ def test_another_base_than_that_of_the_checkpoint_is_refused(finished, tmp_path)
         h.run(h.replaced(read(recipe, []), ours), h.one_device())
 
 
-@pytest.mark.slow
 def test_eight_devices_train_the_same_adapters(finished, inputs, tmp_path):
     recipe = parse(values(inputs, tmp_path / "run") | {"mesh": {"data": 2, "fsdp": 2, "tensor": 2}})
     h.run(recipe, make_mesh(recipe.mesh))
@@ -203,7 +203,6 @@ def test_a_recipe_with_adapters_is_dumped_and_read_again(inputs, tmp_path):
     assert (changed.rank, changed.targets) == (2, ("up", "down"))
 
 
-@pytest.mark.slow
 def test_the_command_line_trains_the_same_adapters(finished, inputs, cache, tmp_path):
     recipe = h.write_recipe(tmp_path / "recipe.yaml", values(inputs, tmp_path / "run"))
     process = h.cli("train", recipe, cache=cache)

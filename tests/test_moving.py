@@ -13,6 +13,8 @@ from jaxalign.settings import Mesh, Reference
 from jaxalign.sharding import make_mesh
 from jaxalign.step import followed
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 
 
@@ -59,7 +61,6 @@ def test_a_reference_that_becomes_the_policy_at_every_update_leaves_log_two(inpu
     np.testing.assert_allclose(losses(lines), np.log(2), rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_a_moving_reference_changes_the_second_update_and_not_the_first(whole, inputs, tmp_path):
     lines, _ = trained(inputs, tmp_path / "run", every=100)
     moved, fixed = losses(whole[1]), losses(lines)
@@ -82,7 +83,6 @@ def test_a_run_that_goes_on_gives_the_bits_of_a_whole_one(whole, inputs, tmp_pat
         np.testing.assert_array_equal(resumed[name], weights[name])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("n", "devices"), [(4, 1), (1, 2)])
 def test_microbatches_and_devices_give_the_same_model(whole, inputs, tmp_path, n, devices):
     mesh = make_mesh(Mesh(data=1, fsdp=devices), jax.devices()[:devices])

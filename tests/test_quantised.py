@@ -26,6 +26,8 @@ from jaxalign.settings import Lora, Mesh
 from jaxalign.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.step import value_and_grad
 
+pytestmark = pytest.mark.slow
+
 WIDE = helpers_step.LLAMA | {"hidden_size": 128, "intermediate_size": 192}
 KINDS = ("int8", "nf4")
 B = 8
@@ -97,8 +99,8 @@ def gradient(kind, mesh, name="dpo"):
     return jax.tree.map(np.asarray, (loss, grads))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("int8", marks=pytest.mark.slow), "nf4"])
-@pytest.mark.parametrize("axes", ["one", pytest.param("mixed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("axes", ["one", "mixed"])
 def test_the_gradient_is_exact_beside_the_rounded_base(kind, axes):
     model, params, adapters = wide()
     base = plain(kept(params, kind))
@@ -132,7 +134,6 @@ def test_merging_adds_to_the_rounded_base():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted)
 
 
-@pytest.mark.slow
 def test_a_run_compares_with_the_base_that_it_trains_beside(inputs, tmp_path):
     """Live and cached references are the rounded base; the export is what was trained."""
     losses = {}
