@@ -189,7 +189,7 @@ def _evaluate(argv: list[str]) -> int:
     import jax
 
     from . import export, train
-    from .config import objective_settings
+    from .config import objective_settings, reference_mode
     from .diagnostics import problem
     from .evaluate import evaluator
     from .hf.load import resolve
@@ -199,8 +199,8 @@ def _evaluate(argv: list[str]) -> int:
     stage = recipe.stages[name]
     objective, _ = objective_settings(stage)
     names = stage.diagnostics if own.diagnostics is None else own.diagnostics
-    at_hand = stage.reference.mode if objective.uses_ref else None
-    if wrong := problem(names, objective, ref=at_hand if own.against is None else "live"):
+    at_hand = reference_mode(stage) if own.against is None else "live"
+    if wrong := problem(names, objective, ref=at_hand):
         raise UserError(f"--diagnostics: {wrong}")
     if own.against is not None and objective.scores is not None:
         raise UserError(f"--against: '{objective.name}' gives scores and has no reference")

@@ -82,6 +82,11 @@ def objective_settings(stage: Stage) -> tuple[Objective[...], dict[str, Any]]:
     return OBJECTIVES[hyper.pop("name")], hyper
 
 
+def reference_mode(stage: Stage) -> str | None:
+    """`cached` or `live`; None where the objective of a stage has no reference."""
+    return stage.reference.mode if objective_settings(stage)[0].uses_ref else None
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Where two `resolved` recipes differ: `dotted.path: value before -> value now`."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
@@ -196,8 +201,7 @@ def _undiagnosable(stage: Stage) -> str:
     if not dataclasses.is_dataclass(stage.objective):
         return ""  # the objective itself is wrong, which is said elsewhere
     objective, _ = objective_settings(stage)
-    ref = stage.reference.mode if objective.uses_ref else None
-    return problem(stage.diagnostics, objective, ref=ref)
+    return problem(stage.diagnostics, objective, ref=reference_mode(stage))
 
 
 def _misfits(where: str, stage: Stage) -> Complaints:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from . import reference
 from .batch import Batch
 from .checkpoint import write_atomic
-from .config import objective_settings
+from .config import objective_settings, reference_mode
 from .data.loader import Loader
 from .data.pack import cell_size, head_chunks
 from .data.tokenize import Examples, load_examples, preview
@@ -78,7 +78,7 @@ class Prepared:
     @property
     def reference_mode(self) -> str | None:
         """`cached` or `live`; None where the objective has no reference."""
-        return self.stage.reference.mode if self.task.objective.uses_ref else None
+        return reference_mode(self.stage)
 
     @property
     def moving(self) -> bool:

@@ -39,6 +39,7 @@ NEOX = {
 }
 # The feed-forward width is no length of a row, so that the shapes of weights are theirs alone.
 FAMILIES = {"llama": helpers_step.LLAMA | {"intermediate_size": 48}, "gpt_neox": NEOX}
+SOME = ["llama", pytest.param("gpt_neox", marks=pytest.mark.slow)]
 SETTINGS = Lora(rank=4, alpha=6)
 
 
@@ -117,13 +118,13 @@ def gradient(name, family="llama", *, mesh=None, n=1, remat="none", cached=False
     return jax.tree.map(np.asarray, (loss, grads))
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gpt_neox", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", SOME)
 @pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_gradient_is_that_of_the_dense_mathematics(family, n):
     assert_same(gradient("dpo", family, n=n), dense("dpo", family))
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gpt_neox", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", SOME)
 def test_layers_are_read_of_the_base(family):
     assert_same(gradient("sparse_po", family, n=2), dense("sparse_po", family))
 

@@ -94,10 +94,13 @@ def test_an_unknown_stage_is_one_error(trained, refused):
     assert "--stage dop: the recipe has no such stage; did you mean 'dpo'?" in error
 
 
-@pytest.mark.parametrize("flags", [["export", "--out", "out"], ["reference"]], ids="-".join)
+@pytest.mark.parametrize(
+    "flags", [["evaluate", "--checkpoint", "."], ["export", "--out", "out"], ["reference"]]
+)
 def test_a_stage_whose_start_is_not_trained_yet_is_one_error(inputs, refused, tmp_path, flags):
     command, *flags = flags
-    values = h.values(inputs, tmp_path / "run")
+    held_out = {"stages__dpo__data__eval_path": f"{inputs}/held_out.jsonl"}
+    values = h.values(inputs, tmp_path / "run", **held_out)
     error = refused(command, h.write_recipe(tmp_path / "recipe.yaml", values), *flags)
     assert "--stage dpo: it starts from" in error
     assert "train first" in error
