@@ -74,16 +74,20 @@ def _log_odds(logits: Array, target: Array) -> tuple[Array, tuple[Array, Array, 
     z = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
     # Reading z to write -inf orders the two, so that XLA need not copy the logits.
     others = _put(logits, target, jnp.where(jnp.isnan(z), z, -jnp.inf)[..., None])
-    total = jax.nn.logsumexp(others, -1)
-    return z - total, (others, target, total)
+    most = others.max(-1)
+    most = jnp.where(jnp.isfinite(most), most, 0.0)
+    # Kept for the gradient, as logsumexp would not: XLA:CPU then writes it where the logits were,
+    # once, where it would compute it twice, the first time into an array of its own.
+    odds = jnp.exp(others - most[..., None])
+    total = odds.sum(-1)
+    return z - (most + jnp.log(total)), (odds, target, total)
 
 
 def _log_odds_bwd(saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, None]:
     # Written out, so that one pass over the logits gives their gradient, and they are all that is
     # kept for it.
-    others, target, total = saved
-    share = jnp.exp(others - total[..., None])
-    return _put(-g[..., None] * share, target, g[..., None]), None
+    odds, target, total = saved
+    return _put((-g / total)[..., None] * odds, target, g[..., None]), None
 
 
 log_odds.defvjp(_log_odds, _log_odds_bwd)
