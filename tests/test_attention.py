@@ -109,6 +109,14 @@ def test_blocked_is_the_formula_beyond_short_rows():
     check(blocked, tensors(1, 650, 4, 2, 8), packing)
 
 
+def test_blocked_leaves_out_what_nobody_sees():
+    packing = pack([[(64, (64, 64))]], 192)
+    q, k, v, _ = tensors(1, 192, 4, 2, 8)
+    spoilt = v.at[:, 64:128].set(jnp.nan)  # the first response
+    out = jax.jit(blocked)(q, k, spoilt, packing)
+    np.testing.assert_array_equal(np.isnan(out).any((0, 2, 3)), packing.branch[0] == 1)
+
+
 @pytest.mark.slow
 @settings(max_examples=4, deadline=None)
 @given(

@@ -1,29 +1,35 @@
-"""Attention in plain XLA, a block of queries at a time.
+"""Attention in plain XLA, over those blocks of the mask in which anything is seen.
 
-A block meets the keys up to its own end and no others, so the upper triangle is never computed.
-The backward pass computes the probabilities again, as flash attention does (Dao et al. 2022,
-arXiv:2205.14135); between the passes only one number per query and head is kept beside q, k and v.
+A block of queries meets the blocks of keys that it sees, wherever they lie in its row, and no
+others. Blocks of queries that see as many are taken one after another, in a loop of their own; how
+often it runs is known when the batch is. The backward pass computes the probabilities again, as
+flash attention does (Dao et al. 2022, arXiv:2205.14135); between the passes only one number per
+query and head is kept beside q, k and v.
+
+Axes: K rows of N blocks of B places each. G heads of keys, and H/G heads of queries to each, C
+wide. In equations i are queries, of all heads that share a key, and j the keys of n blocks.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ..types import Array
-from .packing import Packing, keep
+from .packing import Packing, Tokens, keep
 
 BLOCKS = 16
-"""Most blocks of a row: each is a piece of the program that is compiled."""
+"""Most blocks of a row."""
 HIDDEN = -1e30
 """Score of a key that is not seen."""
 LOWEST = -1e20
 """Least maximum of a row of scores. So far above `HIDDEN` that a query without keys has p = 0."""
 
 
-@jax.custom_vjp
 def blocked(q: Array, k: Array, v: Array, packing: Packing) -> Array:
     """softmax(q k' / sqrt(C)) v over the keys that are seen; scores and sums in float32.
 
@@ -36,94 +42,155 @@ def blocked(q: Array, k: Array, v: Array, packing: Packing) -> Array:
     Returns:
       [K, L, H, C] in the dtype of `q`; 0 where a query sees nothing.
     """
+    rows, length, groups, width = k.shape
+    size = 64 if length <= 512 else 128 * -(-length // (128 * BLOCKS))
+    blocks = -(-length // size)
+
+    def whole(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, blocks * size - length), *((0, 0),) * (x.ndim - 2)))
+
+    def cut(x: Array, *heads: int) -> Array:
+        return whole(x).reshape(rows * blocks, size, *heads, width)
+
+    out = _attend(cut(q, groups, -1), cut(k, groups), cut(v, groups), jax.tree.map(whole, packing))
+    return out.reshape(rows, blocks * size, -1, width)[:, :length]
+
+
+@jax.custom_vjp
+def _attend(q: Array, k: Array, v: Array, packing: Packing) -> Array:
+    """Queries [KN, B, G, H/G, C], keys and values [KN, B, G, C] -> the same as the queries."""
     return _forward(q, k, v, packing)[0]
 
 
 def _forward(q: Array, k: Array, v: Array, packing: Packing) -> tuple[Array, Any]:
-    length, width = q.shape[1], q.shape[3]
-    q, k, v = _grouped(q, k.shape[2]), _by_head(k), _by_head(v)
-    outs, sums = [], []
-    for start, end in _blocks(length):
-        s = _seen(_scores(_rows(q, start, end), k[:, :, :end], packing), packing, start, end)
+    def visit(at: Visit, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        queries, keys, values = _of_queries(q, at), _of_keys(k, at), _of_keys(v, at)
+        s = _scores("gic,gjc->gij", queries, keys, packing)
+        s = jnp.where(jnp.tile(at.seen(packing, keys_on=1), (q.shape[3], 1)), s, HIDDEN)
         most = jnp.maximum(jnp.max(s, -1, keepdims=True), LOWEST)
         p = jnp.exp(s - most)
         total = jnp.maximum(jnp.sum(p, -1, keepdims=True), 1e-30)
-        out = _product(_flat(p.astype(v.dtype)), v[:, :, :end], 3, 2)
-        outs.append(out.reshape(*p.shape[:-1], width) / total)
-        sums.append(most + jnp.log(total))
-    out = _ungrouped(jnp.concatenate(outs, 3)).astype(q.dtype)
-    return out, (q, k, v, keep(jnp.concatenate(sums, 3)), packing)
+        out, log_sums = carry
+        out = _put(out, at, _product("gij,gjc->gic", p.astype(v.dtype), values) / total)
+        return out, _put(log_sums, at, most + jnp.log(total))
+
+    blank = jnp.zeros_like(q), jnp.zeros((*q.shape[:4], 1), jnp.float32)
+    out, log_sums = _over_blocks(visit, blank, packing, q.shape[1])
+    return out, (q, k, v, keep(log_sums), packing)
 
 
 def _backward(kept: Any, d_out: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, log_sum, packing = kept
-    d_out = _grouped(d_out, k.shape[1])
-    scale = q.shape[-1] ** -0.5
-    d_q = []
-    d_k, d_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for start, end in _blocks(q.shape[3]):
-        rows, d_rows = _rows(q, start, end), _rows(d_out, start, end)
-        keys = k[:, :, :end]
-        s = _scores(rows, keys, packing)
-        p = jnp.exp(_seen(s, packing, start, end) - log_sum[:, :, :, start:end])
-        d_p = _product(_flat(d_rows), v[:, :, :end], 3, 3).reshape(p.shape)
-        d_s = p * (d_p - jnp.sum(p * d_p, -1, keepdims=True))
+    q, k, v, log_sums, packing = kept
+
+    def visit(at: Visit, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        queries, d_o, log_sum = (_of_queries(x, at) for x in (q, d_out, log_sums))
+        keys, values = _of_keys(k, at), _of_keys(v, at)
+        # Keys by queries: then two of the three gradients are products without a transpose.
+        s = _scores("gjc,gic->gji", keys, queries, packing)
+        seen = jnp.tile(at.seen(packing, keys_on=0), (1, q.shape[3]))
+        p = jnp.exp(jnp.where(seen, s, HIDDEN) - log_sum.swapaxes(1, 2))
+        d_p = _product("gjc,gic->gji", values, d_o)
+        d_s = p * (d_p - jnp.sum(p * d_p, 1, keepdims=True))
         if packing.softcap is not None:
             d_s = d_s * (1 - jnp.square(s / packing.softcap))
-        d_s = _flat((scale * d_s).astype(q.dtype))
-        d_q.append(_product(d_s, keys, 3, 2).reshape(rows.shape))
-        d_k = d_k.at[:, :, :end].add(_product(d_s, _flat(rows), 2, 2))
-        d_v = d_v.at[:, :, :end].add(_product(_flat(p.astype(v.dtype)), _flat(d_rows), 2, 2))
-    d_q = _ungrouped(jnp.concatenate(d_q, 3))
-    back = (_by_head(d_k).astype(k.dtype), _by_head(d_v).astype(v.dtype))
-    return d_q.astype(q.dtype), *back, None
+        d_s = (d_s * q.shape[-1] ** -0.5).astype(q.dtype)
+        d_q, d_k, d_v = carry
+        d_q = _put(d_q, at, _product("gji,gjc->gic", d_s, keys))
+        d_k = _add(d_k, at, _product("gji,gic->gjc", d_s, queries))
+        d_v = _add(d_v, at, _product("gji,gic->gjc", p.astype(v.dtype), d_o))
+        return d_q, d_k, d_v
+
+    blank = jnp.zeros_like(q), jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    d_q, d_k, d_v = _over_blocks(visit, blank, packing, q.shape[1])
+    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
-blocked.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
-    """(first query, one past the last) of each block: 64, or 128 and its multiples beyond 512."""
-    size = 64 if length <= 512 else 128 * -(-length // (128 * BLOCKS))
-    return [(start, min(start + size, length)) for start in range(0, length, size)]
+class Visit(NamedTuple):
+    """A block of queries, and the n blocks of keys that it meets."""
+
+    queries: Array  # []
+    keys: Array  # [n]; KN, a block of padding, where fewer are seen
+    ours: Tokens  # [B] each
+    theirs: Tokens  # [nB]
+
+    def seen(self, packing: Packing, *, keys_on: int) -> Array:
+        """Which queries see which keys: [B, nB] bool, or [nB, B] with the keys on axis 0."""
+        ours = jax.tree.map(lambda x: jnp.expand_dims(x, keys_on), self.ours)
+        theirs = jax.tree.map(lambda x: jnp.expand_dims(x, 1 - keys_on), self.theirs)
+        return ours.see(theirs, packing.window)
 
 
-def _scores(q: Array, k: Array, packing: Packing) -> Array:
-    """Queries [K, G, H/G, n, C], keys [K, G, m, C] -> scores [K, G, H/G, n, m], float32."""
-    s = _product(_flat(q), k, 3, 3).reshape(*q.shape[:-1], k.shape[2]) * q.shape[-1] ** -0.5
+def _over_blocks(
+    visit: Callable[[Visit, Any], Any], carry: Any, packing: Packing, size: int
+) -> Any:
+    """Visit every block of queries that sees anything."""
+    rows, length = packing.segment.shape
+    blocks, nothing = length // size, rows * length // size
+    tiles = packing.visible().reshape(nothing, size, blocks, size).any((1, 3))
+    numbers = jnp.arange(nothing).reshape(rows, 1, blocks).repeat(blocks, 1).reshape(-1, blocks)
+    keys = jnp.sort(jnp.where(tiles, numbers, nothing), -1)
+    count = tiles.sum(-1)
+    order = jnp.argsort(count)
+    tokens = jax.tree.map(
+        lambda x: jnp.pad(x.reshape(-1, size), ((0, 1), (0, 0))), packing.tokens()
+    )
+
+    def one(n: int, i: Array, carry: Any) -> Any:
+        own, met = order[i], keys[order[i], :n]
+        ours = jax.tree.map(lambda x: x[own], tokens)
+        theirs = jax.tree.map(lambda x: x[met].reshape(-1), tokens)
+        return visit(Visit(own, met, ours, theirs), carry)
+
+    fewer = 0
+    for n in _counts(blocks):
+        first, last = jnp.searchsorted(count[order], jnp.array([fewer, n]), side="right")
+        carry = jax.lax.fori_loop(first, last, functools.partial(one, n), carry)
+        fewer = n
+    return carry
+
+
+def _counts(blocks: int) -> list[int]:
+    """How many blocks of keys may be met at a time: 1, 2, 3, 4, 6, 8, 12, ..., and all of a row."""
+    some = {m << e for e in range(blocks.bit_length()) for m in (1, 3)}
+    return sorted({n for n in some if n < blocks} | {blocks})
+
+
+def _scores(equation: str, a: Array, b: Array, packing: Packing) -> Array:
+    """What the softmax is of, before the mask."""
+    s = _product(equation, a, b) * a.shape[-1] ** -0.5
     return s if packing.softcap is None else packing.softcap * jnp.tanh(s / packing.softcap)
 
 
-def _seen(s: Array, packing: Packing, start: int, end: int) -> Array:
-    return jnp.where(packing.visible(start, end)[:, None, None], s, HIDDEN)
+def _product(equation: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _product(a: Array, b: Array, of_a: int, of_b: int) -> Array:
-    """Sum over one axis of each; the first two axes of both are batches. float32."""
-    axes = (((of_a,), (of_b,)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+def _of_queries(x: Array, at: Visit) -> Array:
+    """What [KN, B, G, H/G, c] has of the block of queries, [G, H/G B, c]."""
+    groups, _, width = x.shape[2:]
+    return x[at.queries].transpose(1, 2, 0, 3).reshape(groups, -1, width)
 
 
-def _rows(x: Array, start: int, end: int) -> Array:
-    return x[:, :, :, start:end]
+def _of_keys(x: Array, at: Visit) -> Array:
+    """What [KN, B, G, C] has of the blocks of keys, [G, nB, C]."""
+    groups, width = x.shape[2:]
+    return x[at.keys].transpose(2, 0, 1, 3).reshape(groups, -1, width)
 
 
-def _flat(x: Array) -> Array:
-    """Merge queries with the heads that share a key: [K, G, H/G, n, c] -> [K, G, H/G n, c]."""
-    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+def _put(x: Array, at: Visit, y: Array) -> Array:
+    """[KN, B, G, H/G, c] with [G, H/G B, c] at the block of queries."""
+    size, groups, heads, width = x.shape[1:]
+    y = y.reshape(groups, heads, size, width).transpose(2, 0, 1, 3)
+    return jax.lax.dynamic_update_index_in_dim(x, y.astype(x.dtype), at.queries, 0)
 
 
-def _by_head(x: Array) -> Array:
-    """[K, L, G, C] <-> [K, G, L, C]."""
-    return x.transpose(0, 2, 1, 3)
-
-
-def _grouped(x: Array, groups: int) -> Array:
-    """[K, L, H, C] -> [K, G, H/G, L, C]."""
-    return x.reshape(*x.shape[:2], groups, -1, x.shape[-1]).transpose(0, 2, 3, 1, 4)
-
-
-def _ungrouped(x: Array) -> Array:
-    """[K, G, H/G, L, C] -> [K, L, H, C]."""
-    rows, groups, per_group, length, width = x.shape
-    return x.transpose(0, 3, 1, 2, 4).reshape(rows, length, groups * per_group, width)
+def _add(x: Array, at: Visit, y: Array) -> Array:
+    """[KN, B, G, C] with [G, nB, C] added to the blocks of keys; nothing is of those not seen."""
+    size, groups, width = x.shape[1:]
+    y = y.reshape(groups, -1, size, width).transpose(1, 2, 0, 3)
+    for j, block in enumerate(at.keys):
+        x = jax.lax.dynamic_update_index_in_dim(x, x[block] + y[j], block, 0)
+    return x

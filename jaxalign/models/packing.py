@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -28,24 +31,35 @@ class Packing:
     softcap: float | None = flax.struct.field(pytree_node=False, default=None)
     """Scores s become c tanh(s / c) before the softmax, where this is c."""
 
-    def visible(self, start: int = 0, end: int | None = None) -> Array:
-        """Which keys 0 ... end - 1 are seen by queries start ... end - 1.
+    def tokens(self) -> Tokens:
+        """What decides what sees what; [K, L] each."""
+        place = jnp.broadcast_to(jnp.arange(self.segment.shape[1]), self.segment.shape)
+        return Tokens(self.segment, self.branch, self.positions, place)
 
-        Args:
-          start: first query.
-          end: one past the last query; None: L.
+    def visible(self) -> Array:
+        """Which keys are seen by each query, [K, L, L] bool."""
+        tokens = self.tokens()
+        queries, keys = (
+            jax.tree.map(functools.partial(jnp.expand_dims, axis=i), tokens) for i in (2, 1)
+        )
+        return queries.see(keys, self.window)
 
-        Returns:
-          [K, end - start, end] bool.
-        """
-        end = self.segment.shape[1] if end is None else end
-        q = jax.tree.map(lambda x: x[:, start:end, None], self)
-        k = jax.tree.map(lambda x: x[:, None, :end], self)
-        sees = (q.segment == k.segment) & (k.segment != 0)
-        sees &= (k.branch == 0) | (k.branch == q.branch)
-        sees &= jnp.arange(end) <= jnp.arange(start, end)[:, None]
-        if self.window is not None:
-            sees &= q.positions - k.positions < self.window
+
+class Tokens(NamedTuple):
+    """Tokens of packed rows; all of one shape."""
+
+    segment: Array
+    branch: Array
+    position: Array
+    place: Array  # in the row
+
+    def see(self, keys: Tokens, window: int | None) -> Array:
+        """Which of these queries see which keys; bool, of the shape of both together."""
+        sees = (self.segment == keys.segment) & (keys.segment != 0)
+        sees &= (keys.branch == 0) | (keys.branch == self.branch)
+        sees &= keys.place <= self.place
+        if window is not None:
+            sees &= self.position - keys.position < window
         return sees
 
 
