@@ -37,6 +37,7 @@ def attend(q: Array, k: Array, v: Array, packing: Packing, mesh: Mesh) -> Array:
     Returns:
       [K, L, H, C] in the dtype of `q`; finite and meaningless where a query sees nothing.
     """
+    q, k, v = keep(q), keep(k), keep(v)
     rows = "batch" if q.shape[0] % batch_shards(mesh) == 0 else None
     heads, groups = q.shape[2], math.lcm(k.shape[2], mesh.shape["tensor"])
     cut = "heads" if heads % groups == 0 else None

@@ -223,7 +223,7 @@ def build(
         float32 whatever it is.
       param_dtype: dtype in which parameters are kept.
       remat: what the backward pass computes again: nothing, whole layers, or all but products of
-        activations with weights and the results of attention.
+        activations with weights and what attention takes and gives.
       responses: most responses that follow a prompt in a row; one beyond it has hidden states NaN
         where attention runs as a TPU kernel.
       lora: adapters beside its matrices.

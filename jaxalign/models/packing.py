@@ -64,7 +64,7 @@ class Tokens(NamedTuple):
 
 
 KEPT = "attention"
-"""What attention leaves for its backward pass, by name, for rematerialisation to spare."""
+"""What attention takes, and what it leaves for its backward pass: not to be computed again."""
 
 
 def keep(x: Array) -> Array:
