@@ -65,8 +65,7 @@ def _attend(q: Array, k: Array, v: Array, packing: Packing) -> Array:
 def _forward(q: Array, k: Array, v: Array, packing: Packing) -> tuple[Array, Any]:
     def visit(at: Visit, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         queries, keys, values = _of_queries(q, at), _of_keys(k, at), _of_keys(v, at)
-        s = _scores("gic,gjc->gij", queries, keys, packing)
-        s = jnp.where(jnp.tile(at.seen(packing, keys_on=1), (q.shape[3], 1)), s, HIDDEN)
+        s = jnp.where(at.seen(packing, heads), _scores(queries, keys, packing), HIDDEN)
         most = jnp.maximum(jnp.max(s, -1, keepdims=True), LOWEST)
         p = jnp.exp(s - most)
         total = jnp.maximum(jnp.sum(p, -1, keepdims=True), 1e-30)
@@ -74,8 +73,9 @@ def _forward(q: Array, k: Array, v: Array, packing: Packing) -> tuple[Array, Any
         out = _put(out, at, _product("gij,gjc->gic", p.astype(v.dtype), values) / total)
         return out, _put(log_sums, at, most + jnp.log(total))
 
+    size, _, heads, _ = q.shape[1:]
     blank = jnp.zeros_like(q), jnp.zeros((*q.shape[:4], 1), jnp.float32)
-    out, log_sums = _over_blocks(visit, blank, packing, q.shape[1])
+    out, log_sums = _over_blocks(visit, blank, packing, size)
     return out, (q, k, v, keep(log_sums), packing)
 
 
@@ -85,23 +85,22 @@ def _backward(kept: Any, d_out: Array) -> tuple[Array, Array, Array, None]:
     def visit(at: Visit, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         queries, d_o, log_sum = (_of_queries(x, at) for x in (q, d_out, log_sums))
         keys, values = _of_keys(k, at), _of_keys(v, at)
-        # Keys by queries: then two of the three gradients are products without a transpose.
-        s = _scores("gjc,gic->gji", keys, queries, packing)
-        seen = jnp.tile(at.seen(packing, keys_on=0), (1, q.shape[3]))
-        p = jnp.exp(jnp.where(seen, s, HIDDEN) - log_sum.swapaxes(1, 2))
-        d_p = _product("gjc,gic->gji", values, d_o)
-        d_s = p * (d_p - jnp.sum(p * d_p, 1, keepdims=True))
+        s = _scores(queries, keys, packing)
+        p = jnp.exp(jnp.where(at.seen(packing, heads), s, HIDDEN) - log_sum)
+        d_p = _product("gic,gjc->gij", d_o, values)
+        d_s = p * (d_p - jnp.sum(p * d_p, -1, keepdims=True))
         if packing.softcap is not None:
             d_s = d_s * (1 - jnp.square(s / packing.softcap))
         d_s = (d_s * q.shape[-1] ** -0.5).astype(q.dtype)
         d_q, d_k, d_v = carry
-        d_q = _put(d_q, at, _product("gji,gjc->gic", d_s, keys))
-        d_k = _add(d_k, at, _product("gji,gic->gjc", d_s, queries))
-        d_v = _add(d_v, at, _product("gji,gic->gjc", p.astype(v.dtype), d_o))
+        d_q = _put(d_q, at, _product("gij,gjc->gic", d_s, keys))
+        d_k = _add(d_k, at, _product("gij,gic->gjc", d_s, queries))
+        d_v = _add(d_v, at, _product("gij,gic->gjc", p.astype(v.dtype), d_o))
         return d_q, d_k, d_v
 
+    size, _, heads, _ = q.shape[1:]
     blank = jnp.zeros_like(q), jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    d_q, d_k, d_v = _over_blocks(visit, blank, packing, q.shape[1])
+    d_q, d_k, d_v = _over_blocks(visit, blank, packing, size)
     return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
@@ -116,10 +115,10 @@ class Visit(NamedTuple):
     ours: Tokens  # [B] each
     theirs: Tokens  # [nB]
 
-    def seen(self, packing: Packing, *, keys_on: int) -> Array:
-        """Which queries see which keys: [B, nB] bool, or [nB, B] with the keys on axis 0."""
-        ours = jax.tree.map(lambda x: jnp.expand_dims(x, keys_on), self.ours)
-        theirs = jax.tree.map(lambda x: jnp.expand_dims(x, 1 - keys_on), self.theirs)
+    def seen(self, packing: Packing, heads: int) -> Array:
+        """Which keys are seen by which queries of so many heads, [heads B, nB] bool."""
+        ours = jax.tree.map(lambda x: jnp.tile(x, heads)[:, None], self.ours)
+        theirs = jax.tree.map(lambda x: x[None], self.theirs)
         return ours.see(theirs, packing.window)
 
 
@@ -158,9 +157,9 @@ def _counts(blocks: int) -> list[int]:
     return sorted({n for n in some if n < blocks} | {blocks})
 
 
-def _scores(equation: str, a: Array, b: Array, packing: Packing) -> Array:
+def _scores(queries: Array, keys: Array, packing: Packing) -> Array:
     """What the softmax is of, before the mask."""
-    s = _product(equation, a, b) * a.shape[-1] ** -0.5
+    s = _product("gic,gjc->gij", queries, keys) * queries.shape[-1] ** -0.5
     return s if packing.softcap is None else packing.softcap * jnp.tanh(s / packing.softcap)
 
 
