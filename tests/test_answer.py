@@ -38,7 +38,7 @@ def test_one_prompt_is_text():
     "name, data",
     {
         "prompts.jsonl": LINES.encode(),
-        "prompts.jsonl.gz": gzip.compress(LINES.encode()),
+        "prompts.jsonl.gz": gzip.compress(LINES.encode(), mtime=0),  # the same in every worker
         "prompts.txt": "\n".join(PROMPTS).encode(),
         "blank.jsonl": LINES.replace("\n", "\n\n").encode(),
     }.items(),
