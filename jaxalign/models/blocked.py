@@ -111,7 +111,7 @@ class Visit(NamedTuple):
     """A block of queries, and the n blocks of keys that it meets."""
 
     queries: Array  # []
-    keys: Array  # [n]; KN, a block of padding, where fewer are seen
+    keys: Array  # [n]; KN where fewer are seen: a block of padding, whose keys are the last block's
     ours: Tokens  # [B] each
     theirs: Tokens  # [nB]
 
@@ -128,7 +128,12 @@ def _over_blocks(
     """Visit every block of queries that sees anything."""
     rows, length = packing.segment.shape
     blocks, nothing = length // size, rows * length // size
-    tiles = packing.visible().reshape(nothing, size, blocks, size).any((1, 3))
+
+    def met_in(row: Packing) -> Array:
+        seen = jax.tree.map(lambda x: x[None], row).visible()
+        return seen.reshape(blocks, size, blocks, size).any((1, 3))
+
+    tiles = jax.lax.map(met_in, packing).reshape(nothing, blocks)
     numbers = jnp.arange(nothing).reshape(rows, 1, blocks).repeat(blocks, 1).reshape(-1, blocks)
     keys = jnp.sort(jnp.where(tiles, numbers, nothing), -1)
     count = tiles.sum(-1)
@@ -187,7 +192,7 @@ def _put(x: Array, at: Visit, y: Array) -> Array:
 
 
 def _add(x: Array, at: Visit, y: Array) -> Array:
-    """[KN, B, G, C] with [G, nB, C] added to the blocks of keys; nothing is of those not seen."""
+    """[KN, B, G, C] with [G, nB, C] added to the blocks of keys; nothing, where none is seen."""
     size, groups, width = x.shape[1:]
     y = y.reshape(groups, -1, size, width).transpose(1, 2, 0, 3)
     for j, block in enumerate(at.keys):
