@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,9 @@ from .kernels import cudnn, cudnn_takes, splash, splash_takes
 from .packing import Packing, keep
 
 Backend = Callable[[Array, Array, Array, Packing], Array]
+
+coarse: Backend = functools.partial(blocked, least=256)
+"""`blocked` in fewer and larger turns of its loops, for wide devices, to which a turn is dear."""
 
 
 def attend(q: Array, k: Array, v: Array, packing: Packing, mesh: Mesh) -> Array:
@@ -58,8 +62,9 @@ def backend(device: Any, q: Any, packing: Packing) -> Backend:
     """What computes attention on a kind of device.
 
     `splash` on TPUs and `cudnn` on NVIDIA GPUs, as far as these kernels go (`splash_takes`,
-    `cudnn_takes`); `blocked` everywhere else. The device is one of the mesh: a program that is
-    compiled ahead of time is compiled for the mesh, not for the machine that compiles.
+    `cudnn_takes`), `coarse` where they do not; `blocked` on CPUs. The device is one of the mesh: a
+    program that is compiled ahead of time is compiled for the mesh, not for the machine that
+    compiles.
 
     Args:
       device: of the mesh.
@@ -70,7 +75,7 @@ def backend(device: Any, q: Any, packing: Packing) -> Backend:
         return splash
     if device.platform == "gpu" and cudnn_takes(device, q, packing):
         return cudnn
-    return blocked
+    return blocked if device.platform == "cpu" else coarse
 
 
 def attend_cached(q: Array, k: Array, v: Array, mask: Array) -> Array:

@@ -30,7 +30,7 @@ LOWEST = -1e20
 """Least maximum of a row of scores. So far above `HIDDEN` that a query without keys has p = 0."""
 
 
-def blocked(q: Array, k: Array, v: Array, packing: Packing) -> Array:
+def blocked(q: Array, k: Array, v: Array, packing: Packing, least: int = 1) -> Array:
     """softmax(q k' / sqrt(C)) v over the keys that are seen; scores and sums in float32.
 
     Args:
@@ -38,12 +38,13 @@ def blocked(q: Array, k: Array, v: Array, packing: Packing) -> Array:
       k: [K, L, G, C] keys; H is a multiple of G, and H / G neighbouring heads share a key.
       v: [K, L, G, C] values.
       packing: of the same K rows of length L.
+      least: fewest places of a block; it has more where a CPU is faster with more.
 
     Returns:
       [K, L, H, C] in the dtype of `q`; 0 where a query sees nothing.
     """
     rows, length, groups, width = k.shape
-    size = 64 if length <= 512 else 128 * -(-length // (128 * BLOCKS))
+    size = max(least, 64 if length <= 512 else 128 * -(-length // (128 * BLOCKS)))
     blocks = -(-length // size)
 
     def whole(x: Array) -> Array:
@@ -111,7 +112,7 @@ class Visit(NamedTuple):
     """A block of queries, and the n blocks of keys that it meets."""
 
     queries: Array  # []
-    keys: Array  # [n]; KN where fewer are seen: a block of padding, whose keys are the last block's
+    keys: Array  # [n]; KN where fewer are seen: a block of padding, that is read from the last one
     ours: Tokens  # [B] each
     theirs: Tokens  # [nB]
 
@@ -195,6 +196,4 @@ def _add(x: Array, at: Visit, y: Array) -> Array:
     """[KN, B, G, C] with [G, nB, C] added to the blocks of keys; nothing, where none is seen."""
     size, groups, width = x.shape[1:]
     y = y.reshape(groups, -1, size, width).transpose(1, 2, 0, 3)
-    for j, block in enumerate(at.keys):
-        x = jax.lax.dynamic_update_index_in_dim(x, x[block] + y[j], block, 0)
-    return x
+    return x.at[at.keys].add(y, mode="drop")
