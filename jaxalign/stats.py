@@ -76,16 +76,15 @@ def _log_odds(logits: Array, target: Array) -> tuple[Array, tuple[Array, Array, 
     others = _put(logits, target, jnp.where(jnp.isnan(z), z, -jnp.inf)[..., None])
     most = others.max(-1)
     most = jnp.where(jnp.isfinite(most), most, 0.0)
-    # Kept for the gradient, as logsumexp would not: XLA:CPU then writes it where the logits were,
-    # once, where it would compute it twice, the first time into an array of its own.
+    # Kept for the gradient: XLA:CPU then writes it once, where the logits were. With logsumexp it
+    # would compute it twice, the first time into an array of its own.
     odds = jnp.exp(others - most[..., None])
     total = odds.sum(-1)
     return z - (most + jnp.log(total)), (odds, target, total)
 
 
 def _log_odds_bwd(saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, None]:
-    # Written out, so that one pass over the logits gives their gradient, and they are all that is
-    # kept for it.
+    # Written out, so that one pass over the odds gives the gradient.
     odds, target, total = saved
     return _put((-g / total)[..., None] * odds, target, g[..., None]), None
 
