@@ -103,6 +103,7 @@ def test_two_processes_train_the_model_of_one(single, double):
         )
         pairs = zip(*(h.repeated(h.metrics(run / stage)) for run in (ours, theirs)), strict=True)
         for one, two in pairs:
+            assert one.keys() == two.keys()
             if one["step"] == 1:  # the policy is its reference: rounding decides which reward leads
                 for metrics in (one, two):
                     metrics.pop("rewards/accuracies", None)
