@@ -36,13 +36,13 @@ def token_stats(
       {name: [S, M] float32}.
     """
     beside = ref and _logits(*ref, axis)
-    row = Row.of(_logits(hidden, head, axis), target, beside, head)
-    return {s.name: s.fn(row) for s in needs}
+    row = Row.of(_logits(hidden, head, axis), target.reshape(-1), beside, head)
+    return {s.name: s.fn(row).reshape(target.shape) for s in needs}
 
 
 def _logits(hidden: Array, head: Array, axis: str | None) -> Array:
-    logits = _project(hidden.reshape(-1, hidden.shape[-1]), head)
-    return constrain(logits.reshape(*hidden.shape[:-1], -1), "batch", None, axis)
+    """Logits [S * M, V]: of the shape that the product has, or XLA:CPU writes no pass in place."""
+    return constrain(_project(hidden.reshape(-1, hidden.shape[-1]), head), "batch", axis)
 
 
 @jax.custom_vjp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from .types import Array, SequenceStats
+
+PARTS = 256
+"""Most parts of a row of logits whose maxima are taken one by one."""
 
 
 class Row(NamedTuple):
@@ -65,20 +69,39 @@ def log_odds(logits: Array, target: Array) -> Array:
     return _log_odds(logits, target)[0]
 
 
-def _put(logits: Array, target: Array, values: Array | float) -> Array:
-    """Logits with those of the targets replaced; in place, where a comparison reads all of V."""
-    return jnp.put_along_axis(logits, target[..., None], values, -1, inplace=False)
+def _is(target: Array, size: int) -> Array:
+    """Which of so many logits are those of the targets, [..., V] bool."""
+    return jnp.arange(size) == target[..., None]
+
+
+def _most_of_others(logits: Array, target: Array) -> Array:
+    """The greatest logit but the target's, [...]."""
+    return jnp.where(_is(target, logits.shape[-1]), -jnp.inf, logits).max(-1)
+
+
+def _most_of_others_by_parts(logits: Array, target: Array) -> Array:
+    """The same, where no more is masked than the part of the row in which the target lies.
+
+    XLA:CPU writes what is masked to memory before it takes the maximum.
+    """
+    size = logits.shape[-1]
+    count = math.gcd(size, PARTS)
+    parts = logits.reshape(*logits.shape[:-1], count, size // count)
+    own, place = jnp.divmod(target, size // count)
+    part = jnp.take_along_axis(parts, own[..., None, None], -2)[..., 0, :]
+    return jnp.maximum(_most_of_others(part, place), _most_of_others(parts.max(-1), own))
 
 
 def _log_odds(logits: Array, target: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     z = jnp.take_along_axis(logits, target[..., None], -1)[..., 0]
-    # Reading z to write -inf orders the two, so that XLA need not copy the logits.
-    others = _put(logits, target, jnp.where(jnp.isnan(z), z, -jnp.inf)[..., None])
-    most = others.max(-1)
+    most = jax.lax.platform_dependent(
+        logits, target, cpu=_most_of_others_by_parts, default=_most_of_others
+    )
     most = jnp.where(jnp.isfinite(most), most, 0.0)
-    # Kept for the gradient: XLA:CPU then writes it once, where the logits were. With logsumexp it
-    # would compute it twice, the first time into an array of its own.
-    odds = jnp.exp(others - most[..., None])
+    # Kept for the gradient: XLA:CPU then writes it once, where the logits were, and the gradient
+    # where it was. With logsumexp it would compute it twice, the first time into an array of its
+    # own; so it would beside a scatter, which is bound to the array it writes to.
+    odds = jnp.where(_is(target, logits.shape[-1]), 0.0, jnp.exp(logits - most[..., None]))
     total = odds.sum(-1)
     return z - (most + jnp.log(total)), (odds, target, total)
 
@@ -86,7 +109,8 @@ def _log_odds(logits: Array, target: Array) -> tuple[Array, tuple[Array, Array, 
 def _log_odds_bwd(saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, None]:
     # Written out, so that one pass over the odds gives the gradient.
     odds, target, total = saved
-    return _put((-g / total)[..., None] * odds, target, g[..., None]), None
+    others = (-g / total)[..., None] * odds
+    return jnp.where(_is(target, odds.shape[-1]), g[..., None], others), None
 
 
 log_odds.defvjp(_log_odds, _log_odds_bwd)
@@ -131,7 +155,7 @@ def _earth_mover(row: Row) -> Array:
     directions = head / jnp.maximum(jnp.linalg.norm(head, axis=0, keepdims=True), 1e-12)
     gold = jnp.moveaxis(directions[:, row.target], 0, -1)
     # Exactly 0 at the target: what rounding leaves there would drown the others where p is near 1.
-    away = _put(1.0 - gold @ directions, row.target, 0.0)
+    away = jnp.where(_is(row.target, head.shape[-1]), 0.0, 1.0 - gold @ directions)
     return (jax.nn.softmax(row.logits, -1) * away).sum(-1)
 
 

@@ -89,7 +89,7 @@ def test_statistics_are_float32_for_bfloat16_operands():
     assert all(x.dtype == jnp.float32 for x in out.values())
 
 
-def test_logits_of_the_whole_batch_are_never_in_memory():
+def test_no_more_than_the_logits_of_one_chunk_are_in_memory_and_those_once():
     m, v = 4096, 8192
     shape = jax.ShapeDtypeStruct
     args = (
@@ -105,4 +105,4 @@ def test_logits_of_the_whole_batch_are_never_in_memory():
     compiled = jax.jit(step).lower(*args).compile()
     analysis = compiled.memory_analysis()
     assert analysis is not None
-    assert analysis.temp_size_in_bytes < 4 * m * v / 4
+    assert analysis.temp_size_in_bytes < 1.2 * 4 * m * v / 16

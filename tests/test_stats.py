@@ -62,6 +62,18 @@ def test_complement_keeps_its_digits_where_logp_rounds_to_zero():
     )
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 96, 256, 512, 777])
+@pytest.mark.parametrize("fn", [stats._most_of_others, stats._most_of_others_by_parts])
+def test_the_greatest_of_the_other_logits(fn, size):
+    rng = np.random.default_rng(size)
+    logits = rng.normal(size=(2, 5, size)).astype(np.float32)
+    logits[0, 0, : size // 2] = -np.inf
+    target = rng.integers(0, size, (2, 5))
+    target[1] = logits[1].argmax(-1)
+    others = np.where(np.arange(size) == target[..., None], -np.inf, logits)
+    np.testing.assert_array_equal(fn(jnp.asarray(logits), jnp.asarray(target)), others.max(-1))
+
+
 def test_earth_mover_is_the_expected_distance_between_embeddings():
     rng = np.random.default_rng(0)
     logits, head = rng.normal(size=(3, 11)), rng.normal(size=(4, 11))
