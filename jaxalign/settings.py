@@ -90,7 +90,7 @@ class Data:
     """What to do with a prompt or response over its limit."""
     skip_empty: bool = False
     """Drop rows with an empty response instead of stopping at them."""
-    row_length: Count = 512
+    row_length: Count = 2048
     """Longest packed rows, tokens, of which shorter ones are made where less is padding; doubled,
     and doubled again, for a batch that needs it."""
 

@@ -204,8 +204,11 @@ def test_sizes_are_rounded_up_to_a_small_set():
 
 
 def test_row_lengths_lie_between_the_longest_example_and_the_largest_row():
-    assert row_lengths(150, 600) == [256, 384, 512, 600]
-    assert row_lengths(600, 512) == [768, 1024]
+    assert row_lengths(150, 700) == [256, 384, 512, 640, 700]
+    assert row_lengths(600, 512) == [640, 768, 896, 1024]
+    assert [n / 128 for n in row_lengths(1800, 5000)] == [
+        *(15, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 5000 / 128)
+    ]
     assert row_lengths(5, 64) == [64]
 
 

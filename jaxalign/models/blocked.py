@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from ..types import Array
 from .packing import Packing, Tokens, keep
 
-BLOCKS = 16
+BLOCKS = 32
 """Most blocks of a row."""
 HIDDEN = -1e30
 """Score of a key that is not seen."""
@@ -44,7 +44,7 @@ def blocked(q: Array, k: Array, v: Array, packing: Packing, least: int = 1) -> A
       [K, L, H, C] in the dtype of `q`; 0 where a query sees nothing.
     """
     rows, length, groups, width = k.shape
-    size = max(least, 64 if length <= 512 else 128 * -(-length // (128 * BLOCKS)))
+    size = max(least, 64 * -(-length // (64 * BLOCKS)))
     blocks = -(-length // size)
 
     def whole(x: Array) -> Array:
@@ -158,9 +158,8 @@ def _over_blocks(
 
 
 def _counts(blocks: int) -> list[int]:
-    """How many blocks of keys may be met at a time: 1, 2, 3, 4, 6, 8, 12, ..., and all of a row."""
-    some = {m << e for e in range(blocks.bit_length()) for m in (1, 3)}
-    return sorted({n for n in some if n < blocks} | {blocks})
+    """How many blocks of keys may be met at a time: some of these, and all of a row."""
+    return [n for n in (2, 3, 5, 8, 12, 16, 24) if n < blocks] + [blocks]
 
 
 def _scores(queries: Array, keys: Array, packing: Packing) -> Array:
