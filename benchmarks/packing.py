@@ -25,7 +25,7 @@ from .tables import publish, table
 from .tokenizer import make_tokenizer
 
 VOCAB = 8192
-BATCHES, ROWS = (8, 32), (256, 512, 1024)
+BATCHES, ROWS = (8, 32), (512, 1024, 2048)
 HEADING = ["batch", "rows of", "slots per pair", "filled", "shapes", "against padding"]
 
 
