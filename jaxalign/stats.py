@@ -69,14 +69,14 @@ def log_odds(logits: Array, target: Array) -> Array:
     return _log_odds(logits, target)[0]
 
 
-def _is(target: Array, size: int) -> Array:
-    """Which of so many logits are those of the targets, [..., V] bool."""
-    return jnp.arange(size) == target[..., None]
+def _is_target(logits: Array, target: Array) -> Array:
+    """Which of the logits are those of the targets, [..., V] bool."""
+    return jax.nn.one_hot(target, logits.shape[-1], dtype=bool)
 
 
 def _most_of_others(logits: Array, target: Array) -> Array:
     """The greatest logit but the target's, [...]."""
-    return jnp.where(_is(target, logits.shape[-1]), -jnp.inf, logits).max(-1)
+    return jnp.where(_is_target(logits, target), -jnp.inf, logits).max(-1)
 
 
 def _most_of_others_by_parts(logits: Array, target: Array) -> Array:
@@ -101,7 +101,7 @@ def _log_odds(logits: Array, target: Array) -> tuple[Array, tuple[Array, Array, 
     # Kept for the gradient: XLA:CPU then writes it once, where the logits were, and the gradient
     # where it was. With logsumexp it would compute it twice, the first time into an array of its
     # own; so it would beside a scatter, which is bound to the array it writes to.
-    odds = jnp.where(_is(target, logits.shape[-1]), 0.0, jnp.exp(logits - most[..., None]))
+    odds = jnp.where(_is_target(logits, target), 0.0, jnp.exp(logits - most[..., None]))
     total = odds.sum(-1)
     return z - (most + jnp.log(total)), (odds, target, total)
 
@@ -110,7 +110,7 @@ def _log_odds_bwd(saved: tuple[Array, Array, Array], g: Array) -> tuple[Array, N
     # Written out, so that one pass over the odds gives the gradient.
     odds, target, total = saved
     others = (-g / total)[..., None] * odds
-    return jnp.where(_is(target, odds.shape[-1]), g[..., None], others), None
+    return jnp.where(_is_target(odds, target), g[..., None], others), None
 
 
 log_odds.defvjp(_log_odds, _log_odds_bwd)
@@ -155,7 +155,7 @@ def _earth_mover(row: Row) -> Array:
     directions = head / jnp.maximum(jnp.linalg.norm(head, axis=0, keepdims=True), 1e-12)
     gold = jnp.moveaxis(directions[:, row.target], 0, -1)
     # Exactly 0 at the target: what rounding leaves there would drown the others where p is near 1.
-    away = jnp.where(_is(row.target, head.shape[-1]), 0.0, 1.0 - gold @ directions)
+    away = jnp.where(_is_target(row.logits, row.target), 0.0, 1.0 - gold @ directions)
     return (jax.nn.softmax(row.logits, -1) * away).sum(-1)
 
 
