@@ -2,9 +2,9 @@
 
     python -m benchmarks.packing [--data PAIRS] [--microbatches N] [--write]
 
-One pass over the data in the order of training, for each batch size and row length, against
+One pass over the data in the order of training, for each batch size and number of shapes, against
 padding every sequence to the longest of its batch. A slot is a token that goes through the body,
-padding included; a pair's tokens are those of both sequences.
+padding included; a pair's tokens are those of both sequences. Scored positions go through the head.
 """
 
 from __future__ import annotations
@@ -19,19 +19,33 @@ from jaxalign.data.loader import Loader
 from jaxalign.data.pack import token_counts
 from jaxalign.data.tokenize import load_examples
 from jaxalign.hf.load import load_tokenizer
+from jaxalign.settings import Data
 
 from . import common
 from .tables import publish, table
 from .tokenizer import make_tokenizer
 
 VOCAB = 8192
-BATCHES, ROWS = (8, 32), (512, 1024, 2048)
-HEADING = ["batch", "rows of", "slots per pair", "filled", "shapes", "against padding"]
+BATCHES, SHAPES, ANY = (8, 32, 128), (1, 2, 4, 8, 16), 10**6
+HEADING = ["batch", "shapes", "slots per pair", "filled", "scored filled", "against padding"]
+
+
+def loader_of(examples: Examples, batch_size: int, microbatches: int, shapes: int) -> Loader:
+    """Batches for one device, rows as long as by default."""
+    return Loader(
+        examples,
+        batch_size=batch_size,
+        microbatches=microbatches,
+        shards=1,
+        row_length=Data(path="").row_length,
+        shapes=shapes,
+        seed=0,
+    )
 
 
 def padding(examples: Examples, batch_size: int) -> tuple[float, int]:
     """Slots per pair of padded batches, and how many shapes they have."""
-    loader = Loader(examples, batch_size=batch_size, microbatches=1, shards=1, row_length=1, seed=0)
+    loader = loader_of(examples, batch_size, 1, 1)
     longest = []
     for step in range(loader.steps(1)):
         items = [examples.items[i] for i in loader.indices(step)]
@@ -45,23 +59,24 @@ def rows_of(examples: Examples, batch_size: int, microbatches: int) -> list[list
     pair = sequences / len(examples)
     padded, shapes = padding(examples, batch_size)
     rows = [
-        [str(batch_size), "padded", f"{padded:.0f}", f"{pair / padded:.0%}", str(shapes), "1.0x"]
+        [f"{batch_size}", f"padded, {shapes}", f"{padded:.0f}", f"{pair / padded:.0%}", "", "1.0x"]
     ]
-    for row_length in ROWS:
-        loader = Loader(
-            examples,
-            batch_size=batch_size,
-            microbatches=microbatches,
-            shards=1,
-            row_length=row_length,
-            seed=0,
+    for asked in (*SHAPES, ANY):
+        loader = loader_of(examples, batch_size, microbatches, asked)
+        batches = list(loader.batches(0, loader.steps(1)))
+        counts = [token_counts(batch) for batch in batches]
+        slots = sum(c.slots for c in counts)
+        pairs = len(batches) * batch_size
+        rows.append(
+            [
+                f"{batch_size}",
+                f"{len(loader.shapes_seen)}",
+                f"{slots / pairs:.0f}",
+                f"{sum(c.real for c in counts) / slots:.0%}",
+                f"{sum(c.scored for c in counts) / sum(b.target.size for b in batches):.0%}",
+                f"{padded * pairs / slots:.1f}x",
+            ]
         )
-        steps = loader.steps(1)
-        counts = [token_counts(batch) for batch in loader.batches(0, steps)]
-        slots = sum(c.slots for c in counts) / (steps * batch_size)
-        fill = sum(c.real for c in counts) / sum(c.slots for c in counts)
-        cells = [f"{slots:.0f}", f"{fill:.0%}", str(len(loader.shapes_seen))]
-        rows.append([str(batch_size), str(row_length), *cells, f"{padded / slots:.1f}x"])
     return rows
 
 

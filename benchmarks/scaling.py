@@ -98,6 +98,7 @@ def make_update(sizes: Sizes, mesh: jax.sharding.Mesh) -> Callable[[], None]:
         microbatches=sizes.batch // MICROBATCH,
         shards=1,
         row_length=sizes.length * 3 // 2,
+        shapes=1,
         seed=0,
         ref={s.name: np.full(examples.offsets[-1], -9.0, np.float32) for s in objective.needs},
     )

@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.batch import Batch
 from jaxalign.data.examples import Example
-from jaxalign.data.pack import head_chunks, pack, round_up
+from jaxalign.data.pack import head_chunks, pack
+from jaxalign.data.rows import round_up
 from jaxalign.forward import Task
 from jaxalign.hf.names import linears
 from jaxalign.models.adapted import Adapted, adapt

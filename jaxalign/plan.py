@@ -33,8 +33,6 @@ from .step import jitted_step
 
 SHARE = 0.9
 """Part of a device's memory that an update may take; the rest is for what is not known ahead."""
-FIRST = 8
-"""Batches from the start of a stage whose shapes are looked at."""
 
 
 def settled(prepared: Prepared) -> Prepared:
@@ -123,8 +121,7 @@ def memory(devices: Iterable[Any]) -> int:
 def update_bytes(prepared: Prepared) -> int | None:
     """Bytes that an update takes on each device, arguments included, by the compiler's account.
 
-    Of the first batches, the one with most tokens in its cells is taken. None: the compiler itself
-    found no room.
+    It is one of the costliest of the loader's shapes. None: the compiler itself found no room.
     """
     stage, objective, mesh = prepared.stage, prepared.task.objective, prepared.mesh
     tx = optimizer(stage.optimizer, prepared.updates)
@@ -155,15 +152,24 @@ def update_bytes(prepared: Prepared) -> int | None:
 
 
 def _costliest(prepared: Prepared) -> Batch:
-    """The largest of the stage's first batches, with zeros for what a cached reference gives."""
+    """A batch of the costliest shape, with zeros for what a cached reference gives."""
     objective = prepared.task.objective
     before = [""] if prepared.reference_mode == "cached" else []
     before += [START] if objective.uses_start else []
     zeros = np.zeros(prepared.train.offsets[-1], np.float32)
     ref = {b + stat.name: zeros for b in before for stat in objective.needs}
     loader = prepared.loader(prepared.train, ref)
-    batches = map(loader.batch, range(min(prepared.updates, FIRST)))
-    return max(batches, key=lambda batch: (batch.ids.size, batch.target.size))
+    batch, shape = loader.batch(0), loader.shapes[-1]
+
+    def zeros_of(*sizes: int) -> np.ndarray:
+        return np.zeros((*batch.ids.shape[:2], *sizes), np.int32)
+
+    tokens = zeros_of(shape.rows, shape.row_length)
+    scored = zeros_of(shape.chunks, shape.scored)
+    return batch._replace(
+        **dict.fromkeys(("ids", "positions", "segment", "branch"), tokens),
+        **dict.fromkeys(("source", "target", "slot"), scored),
+    )
 
 
 def _frozen(prepared: Prepared) -> Any:

@@ -92,7 +92,9 @@ class Data:
     """Drop rows with an empty response instead of stopping at them."""
     row_length: Count = 2048
     """Longest packed rows, tokens, of which shorter ones are made where less is padding; doubled,
-    and doubled again, for a batch that needs it."""
+    and doubled again, where an example needs it."""
+    shapes: Count = 8
+    """Shapes of batches; each is compiled, and the more there are, the less is padding."""
 
 
 @dataclass(frozen=True, kw_only=True)

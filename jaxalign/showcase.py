@@ -87,7 +87,13 @@ def ranking(recipe: Recipe, folder: Path, mesh: Mesh) -> Estimate:
     )
     shards = batch_shards(mesh)
     loader = Loader(
-        examples, batch_size=64 * shards, microbatches=1, shards=shards, row_length=512, seed=0
+        examples,
+        batch_size=64 * shards,
+        microbatches=1,
+        shards=shards,
+        row_length=512,
+        shapes=2,
+        seed=0,
     )
     with jax.set_mesh(mesh):
         # SimPO's reward is the log-probability per token, times a positive number.

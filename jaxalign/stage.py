@@ -107,6 +107,7 @@ class Prepared:
             chunks=head_chunks(cell, scored, config.scores or config.vocab),
             scores=config.scores,
             row_length=self.stage.data.row_length,
+            shapes=self.stage.data.shapes,
             seed=self.recipe.run.seed,
             ref=ref,
         )

@@ -21,6 +21,16 @@ def make_example(
     return Example(np.array(prompt, np.int32), arrays, columns, where, context)
 
 
+def hh_like(count: int) -> list[Example]:
+    """Pairs about as long as those of HH."""
+    rng = np.random.default_rng(0)
+    prompts = np.clip(rng.lognormal(4.5, 0.75, count), 5, 500).astype(int)
+    answers = np.clip(rng.lognormal(3.4, 0.85, (count, 2)), 2, 250).astype(int)
+    return [
+        make_example([1] * p, [2] * a, [3] * b) for p, (a, b) in zip(prompts, answers, strict=True)
+    ]
+
+
 def first_scored(item: Example, r: int) -> int:
     """Where the scored tokens begin in prompt + response r."""
     return max(len(item.prompt) + (item.context[r] if item.context else 0), 1)

@@ -52,6 +52,7 @@ def evaluated(batch_size, microbatches=1, chunks=1, mesh=ONE, names=ALL, objecti
         shards=batch_shards(mesh),
         chunks=chunks,
         row_length=64,
+        shapes=2,
         seed=0,
     )
     task = Task(OBJECTIVES[objective], {}, model.forward)

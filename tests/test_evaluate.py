@@ -45,6 +45,7 @@ def evaluate(name, *, batch_size, microbatches=1, mesh=ONE, state=None):
         microbatches=microbatches,
         shards=batch_shards(mesh),
         row_length=64,
+        shapes=2,
         seed=0,
     )
     with jax.set_mesh(mesh):

@@ -8,7 +8,7 @@ from collections import Counter
 import chex
 import numpy as np
 import pytest
-from helpers_pack import contexts, expected_contexts, make_example
+from helpers_pack import contexts, expected_contexts, hh_like, make_example
 
 from jaxalign.data.examples import Examples, Report
 from jaxalign.data.loader import AHEAD, Loader, order
@@ -27,7 +27,7 @@ def data(n=10):
 
 
 def loader(examples=None, **changes):
-    options = dict(batch_size=4, microbatches=2, shards=1, row_length=32, seed=7)
+    options = dict(batch_size=4, microbatches=2, shards=1, row_length=32, shapes=2, seed=7)
     return Loader(examples or data(), **(options | changes))
 
 
@@ -165,6 +165,31 @@ def test_reference_statistics_follow_their_examples_into_any_batch():
                 at = examples.offsets[batch.example[cell] * 2 + r :][:2]
                 values = batch.ref["logp"][cell][r][batch.mask[cell][r]]
                 assert values.tolist() == list(range(*at))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_batches_have_no_more_shapes_than_stated(count):
+    examples = Examples(hh_like(200), "Pairs", NOTHING)
+    for read in (lambda one: one.batches(0, 25), lambda one: one.sequential()):
+        one = loader(examples, batch_size=8, row_length=1024, shapes=count)
+        assert len(list(read(one))) == 25
+        assert len(one.shapes_seen) == count
+
+
+def test_more_shapes_are_fuller():
+    def slots(count):
+        examples = Examples(hh_like(200), "Pairs", NOTHING)
+        one = loader(examples, batch_size=8, row_length=1024, shapes=count)
+        return sum(batch.ids.size for batch in one.batches(0, 25))
+
+    assert slots(4) < 0.8 * slots(1)
+
+
+def test_batches_larger_than_those_looked_at_have_shapes_of_their_own(monkeypatch):
+    monkeypatch.setattr("jaxalign.data.loader.LOOKED_AT", (3, 10**6))
+    one = loader(Examples(hh_like(200), "Pairs", NOTHING), batch_size=8, shapes=2, row_length=1024)
+    assert seen(one.batches(0, 25)) == dict.fromkeys(range(200), 1)
+    assert one.shapes_seen > set(one.shapes)
 
 
 def test_shapes_seen_are_those_of_the_batches():

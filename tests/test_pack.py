@@ -3,13 +3,14 @@ from __future__ import annotations
 import chex
 import numpy as np
 import pytest
-from helpers_pack import contexts, expected_contexts, make_example, unshared_batch
+from helpers_pack import contexts, expected_contexts, hh_like, make_example, unshared_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign import types
 from jaxalign.data.examples import RESPONSES, Examples, Report
-from jaxalign.data.pack import cell_size, head_chunks, pack, round_up, row_lengths, token_counts
+from jaxalign.data.pack import cell_size, head_chunks, pack, token_counts
+from jaxalign.data.rows import Shape
 from jaxalign.errors import UserError
 
 NOTHING = Report(0, {}, 0, {}, {})
@@ -38,6 +39,9 @@ def calls(draw):
         "shards": shards,
         "chunks": chunks,
         "max_scored": draw(st.sampled_from([9, 16])),
+        "shapes": draw(
+            st.sampled_from([(), (Shape(2, 32, chunks, 64), Shape(9, 48, chunks, 320))])
+        ),
     }
     return items, indices, draw(st.sampled_from([8, 16, 32])), options
 
@@ -54,6 +58,7 @@ def test_every_scored_token_sees_its_prompt_and_its_own_branch_and_nothing_else(
 @settings(max_examples=30, deadline=None)
 def test_the_reference_packer_shows_the_same_contexts(call):
     items, indices, _, options = call
+    del options["shapes"]
     batch = unshared_batch(items, indices, **options)
     assert contexts(batch) == expected_contexts(items, indices)
 
@@ -196,22 +201,6 @@ def test_a_response_longer_than_max_scored_is_refused():
         one_batch([make_example([1], [2] * 5)], max_scored=4)
 
 
-def test_sizes_are_rounded_up_to_a_small_set():
-    assert [round_up(n, 1) for n in (0, 1, 2, 3, 5, 7, 9, 13, 17, 100)] == [
-        *(1, 1, 2, 3, 6, 8, 12, 16, 24, 128)
-    ]
-    assert [round_up(n, 64) for n in (0, 64, 65, 129, 257, 600)] == [64, 64, 128, 192, 384, 768]
-
-
-def test_row_lengths_lie_between_the_longest_example_and_the_largest_row():
-    assert row_lengths(150, 700) == [256, 384, 512, 640, 700]
-    assert row_lengths(600, 512) == [640, 768, 896, 1024]
-    assert [n / 128 for n in row_lengths(1800, 5000)] == [
-        *(15, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 5000 / 128)
-    ]
-    assert row_lengths(5, 64) == [64]
-
-
 def test_rows_are_as_long_as_costs_least():
     # Two examples of 90 tokens leave as much empty in rows of 128 as in one of 256, which has the
     # dearer attention; four of them fill one of 384; twelve of 40 tokens fill rows of 128.
@@ -221,6 +210,24 @@ def test_rows_are_as_long_as_costs_least():
 
     shapes = [shape(n, length).ids.shape[2:] for n, length in ((2, 90), (4, 90), (12, 40))]
     assert shapes == [(2, 128), (1, 384), (4, 128)]
+
+
+def test_a_batch_has_the_first_shape_that_holds_it():
+    items = [make_example([1] * 10, [2] * 30)] * 3
+    small, narrow, fitting, large = (
+        *(Shape(1, 64, 1, 128), Shape(3, 64, 1, 64)),
+        *(Shape(3, 64, 1, 128), Shape(4, 64, 1, 128)),
+    )
+    batch = one_batch(items, max_scored=32, shapes=[small, narrow, fitting, large])
+    assert Shape(*batch.ids.shape[2:], *batch.source.shape[2:]) == fitting
+
+
+def test_a_batch_that_no_shape_holds_has_its_own():
+    items = [make_example([1] * 10, [2] * 30)] * 3
+    alone = one_batch(items, max_scored=32)
+    chex.assert_trees_all_equal(
+        one_batch(items, max_scored=32, shapes=[Shape(2, 64, 1, 128)]), alone
+    )
 
 
 def test_cells_are_balanced_in_tokens_and_in_scored_tokens():
@@ -236,16 +243,10 @@ def test_cells_are_balanced_in_tokens_and_in_scored_tokens():
 
 
 def test_hh_like_lengths_fill_over_80_percent_of_the_slots():
-    rng = np.random.default_rng(0)
     real = slots = 0
-    for _ in range(20):
-        prompts = np.clip(rng.lognormal(4.5, 0.75, 32), 5, 500).astype(int)
-        answers = np.clip(rng.lognormal(3.4, 0.85, (32, 2)), 2, 250).astype(int)
-        items = [
-            make_example([1] * p, [2] * a, [3] * b)
-            for p, (a, b) in zip(prompts, answers, strict=True)
-        ]
-        counts = token_counts(one_batch(items, row_length=512, max_scored=256))
+    items = hh_like(640)
+    for i in range(0, 640, 32):
+        counts = token_counts(one_batch(items[i : i + 32], row_length=512, max_scored=256))
         real, slots = real + counts.real, slots + counts.slots
     assert real / slots > 0.8
 

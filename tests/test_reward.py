@@ -57,7 +57,7 @@ def test_a_response_that_begins_with_context_is_scored_at_its_end_too():
 def test_a_loader_hands_out_batches_of_scores():
     examples = Examples(some_examples("Pairs", 6), "Pairs", Report(6, {}, 0, {}, {}))
     loader = Loader(
-        examples, batch_size=4, microbatches=2, shards=1, row_length=64, seed=0, scores=2
+        examples, batch_size=4, microbatches=2, shards=1, row_length=64, shapes=2, seed=0, scores=2
     )
     assert loader.batch(0).mask.shape == (2, 1, 2, 2, 2)
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import islice
 
 import numpy as np
 
 from ..batch import Batch
-from .examples import Examples
-from .pack import cell_size, pack
+from .examples import Example, Examples
+from .pack import cell_size, pack, share_out
+from .rows import Shape, common_shapes
 
 Batches = Generator[Batch, None, None]
 
 AHEAD = 2
 """Batches packed while the device is busy with another."""
+LOOKED_AT = 256, 8192
+"""The most batches, and the most examples in them, by which the shapes of batches are chosen."""
 
 
 @lru_cache(maxsize=4)
@@ -36,7 +40,7 @@ class Loader:
     once an epoch, none is padding and none is left over.
 
     Attributes:
-      shapes_seen: the distinct (K, L, G, M) of the batches handed out by the iterators.
+      shapes_seen: those of the batches handed out by the iterators.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Loader:
         microbatches: int,
         shards: int,
         row_length: int,
+        shapes: int,
         seed: int,
         chunks: int = 1,
         scores: int = 0,
@@ -60,6 +65,7 @@ class Loader:
           microbatches: n.
           shards: S.
           row_length: L, tokens.
+          shapes: how many shapes its batches have, but for some larger than those looked at.
           seed: of the order.
           chunks: G, parts of a cell whose logits exist one after another.
           scores: numbers that a reward head gives a response; 0: its tokens are scored.
@@ -78,9 +84,10 @@ class Loader:
                 )
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.microbatches, self.shards, self.row_length = microbatches, shards, row_length
+        self.n_shapes = shapes
         self.chunks, self.scores = chunks, scores
         self.ref = dict(ref or {})
-        self.shapes_seen: set[tuple[int, ...]] = set()
+        self.shapes_seen: set[Shape] = set()
 
     def steps(self, epochs: float) -> int:
         """The least number of batches that covers `epochs` passes over the data."""
@@ -98,7 +105,7 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """Batch `step` of the endless stream."""
-        return self._pack(self.indices(step))
+        return self._pack(self.indices(step), self.shapes)
 
     def batches(self, start: int, stop: int) -> Batches:
         """Batches `start` to `stop - 1`, packed ahead in a thread that ends with the iterator."""
@@ -112,16 +119,45 @@ class Loader:
         stop = len(self.examples) if stop is None else stop
 
         def make(first: int) -> Batch:
-            indices = np.arange(first, first + self.batch_size)
-            return self._pack(np.where(indices < stop, indices, -1))
+            return self._pack(self._in_order(first, stop), self.shapes_in_order)
 
         return self._ahead(make, range(start, stop, self.batch_size))
 
-    def _pack(self, indices: np.ndarray) -> Batch:
+    @cached_property
+    def shapes(self) -> list[Shape]:
+        """Shapes of batches by step, chosen by those of the first epoch."""
+        return self._common_shapes(map(self.indices, range(self.steps(1))))
+
+    @cached_property
+    def shapes_in_order(self) -> list[Shape]:
+        """Shapes of sequential batches."""
+        n = len(self.examples)
+        return self._common_shapes(self._in_order(i, n) for i in range(0, n, self.batch_size))
+
+    def _common_shapes(self, batches: Iterable[np.ndarray]) -> list[Shape]:
+        most, examples = LOOKED_AT
+        asked = [
+            share_out(
+                self._items(indices), self.microbatches * self.shards, self.chunks, self.scores
+            )
+            for indices in islice(batches, min(most, -(-examples // self.batch_size)))
+        ]
+        return common_shapes([cells for _, cells in asked], self.row_length, self.n_shapes)
+
+    def _in_order(self, first: int, stop: int) -> np.ndarray:
+        """[B] the examples from `first`; -1, padding, from `stop`."""
+        indices = np.arange(first, first + self.batch_size)
+        return np.where(indices < stop, indices, -1)
+
+    def _items(self, indices: np.ndarray) -> list[Example | None]:
         items = self.examples.items
+        return [items[i] if i >= 0 else None for i in indices]
+
+    def _pack(self, indices: np.ndarray, shapes: Sequence[Shape]) -> Batch:
         return pack(
-            [items[i] if i >= 0 else None for i in indices],
+            self._items(indices),
             indices,
+            shapes=shapes,
             responses=self.examples.responses,
             microbatches=self.microbatches,
             shards=self.shards,
@@ -141,7 +177,7 @@ class Loader:
                 if i + AHEAD < len(keys):
                     waiting.append(pool.submit(make, keys[i + AHEAD]))
                 batch = waiting.popleft().result()
-                self.shapes_seen.add((*batch.ids.shape[2:], *batch.source.shape[2:]))
+                self.shapes_seen.add(Shape(*batch.ids.shape[2:], *batch.source.shape[2:]))
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,15 +10,10 @@ import numpy as np
 from ..batch import Batch
 from ..errors import UserError
 from .examples import Example
+from .rows import Cells, Place, Shape, lay_out
 
 LOGITS_BYTES = 2**28
 """Size of the float32 logits that a shard may hold at a time."""
-
-
-ATTENTION_LENGTH = 16384
-"""Row length at which attention is counted as dear as the rest of a layer, tokens: at half of the
-rate of large products, six times the width of a model, here of one of 2,700; the choice only
-settles what is about equal in slots."""
 
 
 class TokenCounts(NamedTuple):
@@ -29,14 +23,6 @@ class TokenCounts(NamedTuple):
     slots: int  # that go through the model's body, padding included
     scored: int  # that a statistic is computed of, padding left out
     unshared: int  # that would be real if every response had a prompt of its own
-
-
-class Place(NamedTuple):
-    """Where an example lies in its cell."""
-
-    row: int
-    offset: int
-    segment: int  # its number in the row, from 1
 
 
 def pack(
@@ -52,6 +38,7 @@ def pack(
     scores: int = 0,
     ref: Mapping[str, np.ndarray] | None = None,
     offsets: np.ndarray | None = None,
+    shapes: Sequence[Shape] = (),
 ) -> Batch:
     """Pack the examples of one update; the same arguments give the same batch.
 
@@ -62,31 +49,23 @@ def pack(
       microbatches: n; B must be a multiple of n * shards.
       shards: S, parts of the batch that share no row.
       chunks: G, parts of a cell whose logits exist one after another; must divide b.
-      row_length: the largest of the `row_lengths`, tokens; L is the one that costs least.
+      row_length: the largest of the `row_lengths`, tokens.
       max_scored: T, the most scored tokens that a response may have.
       scores: numbers that a reward head reads at a response's last token, T then; 0: no such head.
       ref: {token statistic: [scored tokens of the data set] float32}, in the order of `offsets`.
       offsets: [N * R + 1] `Examples.offsets` of the data set; needed with `ref`.
+      shapes: those that it is to have if one holds it, cheapest first; else it has its own.
 
     Raises:
       UserError: B cannot be divided into cells.
     """
     b = cell_size(len(items), microbatches, shards)
     _check_scored(items, max_scored)
-    lengths = [item.length if item else 0 for item in items]
-    scored = [_scored(item, scores) for item in items]
-    cells = _balance(range(len(items)), lengths, scored, b)
-    parts = [_balance(cell, lengths, scored, b // chunks) for cell in cells]
-    cells = [[i for part in cell for i in part] for cell in parts]
-    rows, row_length, places = _cheapest_rows(
-        [[lengths[i] for i in cell] for cell in cells], row_lengths(max(lengths), row_length)
-    )
-    most = max(sum(scored[i] for i in part) for cell in parts for part in cell)
+    cells, asked = share_out(items, microbatches * shards, chunks, scores)
+    shape, places = lay_out(asked, row_length, shapes)
     batch = _empty(
         lead=len(cells),
-        rows=rows,
-        row_length=row_length,
-        scored=(chunks, round_up(most, 64)),
+        shape=shape,
         answers=(b, responses, scores or max_scored),
         columns=next((item.columns for item in items if item), {}),
         stats=tuple(ref or ()),
@@ -97,6 +76,20 @@ def pack(
         if ref and offsets is not None:
             _fill_ref(view, ref, offsets)
     return _map(batch, lambda x: x.reshape(microbatches, shards, *x.shape[1:]))
+
+
+def share_out(
+    items: Sequence[Example | None], count: int, chunks: int, scores: int
+) -> tuple[list[list[int]], Cells]:
+    """Which items are in each of `count` cells, chunk after chunk, and what they ask of a shape."""
+    lengths = [item.length if item else 0 for item in items]
+    scored = [_scored(item, scores) for item in items]
+    b = len(items) // count
+    cells = _balance(range(len(items)), lengths, scored, b)
+    parts = [_balance(cell, lengths, scored, b // chunks) for cell in cells]
+    cells = [[i for part in cell for i in part] for cell in parts]
+    most = max(sum(scored[i] for i in part) for cell in parts for part in cell)
+    return cells, Cells([[lengths[i] for i in cell] for cell in cells], chunks, most)
 
 
 def cell_size(batch_size: int, microbatches: int, shards: int) -> int:
@@ -117,21 +110,6 @@ def cell_size(batch_size: int, microbatches: int, shards: int) -> int:
     return batch_size // cells
 
 
-def row_lengths(longest: int, largest: int) -> list[int]:
-    """The lengths that a batch's rows may have, shortest first.
-
-    128 * (1, 2, 3, ..., 16, 18, 20, ..., 32, 36, ...) tokens, between the longest example and
-    `largest`, which is doubled until that example fits.
-    """
-    while largest < longest:
-        largest *= 2
-    lengths, length = [], 128
-    while length < largest:
-        lengths += [length] if length >= longest else []
-        length += max(128, 2 ** (length.bit_length() - 1) // 8)
-    return [*lengths, largest]
-
-
 def head_chunks(cell: int, scored: float, vocab: int) -> int:
     """G, the fewest chunks of a cell whose logits fit in `LOGITS_BYTES`.
 
@@ -143,15 +121,6 @@ def head_chunks(cell: int, scored: float, vocab: int) -> int:
     divisors = (g for g in range(1, cell + 1) if cell % g == 0)
     fitting = (g for g in divisors if cell // g * scored * vocab * 4 <= LOGITS_BYTES)
     return next(fitting, cell)
-
-
-def round_up(count: int, unit: int) -> int:
-    """The least of unit * (1, 2, 3, 4, 6, 8, 12, 16, ...) that is no less than count."""
-    size = unit
-    while size < count:
-        size *= 2
-    between = size // 4 * 3
-    return between if size > 2 * unit and between >= count else size
 
 
 def token_counts(batch: Batch) -> TokenCounts:
@@ -194,57 +163,19 @@ def _balance(
     return [sorted(part) for part in parts]
 
 
-def _cheapest_rows(
-    cells: Sequence[Sequence[int]], candidates: Sequence[int]
-) -> tuple[int, int, list[list[Place]]]:
-    """K, L and where the items of each cell go, given their lengths, where that costs least.
-
-    A position costs what the weights take and, for attention, a share that grows with L.
-    """
-    best: tuple[float, int, int, list[list[Place]]] = math.inf, 0, 0, []
-    largest = max(map(sum, cells))
-    for length in candidates:
-        cost = length * (1 + length / ATTENTION_LENGTH)  # of a row
-        if round_up(-(-largest // length), 1) * cost >= best[0]:
-            continue
-        places = [_first_fit(cell, length) for cell in cells]
-        rows = round_up(max(place.row for cell in places for place in cell) + 1, 1)
-        if rows * cost < best[0]:
-            best = rows * cost, rows, length, places
-    return best[1:]
-
-
-def _first_fit(lengths: Sequence[int], row_length: int) -> list[Place]:
-    """Where each item goes: the longest first, into the first row that has room."""
-    places = [Place(0, 0, 0)] * len(lengths)
-    used: list[int] = []
-    held: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        row = next((k for k, u in enumerate(used) if u + lengths[i] <= row_length), len(used))
-        if row == len(used):
-            used.append(0)
-            held.append(0)
-        held[row] += 1
-        places[i] = Place(row, used[row], held[row])
-        used[row] += lengths[i]
-    return places
-
-
 def _empty(
     *,
     lead: int,
-    rows: int,
-    row_length: int,
-    scored: tuple[int, int],
+    shape: Shape,
     answers: tuple[int, int, int],
     columns: Mapping[str, float | tuple[float, ...]],
     stats: Sequence[str],
 ) -> Batch:
     """A batch of `lead` cells of padding.
 
-    `scored` is (G, M), `answers` is (b, R, T), `columns` those of an example.
+    `answers` is (b, R, T), `columns` those of an example.
     """
-    b, r, t = answers
+    (rows, row_length, *scored), (b, r, t) = shape, answers
 
     def tokens() -> np.ndarray:
         return np.zeros((lead, rows, row_length), np.int32)
