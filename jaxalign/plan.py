@@ -121,7 +121,7 @@ def memory(devices: Iterable[Any]) -> int:
 def update_bytes(prepared: Prepared) -> int | None:
     """Bytes that an update takes on each device, arguments included, by the compiler's account.
 
-    It is one of the costliest of the loader's shapes. None: the compiler itself found no room.
+    Its batch has the costliest of the loader's shapes. None: the compiler itself found no room.
     """
     stage, objective, mesh = prepared.stage, prepared.task.objective, prepared.mesh
     tx = optimizer(stage.optimizer, prepared.updates)
