@@ -93,7 +93,7 @@ class Data:
     row_length: Count = 2048
     """Longest packed rows, tokens, of which shorter ones are made where less is padding; doubled,
     and doubled again, where an example needs it."""
-    shapes: Count = 8
+    shapes: Count = 4
     """Shapes of batches; each is compiled, and the more there are, the less is padding."""
 
 
