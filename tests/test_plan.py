@@ -60,6 +60,18 @@ def test_a_batch_to_plan_with_has_the_statistics_of_both_references(inputs, tmp_
         assert set(plan._costliest(h.prepared(recipe, "inpo", MESH)).ref) == names
 
 
+def test_the_batch_to_plan_with_is_the_largest(inputs, tmp_path):
+    # In rows as short as these, batches differ in how many they have.
+    recipe = h.recipe(inputs, tmp_path, "dpo", stages__dpo__data__row_length=32)
+    prepared = h.prepared(recipe, "dpo", MESH)
+    loader = prepared.loader(prepared.train)
+    assert len({shape.rows * shape.row_length for shape in loader.shapes}) > 1
+    batch = plan._costliest(prepared)
+    largest = max(loader.shapes, key=lambda shape: shape.rows * shape.row_length + shape.scored)
+    assert batch.ids.shape[2:] == batch.segment.shape[2:] == largest[:2]
+    assert batch.target.shape[2:] == batch.slot.shape[2:] == largest[2:]
+
+
 def test_candidates_are_the_divisors_in_order():
     assert plan.divisors(12) == [1, 2, 3, 4, 6, 12]
     assert plan.divisors(1) == [1]
