@@ -1,6 +1,8 @@
-# Everything runs in $(VENV), made on first use from $(PYTHON) (3.11 or newer).
+# Everything runs in $(VENV), made on first use from $(PYTHON) (3.11 or newer); $(CONSTRAINTS) names
+# a file of versions to install, such as tests/minimum.txt, and none the newest.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?=
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
@@ -27,7 +29,7 @@ lint: $(VENV)/dev.stamp
 # What a change must pass.
 check: lint test
 
-# Format, and mend what the linter can.
+# Format, and fix what the linter can.
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -40,5 +42,5 @@ $(VENV)/run.stamp: extras :=
 $(VENV)/test.stamp: extras := [test]
 $(VENV)/dev.stamp: extras := [dev]
 $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.$(extras)'
+	$(BIN)/python -m pip install --quiet --editable '.$(extras)' $(CONSTRAINTS:%=--constraint %)
 	touch $@

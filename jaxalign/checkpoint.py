@@ -21,6 +21,8 @@ import orbax.checkpoint as ocp
 
 from .errors import RunError, UserError
 
+ARGS: Any = ocp.args  # whose constructors type checkers do not see in older releases
+
 
 def sha256(path: pathlib.Path) -> str:
     """The hexadecimal SHA-256 of a file's bytes."""
@@ -72,7 +74,7 @@ class Checkpoints:
         """
         self.wait()
         try:
-            self._saver.save(self._path(step), args=ocp.args.StandardSave(_named(state)))
+            self._saver.save(self._path(step), args=ARGS.StandardSave(_named(state)))
         except (OSError, ValueError) as e:
             raise self._failed(step, e) from e
         self._pending.append((step, self._sealer.submit(self._seal, step)))
@@ -113,9 +115,7 @@ class Checkpoints:
             return None
         step = steps[-1]
         self._verify(step)
-        named = self._saver.restore(
-            self._path(step), args=ocp.args.StandardRestore(_named(abstract))
-        )
+        named = self._saver.restore(self._path(step), args=ARGS.StandardRestore(_named(abstract)))
         structure = jax.tree.structure(abstract)
         return step, jax.tree.unflatten(structure, [named[k] for k in _named(abstract)])
 

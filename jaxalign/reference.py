@@ -109,7 +109,7 @@ def _scored(batch: Batch, stats: Mapping[str, jax.Array]) -> dict[str, np.ndarra
 def _write(path: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as f:
-        np.savez(f, allow_pickle=False, **values)
+        np.savez(f, **values)
         f.flush()
         os.fsync(f.fileno())
     temporary.replace(path)

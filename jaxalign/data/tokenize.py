@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -157,13 +157,14 @@ def _groups(row: Row) -> list[tuple[Field, list[int]]]:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
-    return tokenizer(
+    encoded: Any = tokenizer(
         texts,
         add_special_tokens=False,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,
-    )["input_ids"]
+    )
+    return encoded["input_ids"]
 
 
 def _specials(tokenizer: PreTrainedTokenizerBase) -> _Specials:
@@ -171,7 +172,8 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> _Specials:
         token if isinstance(token, int) else None
         for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
     )
-    first = tokenizer("a")["input_ids"][:1]
+    encoded: Any = tokenizer("a")
+    first = encoded["input_ids"][:1]
     return _Specials(bos, eos, [bos] if bos is not None and first == [bos] else [])
 
 
