@@ -35,9 +35,10 @@ def token_stats(
     Returns:
       {name: [S, M] float32}.
     """
-    beside = ref and _logits(*ref, axis)
-    row = Row.of(_logits(hidden, head, axis), target.reshape(-1), beside, head)
-    return {s.name: s.fn(row).reshape(target.shape) for s in needs}
+    with jax.named_scope("head"):
+        beside = ref and _logits(*ref, axis)
+        row = Row.of(_logits(hidden, head, axis), target.reshape(-1), beside, head)
+        return {s.name: s.fn(row).reshape(target.shape) for s in needs}
 
 
 def _logits(hidden: Array, head: Array, axis: str | None) -> Array:

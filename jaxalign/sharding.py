@@ -50,6 +50,16 @@ def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> M
     return Mesh(np.asarray(devices).reshape(sizes), AXES)
 
 
+def repeatable(mesh: Mesh) -> dict[str, bool | str] | None:
+    """Compiler options with which a program gives the same bits whenever it runs on this mesh.
+
+    On GPUs scatters and cuDNN's attention add up in whatever order their threads arrive, unless XLA
+    is told to leave such kernels out. CPUs and TPUs have none.
+    """
+    gpu = mesh.devices.flat[0].platform == "gpu"
+    return {"xla_gpu_exclude_nondeterministic_ops": True} if gpu else None
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts the mesh cuts a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -27,7 +27,7 @@ from .forward import (
 )
 from .head import accumulate, sum_over_chunks
 from .settings import Reference
-from .sharding import replicated
+from .sharding import repeatable, replicated
 from .stats import reduce_tokens
 from .types import Array, Metrics, SequenceStats, select_rows
 
@@ -270,8 +270,9 @@ def train_step(
         ref_params=ref_params if state.ref_params is None else state.ref_params,
         step=state.step,
     )
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     out = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
@@ -305,7 +306,12 @@ def jitted_step(
     def update(state: TrainState, batch: Batch, ref_params: Any, frozen: Any) -> Any:
         return train_step(task.beside(frozen), tx, state, batch, ref_params, reference)
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    return jax.jit(
+        update,
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=repeatable(mesh),
+    )
 
 
 def eval_step(

@@ -22,8 +22,8 @@ from jaxalign.sharding import make_mesh
 
 CPU = SimpleNamespace(platform="cpu")
 TPU = SimpleNamespace(platform="tpu")
-H100, T4, MI300 = (
-    SimpleNamespace(platform="gpu", compute_capability=c) for c in ("9.0", "7.5", "gfx942")
+H100, A100, T4, MI300 = (
+    SimpleNamespace(platform="gpu", compute_capability=c) for c in ("9.0", "8.0", "7.5", "gfx942")
 )
 
 
@@ -194,6 +194,7 @@ def test_devices_exchange_nothing():
 QUERIES = jax.ShapeDtypeStruct((1, 256, 4, 128), jnp.bfloat16)
 ODD = jax.ShapeDtypeStruct((1, 255, 4, 128), jnp.bfloat16)
 WIDE = jax.ShapeDtypeStruct((1, 256, 4, 256), jnp.bfloat16)
+WIDER = jax.ShapeDtypeStruct((1, 256, 4, 264), jnp.bfloat16)
 FULL = jax.ShapeDtypeStruct((1, 256, 4, 128), jnp.float32)
 CHOICES = {
     "cpu": (CPU, QUERIES, {}, blocked),
@@ -207,7 +208,10 @@ CHOICES = {
     "nvidia, soft cap": (H100, QUERIES, {"softcap": 30.0}, coarse),
     "nvidia, float32": (H100, FULL, {}, coarse),
     "nvidia, odd length": (H100, ODD, {}, coarse),
-    "nvidia, wide heads": (H100, WIDE, {}, coarse),
+    "nvidia, wide heads": (H100, WIDE, {}, cudnn),
+    "nvidia, wider heads": (H100, WIDER, {}, coarse),
+    "nvidia before Hopper": (A100, QUERIES, {}, cudnn),
+    "nvidia before Hopper, wide heads": (A100, WIDE, {}, coarse),
     "nvidia, old": (T4, QUERIES, {}, coarse),
     "amd": (MI300, QUERIES, {}, coarse),
 }

@@ -7,14 +7,17 @@ import pytest
 from helpers_objectives import draw_columns
 from helpers_step import T, dense_loss, parameters, small_model, some_examples
 
+from jaxalign import step
 from jaxalign.data.pack import pack
 from jaxalign.forward import START, Task, sequence_stats
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.sharding import batch_shards, make_mesh, put_batch
+from jaxalign.state import abstract_state
 from jaxalign.step import (
     TrainState,
     eval_step,
+    jitted_step,
     train_step,
     value_and_grad,
     weighted_mean,
@@ -287,3 +290,16 @@ def test_a_metric_is_averaged_over_the_examples_that_have_it():
 def test_an_unknown_hyper_parameter_is_refused_before_tracing():
     with pytest.raises(TypeError, match="did you mean 'beta'"):
         Task(OBJECTIVES["dpo"], {"betta": 0.1}, lambda *a: a)
+
+
+def test_the_update_is_compiled_with_the_options_of_its_mesh(monkeypatch):
+    monkeypatch.setattr(step, "repeatable", lambda mesh: {"xla_no_such_option": True})
+    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    model, tx = small_model(mesh), optax.sgd(0.1)
+    task = Task(OBJECTIVES["sft"], {}, model.forward)
+    abstract = abstract_state(model, tx, OBJECTIVES["sft"])
+    batch = put_batch(batch_of(some_examples("Demos", B)), mesh)
+    with jax.set_mesh(mesh):
+        lowered = jitted_step(task, tx, abstract, mesh).lower(abstract, batch, None, None)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+            lowered.compile()

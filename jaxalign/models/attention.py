@@ -55,7 +55,8 @@ def attend(q: Array, k: Array, v: Array, packing: Packing, mesh: Mesh) -> Array:
         out_specs=by_head,
         check_vma=False,  # pallas kernels do not say over which axes their results vary
     )
-    return keep(run(q, k, v, packing))
+    with jax.named_scope("attention"):
+        return keep(run(q, k, v, packing))
 
 
 def backend(device: Any, q: Any, packing: Packing) -> Backend:

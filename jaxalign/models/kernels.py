@@ -88,18 +88,19 @@ def _block_sizes(length: int) -> splash_attention.BlockSizes:
 def cudnn_takes(device: Any, q: Any, packing: Packing) -> bool:
     """Whether cuDNN's fused attention serves queries [K, L, H, C] on this device.
 
-    It wants an Ampere GPU or later, half precision, even L, C a multiple of 8 and at most 128, and
-    has no cap on scores.
+    It wants an Ampere GPU or later, half precision, even L, C a multiple of 8 and at most 128 (256
+    from Hopper on), and has no cap on scores.
     """
     capability = getattr(device, "compute_capability", "")
     length, width = q.shape[1], q.shape[3]
+    if not capability[:1].isdigit():  # AMD's begin with "gfx"
+        return False
     return (
-        capability[:1].isdigit()  # AMD's begin with "gfx"
-        and float(capability) >= 8
+        float(capability) >= 8
         and q.dtype in (jnp.bfloat16, jnp.float16)
         and length % 2 == 0
         and width % 8 == 0
-        and width <= 128
+        and width <= (256 if float(capability) >= 9 else 128)
         and packing.softcap is None
     )
 
@@ -107,8 +108,8 @@ def cudnn_takes(device: Any, q: Any, packing: Packing) -> bool:
 def cudnn(q: Array, k: Array, v: Array, packing: Packing) -> Array:
     """`blocked` as cuDNN's fused kernel. The mask is dense: 2 L L bytes a row, whatever the heads.
 
-    cuDNN also returns the gradient of that mask, of the same size. `is_causal` adds nothing to the
-    mask but spares the kernel the upper triangle.
+    Before jax 0.11 cuDNN also returns the gradient of that mask, of the same size. `is_causal` adds
+    nothing to the mask but spares the kernel the upper triangle.
     """
     attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     return attention(q, k, v, mask=packing.visible()[:, None], is_causal=True)
