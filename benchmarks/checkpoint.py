@@ -50,12 +50,12 @@ def neox(
     )
 
 
-def make_model(folder: Path, config: transformers.PretrainedConfig) -> None:
-    """Write random weights, the same for the same configuration."""
+def make_model(folder: Path, config: transformers.PretrainedConfig, dtype: str = "float32") -> None:
+    """Write random weights, the same for the same configuration; kept in `dtype`."""
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # made as 0 or 1, with which an error in them would not show
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)

@@ -66,7 +66,7 @@ def padded(items: Sequence[Example], r: int) -> tuple[torch.Tensor, torch.Tensor
 
 def torch_logp(model: Any, items: Sequence[Example], r: int) -> torch.Tensor:
     """Log-probability of response r of each example, [B], nats."""
-    ids, attention, scored = padded(items, r)
+    ids, attention, scored = (x.to(model.device) for x in padded(items, r))
     logits = model(input_ids=ids, attention_mask=attention).logits[:, :-1].float()
     token = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     return (token * scored[:, 1:]).sum(-1)
@@ -74,7 +74,8 @@ def torch_logp(model: Any, items: Sequence[Example], r: int) -> torch.Tensor:
 
 def torch_updates(folder: Path, batches: Sequence[Sequence[Example]]) -> Iterator[Update]:
     """DPO as a reader of the paper would write it in torch."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     frozen = copy.deepcopy(model).requires_grad_(False)
     parameters = dict(model.named_parameters())
     plain = {name for name in parameters if name.endswith("bias") or "norm" in name}
@@ -147,25 +148,30 @@ def compare(theirs: Sequence[Update], ours: Sequence[Update]) -> tuple[str, bool
     return table(rows), agree
 
 
+def both(given: Path | None, count: int) -> tuple[list[Update], list[Update]]:
+    """So many updates of torch and of jaxalign, on the GPU where there is one."""
+    mesh = make_mesh(settings.Mesh(), jax.devices()[:1])
+    with tempfile.TemporaryDirectory() as name, jax.set_mesh(mesh):
+        folder = Path(name)
+        data = common.pairs(given, folder / "data")
+        source = folder / "start"
+        make_checkpoint(source, data, layers=4)
+        run = recipe(source, data, folder / "run", count)
+        prepared = prepare(run, "dpo", source, mesh, Console(quiet=True))
+        loader = prepared.loader(prepared.train, cached_reference(prepared, "train"))
+        items = prepared.train.items
+        batches = [[items[i] for i in loader.indices(step)] for step in range(count)]
+        theirs = list(torch_updates(source, batches))
+        return theirs, list(jaxalign_updates(prepared, loader, count))
+
+
 def main() -> int:
     """Run both sides, print the table; the exit code."""
     parser = common.arguments(__doc__)
     parser.add_argument("--updates", type=int, default=12)
     args = parser.parse_args()
     common.start()
-    mesh = make_mesh(settings.Mesh(), jax.devices()[:1])
-    with tempfile.TemporaryDirectory() as name, jax.set_mesh(mesh):
-        folder = Path(name)
-        data = common.pairs(args.data, folder / "data")
-        source = folder / "start"
-        make_checkpoint(source, data, layers=4)
-        run = recipe(source, data, folder / "run", args.updates)
-        prepared = prepare(run, "dpo", source, mesh, Console(quiet=True))
-        loader = prepared.loader(prepared.train, cached_reference(prepared, "train"))
-        items = prepared.train.items
-        batches = [[items[i] for i in loader.indices(step)] for step in range(args.updates)]
-        theirs = list(torch_updates(source, batches))
-        ours = list(jaxalign_updates(prepared, loader, args.updates))
+    theirs, ours = both(args.data, args.updates)
     printed, agree = compare(theirs, ours)
     print(f"{common.versions('torch')}\n\n{printed}\n")
     for who, side in (("torch", theirs), ("jaxalign", ours)):

@@ -96,7 +96,7 @@ def entered(model: str, sides: Sequence[str]) -> list[str]:
 
 
 def start(side: str, folder: Path, args: argparse.Namespace) -> Worker:
-    """Start a side's process and wait until it is ready.
+    """Start a side's process and wait until it has imported what it needs.
 
     Raises:
       Missing: its interpreter lacks a package.
@@ -151,6 +151,7 @@ def race(folder: Path, model: str, args: argparse.Namespace) -> tuple[list[list[
             progress(f"{model}: starting {side}")
             try:
                 workers[side] = start(side, folder, args)
+                workers[side].load()
             except Missing as missing:
                 absent.append([model, SIDES[side][0], "not run", *["-"] * (len(HEADING) - 3)])
                 versions.append(f"{side}: no {missing.package}; {INSTALL[SIDES[side][1]]}")
@@ -163,6 +164,7 @@ def race(folder: Path, model: str, args: argparse.Namespace) -> tuple[list[list[
         workers["matmul"] = Worker(
             [sys.executable, "-m", "benchmarks.race.matmul"], folder / "matmul.log"
         )
+        workers["matmul"].load()
         workers["matmul"].step()  # compiles
         timed: dict[str, list[Any]] = {side: [] for side in workers}
         for number in range(args.passes * args.batches):

@@ -26,7 +26,7 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import Params, Remat, build
 from jaxalign.models.lora import LowRank
 from jaxalign.objectives import OBJECTIVES
-from jaxalign.sharding import BATCH, replicated
+from jaxalign.sharding import BATCH, repeatable, replicated
 from jaxalign.state import abstract_state, initial_state
 from jaxalign.step import TrainState, train_step
 
@@ -47,6 +47,30 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
+    },
+    "small": LLAMA
+    | {
+        "vocab_size": 8192,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    },
+    "Qwen2.5-0.5B": {
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "vocab_size": 151936,
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
     },
     "Llama-3.2-1B": LLAMA
     | {
@@ -82,7 +106,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
     },
 }
-"""The mathematics of each, as its `config.json` has it."""
+"""The mathematics of each, as its `config.json` has it; `tiny` and `small` are nobody's."""
 
 RANK = 16
 REFERENCE = -2.0  # nats; what the cached reference gives every token, whatever the statistic
@@ -168,15 +192,19 @@ class Program:
     start: Callable[[], tuple[Params | None, TrainState]]
     """Random arrays as `frozen` and `abstract`."""
 
-    def compiled(self, batch: Batch) -> jax.stages.Compiled:
-        """The update of such batches, compiled for the mesh without an array on it."""
+    def compiled(self, batch: Batch, **options: bool | str) -> jax.stages.Compiled:
+        """The update of such batches, compiled for the mesh without an array on it.
+
+        `options` are XLA's, by name.
+        """
         layout = NamedSharding(self.mesh, PartitionSpec(None, BATCH))
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), batch
         )
         with jax.set_mesh(self.mesh):
             jitted: Any = self.update
-            return jitted.lower(self.frozen, self.abstract, shapes).compile()
+            lowered = jitted.lower(self.frozen, self.abstract, shapes)
+            return lowered.compile(compiler_options=options or None)
 
 
 def program(work: Work, mesh: Mesh) -> Program:
@@ -191,7 +219,12 @@ def program(work: Work, mesh: Mesh) -> Program:
     abstract = abstract_state(trained, tx, objective)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
-    @functools.partial(jax.jit, donate_argnums=1, out_shardings=(shardings, replicated(mesh)))
+    @functools.partial(
+        jax.jit,
+        donate_argnums=1,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=repeatable(mesh),
+    )
     def update(frozen: Params | None, state: TrainState, batch: Batch) -> Any:
         return train_step(task.beside(frozen), tx, state, batch, None)
 

@@ -16,6 +16,7 @@ from .pipe import Pipe, run
 
 def side(pipe: Pipe) -> None:
     """Multiply whenever asked."""
+    pipe.imported()
     product = jax.jit(jnp.matmul)
     a = jax.random.normal(jax.random.key(0), (work.MATMUL_SIDE, work.MATMUL_SIDE))
 

@@ -27,6 +27,8 @@ class Pipe:
         self._out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._cpu = self._wall = 0.0
+        self.peak: Callable[[], float] = peak_mb
+        """The most memory used, MB; of the device, where a side on a GPU says so."""
 
     def _send(self, **values: Any) -> None:
         print(json.dumps(values), file=self._out, flush=True)
@@ -34,6 +36,11 @@ class Pipe:
     def missing(self, package: str | None) -> None:
         """Say that this interpreter lacks a package."""
         self._send(missing=package)
+
+    def imported(self) -> None:
+        """Say that all is imported, and wait until the device is free."""
+        self._send(imported=True)
+        sys.stdin.readline()
 
     def ready(self, *packages: str) -> None:
         """Say that all is loaded, and with which versions."""
@@ -50,7 +57,7 @@ class Pipe:
     def done(self, loss: float, norm: float) -> None:
         """Say that the step is done, and what it took."""
         wall, cpu = time.perf_counter() - self._wall, cpu_seconds()
-        self._send(loss=loss, norm=norm, wall=wall, cpu=cpu - self._cpu, peak=peak_mb())
+        self._send(loss=loss, norm=norm, wall=wall, cpu=cpu - self._cpu, peak=self.peak())
         self._cpu = cpu
 
     def serve(self, step: Step, *packages: str) -> None:
@@ -72,7 +79,7 @@ def peak_mb() -> float:
 
 
 def run(side: Callable[[Pipe], None]) -> None:
-    """A worker's `main`: `side` imports what it needs, says that it is ready, and serves."""
+    """A worker's `main`: `side` says when it has imported all and when it is ready, and serves."""
     pipe = Pipe()
     try:
         side(pipe)

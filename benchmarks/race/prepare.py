@@ -2,6 +2,8 @@
 
     python -m benchmarks.race.prepare FOLDER LAYOUT BATCHES DATA MODEL...
 
+LAYOUT: `packed`, the pairs of DATA; `padded`, full rows of random tokens; `gpu`, the pairs of DATA
+on the terms of the race on a GPU, or random ones shaped like HH.
 DATA may be `-`: the quickstart's synthetic pairs.
 FOLDER gets a folder for each model, with `model`, `pairs.npz` and a small `any.jsonl`.
 """
@@ -16,19 +18,23 @@ from pathlib import Path
 
 import numpy as np
 import transformers
-from transformers import Qwen2Config
+from transformers import LlamaConfig, Qwen2Config
 
 from jaxalign.data.tokenize import load_examples
 from jaxalign.hf.load import load_tokenizer
 from jaxalign.settings import Data
 
-from .. import common
+from .. import common, shapes
 from ..checkpoint import make_model, neox
 from ..tokenizer import make_tokenizer
 from . import work
 
 VOCAB = 8192  # of the tokenizer, at most: a larger model's other tokens are never in the data
-LENGTH = work.PROMPT + work.RESPONSE
+
+
+def llama(name: str) -> LlamaConfig:
+    """A Llama of `shapes.SHAPES`."""
+    return LlamaConfig(**shapes.SHAPES[name])
 
 
 def qwen2(vocab: int) -> Qwen2Config:
@@ -54,29 +60,36 @@ MODELS = {
     "qwen-8k": qwen2(8192),
     "qwen-50k": qwen2(50304),
     "tiny": neox(vocab=2048, width=32, layers=1),
+    "Llama-3.2-1B": llama("Llama-3.2-1B"),
+    "Qwen2.5-0.5B": Qwen2Config(**shapes.SHAPES["Qwen2.5-0.5B"]),
 }
 
 
-def given_pairs(data: Data, tokenizer: Path, count: int) -> list[work.Pair]:
+def given_pairs(data: Data, tokenizer: Path, count: int, terms: work.Terms) -> list[work.Pair]:
     """Pairs from all over the data set, prompts cut on the left and responses on the right.
 
     Raises:
       SystemExit: there are not so many.
     """
-    data = dataclasses.replace(data, max_length=LENGTH, max_prompt=work.PROMPT)
+    data = dataclasses.replace(data, max_length=terms.length, max_prompt=terms.prompt)
     items = load_examples(
         data, data.path, data.split, load_tokenizer(tokenizer), "Pairs", seed=0
     ).items
     if len(items) < count:
         raise SystemExit(f"--data: {len(items)} pairs are too few; {count} are needed")
     chosen = items[:: len(items) // count][:count]
-    return [work.Pair(e.prompt, *(r[: work.RESPONSE] for r in e.responses)) for e in chosen]
+    return [work.Pair(e.prompt, *(r[: terms.response] for r in e.responses)) for e in chosen]
 
 
-def full_pairs(count: int) -> list[work.Pair]:
+def drawn_pairs(count: int) -> list[work.Pair]:
+    """Random tokens, as long as pairs of HH."""
+    return [work.Pair(x.prompt, *x.responses) for x in shapes.hh_like(count, VOCAB)]
+
+
+def full_pairs(count: int, terms: work.Terms) -> list[work.Pair]:
     """Random tokens in full rows: a prompt of one token, with which nothing can be shared."""
     rng = np.random.default_rng(0)
-    sizes = (1, LENGTH - 1, LENGTH - 1)
+    sizes = (1, terms.length - 1, terms.length - 1)
     draw = [[rng.integers(2, 2048, n, dtype=np.int32) for n in sizes] for _ in range(count)]
     return [work.Pair(*parts) for parts in draw]
 
@@ -84,18 +97,25 @@ def full_pairs(count: int) -> list[work.Pair]:
 def main() -> None:
     """Write all."""
     folder, layout, batches, given, *names = sys.argv[1:]
-    folder, count = Path(folder), int(batches) * work.BATCH
+    terms = work.GPU if layout == "gpu" else work.CPU
+    folder, count = Path(folder), int(batches) * terms.batch
     transformers.utils.logging.disable_progress_bar()
     data = common.pairs(None if given == "-" else Path(given), folder / "data")
     data = dataclasses.replace(data, limit=None)
     tokenizer = folder / "tokenizer"
     make_tokenizer(tokenizer, data, min(VOCAB, *(MODELS[name].vocab_size for name in names)))
-    pairs = full_pairs(count) if layout == "padded" else given_pairs(data, tokenizer, count)
+    if layout == "padded":
+        pairs = full_pairs(count, terms)
+    elif layout == "gpu" and given == "-":
+        pairs = drawn_pairs(count)
+    else:
+        pairs = given_pairs(data, tokenizer, count, terms)
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    dtype = "bfloat16" if layout == "gpu" else "float32"
     for name in names:
         shutil.copytree(tokenizer, folder / name / "model")
-        make_model(folder / name / "model", MODELS[name])
-        work.save(folder / name, pairs)
+        make_model(folder / name / "model", MODELS[name], dtype)
+        work.save(folder / name, pairs, terms)
         (folder / name / "any.jsonl").write_text(json.dumps(row))
 
 

@@ -4,6 +4,7 @@
 
 `full`: logits of every position, a frozen copy of the model as reference in every step.
 `compact`: logits of the scored positions alone, reference log-probabilities computed beforehand.
+On a GPU products are bfloat16 (autocast) of float32 weights; nothing is computed again.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def padded(pairs: Sequence[work.Pair]) -> Rows:
 
 def full(model: Any, rows: Rows) -> Tensor:
     """Log-probability of each row's response, [2B], from the logits of every position."""
-    logits = model(input_ids=rows.ids, attention_mask=rows.attention).logits[:, :-1]
+    logits = model(input_ids=rows.ids, attention_mask=rows.attention).logits[:, :-1].float()
     chosen = logits.gather(-1, rows.ids[:, 1:, None])[..., 0]
     return ((chosen - logits.logsumexp(-1)) * rows.scored).sum(-1)
 
@@ -60,9 +61,9 @@ def compact(model: Any, rows: Rows) -> Tensor:
     hidden = model.base_model(input_ids=rows.ids, attention_mask=rows.attention).last_hidden_state
     logits = model.get_output_embeddings()(hidden[:, :-1][rows.scored])
     token = rows.ids[:, 1:][rows.scored]
-    logp = -torch.nn.functional.cross_entropy(logits, token, reduction="none")
+    logp = -torch.nn.functional.cross_entropy(logits.float(), token, reduction="none")
     row = rows.scored.nonzero()[:, 0]
-    return torch.zeros(len(rows.ids)).index_add(0, row, logp)
+    return torch.zeros(len(rows.ids), device=row.device).index_add(0, row, logp)
 
 
 def side(pipe: Pipe) -> None:
@@ -71,13 +72,25 @@ def side(pipe: Pipe) -> None:
     import transformers
 
     folder, way = Path(sys.argv[1]), sys.argv[2]
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    pipe.imported()
+    gpu = torch.cuda.is_available()
+    device = "cuda" if gpu else "cpu"
+    if gpu:
+        pipe.peak = lambda: torch.cuda.max_memory_allocated() / 1e6
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder / "model", dtype=torch.float32, attn_implementation="sdpa"
     )
-    model.train()
-    rule = torch.optim.AdamW(model.parameters(), lr=work.RATE, weight_decay=0.0, fused=True)
+    model.to(device).train()
+    rate = work.terms(folder).rate
+    rule = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     batches = [padded(pairs) for pairs in work.batches(folder)]
-    logp = {"full": full, "compact": compact}[way]
+    batches = [Rows(*(x.to(device) for x in rows)) for rows in batches]
+    score = {"full": full, "compact": compact}[way]
+
+    def logp(model: Any, rows: Rows) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=gpu):
+            return score(model, rows)
+
     frozen = copy.deepcopy(model).requires_grad_(False) if way == "full" else model
     with torch.no_grad():
         cached = [None if way == "full" else logp(model, rows) for rows in batches]

@@ -74,9 +74,11 @@ def side(pipe: Pipe) -> None:
     from flax import nnx
 
     dpo_trainer = importlib.import_module("tunix.sft.dpo.dpo_trainer")
+    pipe.imported()
     folder = Path(sys.argv[1])
     policy, ref = models(folder)
-    rule = optax.chain(optax.clip_by_global_norm(work.CLIP), optax.adamw(work.RATE, weight_decay=0))
+    rule = optax.adamw(work.terms(folder).rate, weight_decay=0)
+    rule = optax.chain(optax.clip_by_global_norm(work.CLIP), rule)
     config = dpo_trainer.DPOTrainingConfig(eval_every_n_steps=1_000_000, beta=work.BETA)
     trainer = dpo_trainer.DPOTrainer(policy, ref, rule, config)
     # What its `train` calls, without the loop around it, which would run ahead of the clock.

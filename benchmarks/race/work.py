@@ -11,13 +11,28 @@ import numpy as np
 
 from jaxalign.models.config import ModelConfig  # standard library alone: rivals read it too
 
-BATCH = 8  # pairs a step
-PROMPT, RESPONSE = 160, 96  # longest, tokens: a sequence has 256 at most
 BETA = 0.1
-RATE = 1e-4  # constant learning rate of AdamW: betas 0.9 and 0.999, eps 1e-8, no decay
 CLIP = 1.0  # largest global gradient norm
 MATMUL_SIDE, MATMUL_TIMES = 2048, 4  # of the square matrices that measure the machine; a step's
 MATMUL_FLOPS = MATMUL_TIMES * 2 * MATMUL_SIDE**3
+
+
+class Terms(NamedTuple):
+    """What differs between the race on the CPU and that on a GPU."""
+
+    batch: int  # pairs a step
+    prompt: int  # longest, tokens
+    response: int  # longest, tokens
+    rate: float  # constant learning rate of AdamW: betas 0.9 and 0.999, eps 1e-8, no decay
+
+    @property
+    def length(self) -> int:
+        """Longest sequence, tokens."""
+        return self.prompt + self.response
+
+
+CPU = Terms(8, 160, 96, 1e-4)
+GPU = Terms(16, 512, 256, 1e-6)  # bfloat16 rounds more than a larger rate would leave comparable
 
 
 class Pair(NamedTuple):
@@ -33,14 +48,20 @@ class Pair(NamedTuple):
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
-def save(folder: Path, pairs: Sequence[Pair]) -> None:
-    """Write the pairs of a race to its folder."""
+def save(folder: Path, pairs: Sequence[Pair], terms: Terms) -> None:
+    """Write the pairs and the terms of a race to its folder."""
     ids = [part for pair in pairs for part in pair]
     np.savez(folder / "pairs.npz", ids=np.concatenate(ids), lengths=[len(part) for part in ids])
+    (folder / "terms.json").write_text(json.dumps(terms))
+
+
+def terms(folder: Path) -> Terms:
+    """The terms of a race."""
+    return Terms(*json.loads((folder / "terms.json").read_text()))
 
 
 def load(folder: Path) -> list[Pair]:
-    """The pairs of a race, in their order; every `BATCH` of them are a step."""
+    """The pairs of a race, in their order; every `Terms.batch` of them are a step."""
     with np.load(folder / "pairs.npz") as file:
         parts = np.split(file["ids"], np.cumsum(file["lengths"])[:-1])
     return [Pair(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
@@ -48,8 +69,8 @@ def load(folder: Path) -> list[Pair]:
 
 def batches(folder: Path) -> list[list[Pair]]:
     """The same, cut into steps."""
-    pairs = load(folder)
-    return [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
+    pairs, size = load(folder), terms(folder).batch
+    return [pairs[i : i + size] for i in range(0, len(pairs), size)]
 
 
 def decoder(folder: Path) -> ModelConfig:

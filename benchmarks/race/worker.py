@@ -12,9 +12,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 
 
-def environment() -> dict[str, str]:
-    """That of every side: CPU only, and nothing from the network."""
-    return os.environ | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+def environment(gpu: bool = False) -> dict[str, str]:
+    """That of every side: nothing from the network, and the CPU only unless it races on a GPU."""
+    cpu_only = {} if gpu else {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return os.environ | cpu_only | {"HF_HUB_OFFLINE": "1"}
 
 
 class Missing(Exception):  # noqa: N818
@@ -29,8 +30,8 @@ class Missing(Exception):  # noqa: N818
 class Worker:
     """A running side; `pipe.py` says what passes between the two."""
 
-    def __init__(self, command: Sequence[str], log: Path):
-        """Start it and wait until it is ready.
+    def __init__(self, command: Sequence[str], log: Path, *, gpu: bool = False):
+        """Start it and wait until it has imported what it needs; it has not touched a device then.
 
         Raises:
           Missing: its interpreter lacks a package.
@@ -41,7 +42,7 @@ class Worker:
             self._process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=environment(),
+                env=environment(gpu),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -51,7 +52,20 @@ class Worker:
         if "missing" in about:
             self.close()
             raise Missing(about["missing"])
-        self.versions: str = about["versions"]
+        self.versions = ""
+
+    def load(self) -> None:
+        """Let it load its model, and wait until it is ready to step.
+
+        Raises:
+          Missing: its interpreter lacks a package.
+          SystemExit: it failed.
+        """
+        about = self._ask("load")
+        if "missing" in about:
+            self.close()
+            raise Missing(about["missing"])
+        self.versions = about["versions"]
 
     def step(self) -> dict[str, float]:
         """One step: `loss`, `norm`, `cpu` and `wall` seconds, `peak` MB.
@@ -59,8 +73,11 @@ class Worker:
         Raises:
           SystemExit: the side failed.
         """
+        return self._ask("step")
+
+    def _ask(self, what: str) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
+        self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
         return self._answer()
 
