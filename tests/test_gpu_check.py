@@ -67,7 +67,7 @@ def test_parts_that_are_alone_never_have_the_gpu_at_once(module, tmp_path):
         "turn()\nbegan = time.monotonic()\ntime.sleep(0.3)\n"
         "with path.open('a') as file: print(began, time.monotonic(), file=file)\n"
     )
-    parts = [module("beside", code, alone=False)] + [module(n, code) for n in ("one", "two")]
+    parts = [module("values", code, alone=False)] + [module(n, code) for n in ("one", "two")]
     assert set(states(run(parts, tmp_path, 60)).values()) == {"done"}
     lines = (tmp_path / "spans").read_text().splitlines()
     spans = sorted(tuple(map(float, line.split())) for line in lines)

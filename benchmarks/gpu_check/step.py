@@ -132,8 +132,12 @@ def compare(out: Path, objective: str, lora: bool, quick: bool) -> None:
     problem = Problem(objective, lora, quick)
     cpu, device = jax.devices("cpu")[0], jax.devices()[0]
     runs = [(where, dtype) for dtype in ("float32", "bfloat16") for where in (cpu, device)]
-    with ThreadPoolExecutor(len(runs)) as pool:
-        wanted, found, rounded, half = pool.map(lambda run: problem.step(*run), runs)
+    different = list(dict.fromkeys(runs))  # half of them, where the device is the CPU
+    with ThreadPoolExecutor(len(different)) as pool:
+        done = dict(
+            zip(different, pool.map(lambda run: problem.step(*run), different), strict=True)
+        )
+    wanted, found, rounded, half = (done[run] for run in runs)
     name = objective + (", adapters" if lora else "")
     loss, gradient, _ = wanted
     size = max(abs(loss), 1.0)
