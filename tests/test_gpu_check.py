@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu_check import attention, head, plan, tables, trace
-from benchmarks.gpu_check.__main__ import wrong
+from benchmarks.gpu_check.__main__ import main, wrong
 from benchmarks.gpu_check.part import check, record, records
 from benchmarks.gpu_check.race import SIDES
 from benchmarks.gpu_check.runner import Outcome, Part, run
@@ -196,6 +196,14 @@ def test_every_part_is_planned_and_chosen_by_its_name(tmp_path):
     ]
     with pytest.raises(SystemExit, match="--only speeed: the parts are attention"):
         plan.chosen(every, ["speeed"])
+
+
+def test_data_that_is_not_there_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["check", "--out", str(tmp_path / "out"), "--data", "nowhere"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--data nowhere: there is no such file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -30,6 +30,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="preference pairs, .jsonl or .jsonl.gz")
     parser.add_argument("--quick", action="store_true", help="tiny models, on any device")
     args = parser.parse_args()
+    if args.data is not None and not args.data.is_file():
+        parser.error(f"--data {args.data}: there is no such file")
     if args.quick:  # whose programs take longer to compile than to run
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the processes of the parts end too
