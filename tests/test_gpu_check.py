@@ -185,6 +185,15 @@ def test_a_race_is_a_ratio_and_void_where_the_sides_differ():
     assert "no trl" in rows["trl-cached"]
 
 
+@pytest.mark.parametrize(("loss", "void"), [(0.691, False), (0.8, True), (float("nan"), True)])
+def test_a_void_race_fails_the_check(tmp_path, loss, void):
+    for side, second in (("jaxalign", 0.690), ("trl", loss)):
+        made = race_record(side, 1.0, [0.693, second])
+        del made["part"]
+        record(tmp_path / f"{side}.jsonl", made.pop("kind"), **made)
+    assert wrong(tmp_path, []) == void
+
+
 def test_every_part_is_planned_and_chosen_by_its_name(tmp_path):
     every = plan.parts(tmp_path, data=None, quick=False)
     names = [part.name for part in every]

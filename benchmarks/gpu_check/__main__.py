@@ -12,13 +12,17 @@ from . import __doc__ as about
 from .part import records
 from .plan import chosen, parts
 from .runner import Outcome, run
-from .tables import summary
+from .tables import VOID, race, summary
 
 
 def wrong(folder: Path, ended: list[Outcome]) -> bool:
-    """Whether a value is wrong or a part failed; one that the budget left out has not."""
-    values = (r for r in records(folder) if r["kind"] == "value")
-    return any(not r["right"] for r in values) or any("failed" in o.state for o in ended)
+    """Whether a value is wrong, the race is void or a part failed.
+
+    A part that its limit or the budget cut, or that was left out, has not failed.
+    """
+    found = records(folder)
+    values = any(not r["right"] for r in found if r["kind"] == "value")
+    return values or VOID in race(found) or any("failed" in o.state for o in ended)
 
 
 def main() -> int:

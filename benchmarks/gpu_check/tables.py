@@ -13,6 +13,7 @@ from .runner import Outcome
 LOSS, NORM = 1e-2, 5e-2
 """Largest differences between the sides of the race: nats; of the gradient's norm. In bfloat16 the
 log-probability of a response is known to some tenth of a nat, of which the loss takes a tenth."""
+VOID = "VOID"  # of a side that did other work
 GIB = 2**30
 Records = Sequence[dict[str, Any]]
 
@@ -28,13 +29,12 @@ def values(found: Records) -> str:
     checks = of_kind(found, "value")
 
     def share(check: dict[str, Any]) -> float:
-        error = check["error"] if np.isfinite(check["error"]) else np.inf
-        return error / check["bound"] if check["bound"] else np.inf * (error > 0)
+        return check["error"] / check["bound"] if check["bound"] else 0.0  # right, so 0 of 0
 
     for part in dict.fromkeys(check["part"] for check in checks):
         own = [check for check in checks if check["part"] == part]
         wrong = [check for check in own if not check["right"]]
-        for check in wrong or [max(own, key=lambda c: np.nan_to_num(share(c), posinf=1e30))]:
+        for check in wrong or [max(own, key=share)]:
             figures = [f"{check['error']:.1e}", f"{check['bound']:.1e}"]
             rows.append([part, str(len(own)), check["check"], *figures, "WRONG" * bool(wrong)])
     return table(rows)
@@ -90,7 +90,7 @@ def race(found: Records) -> str:
             loss = float(np.max(np.abs(np.subtract(r["losses"], own["losses"]))))
             norm = float(np.max(np.abs(np.divide(r["norms"], own["norms"]) - 1)))
             cells = [f"{loss:.1e}", f"{norm:.1e}"]
-            off = "" if loss <= LOSS and norm <= NORM else "VOID"
+            off = "" if loss <= LOSS and norm <= NORM else VOID
         peak, first = f"{r['peak_bytes'] / GIB:.1f}", f"{r['first_pass_seconds']:.1f}"
         rows.append([r["model"], r["side"], *_rates(r), ratio, peak, first, *cells, off])
     return table(rows)
