@@ -28,9 +28,9 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from jaxalign.core.sharding import make_mesh
 from jaxalign.models.config import ModelConfig
 from jaxalign.settings import Mesh
-from jaxalign.sharding import make_mesh
 
 from . import shapes
 from .tables import publish, table

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.models.blocked import blocked
-from jaxalign.models.packing import Packing
-from jaxalign.types import Array
+from jaxalign.core.types import Array
+from jaxalign.models.attention.blocked import blocked
+from jaxalign.models.attention.mask import Packing
 
 from .common import versions
 from .tables import table

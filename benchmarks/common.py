@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import transformers
 
-from jaxalign.export import environment
+from jaxalign.quickstart.world import make_data
+from jaxalign.run.export import environment
 from jaxalign.settings import Data
-from jaxalign.world import make_data
 
 PAIRS = 480
 """Pairs read of a data file: a few passes' worth for some dozen updates."""

@@ -25,11 +25,11 @@ import transformers
 from rich.console import Console
 
 from jaxalign import settings
-from jaxalign.config import section
+from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.data.examples import Example
 from jaxalign.data.loader import Loader
-from jaxalign.sharding import make_mesh, put_batch
-from jaxalign.stage import Prepared, cached_reference, prepare
+from jaxalign.recipe.read import section
+from jaxalign.run.stage import Prepared, cached_reference, prepare
 
 from . import common
 from .checkpoint import make_checkpoint

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.core.objective import Objective
+from jaxalign.core.stats import logp, reduce_tokens
+from jaxalign.core.types import Array, Pairs, select_rows
 from jaxalign.data.pack import head_chunks
-from jaxalign.head import sum_over_chunks, token_stats
-from jaxalign.objective import Objective
 from jaxalign.objectives import OBJECTIVES
-from jaxalign.stats import logp, reduce_tokens
-from jaxalign.types import Array, Pairs, select_rows
+from jaxalign.update.head import sum_over_chunks, token_stats
 
 from .common import versions
 from .tables import publish, table

@@ -29,12 +29,12 @@ import numpy as np
 import yaml
 from rich.console import Console
 
-from jaxalign.config import read
+from jaxalign.core.sharding import make_mesh
 from jaxalign.objectives import OBJECTIVES
+from jaxalign.recipe.read import read
+from jaxalign.run.stage import Prepared, cached_reference, prepare
+from jaxalign.run.tracking import read_metrics
 from jaxalign.settings import Data, Mesh
-from jaxalign.sharding import make_mesh
-from jaxalign.stage import Prepared, cached_reference, prepare
-from jaxalign.tracking import read_metrics
 
 from . import common
 from .checkpoint import make_checkpoint

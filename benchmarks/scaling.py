@@ -22,16 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.data.examples import Example, Examples, Report
 from jaxalign.data.loader import Loader
-from jaxalign.forward import Task
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
 from jaxalign.objectives import OBJECTIVES
-from jaxalign.optim import optimizer
 from jaxalign.settings import Mesh, Optimizer
-from jaxalign.sharding import make_mesh, put_batch
-from jaxalign.step import TrainState, train_step
+from jaxalign.update.forward import Task
+from jaxalign.update.optimizer import optimizer
+from jaxalign.update.step import TrainState, train_step
 
 from . import common
 from .tables import publish, table

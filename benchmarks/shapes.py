@@ -15,20 +15,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxalign.batch import Batch
+from jaxalign.core.batch import Batch
+from jaxalign.core.sharding import BATCH, repeatable, replicated
 from jaxalign.data.examples import Example
 from jaxalign.data.pack import head_chunks, pack
 from jaxalign.data.rows import round_up
-from jaxalign.forward import Task
 from jaxalign.hf.names import linears
 from jaxalign.models.adapted import Adapted, adapt
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import Params, Remat, build
 from jaxalign.models.lora import LowRank
 from jaxalign.objectives import OBJECTIVES
-from jaxalign.sharding import BATCH, repeatable, replicated
-from jaxalign.state import abstract_state, initial_state
-from jaxalign.step import TrainState, train_step
+from jaxalign.update.forward import Task
+from jaxalign.update.state import abstract_state, initial_state
+from jaxalign.update.step import TrainState, train_step
 
 ROPE_LLAMA3 = {
     "rope_type": "llama3",

@@ -22,7 +22,7 @@ from pathlib import Path
 from .tables import publish, table
 
 ROOT = Path(__file__).parents[1]
-MODULES = ("jaxalign", "jaxalign.objectives", "jaxalign.cli", "jaxalign.train")
+MODULES = ("jaxalign", "jaxalign.objectives", "jaxalign.cli", "jaxalign.run.train")
 PHASES = ("import", "data, model, state", "first update", "second update")
 TIMED_IMPORT = """\
 import json, time
@@ -54,11 +54,11 @@ def quickstart(folder: str, cache: str) -> None:
     import jax
     from rich.console import Console
 
-    from jaxalign.config import read
+    from jaxalign.core.sharding import make_mesh, put_batch
+    from jaxalign.quickstart.start import make_world
+    from jaxalign.recipe.read import read
+    from jaxalign.run.stage import prepare
     from jaxalign.settings import Mesh
-    from jaxalign.sharding import make_mesh, put_batch
-    from jaxalign.stage import prepare
-    from jaxalign.world_model import make_world
 
     from .steps import update_and_state
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxalign.optim import optimizer
-from jaxalign.stage import Prepared, first_params
-from jaxalign.state import abstract_state, initial_state
-from jaxalign.step import TrainState, jitted_step
+from jaxalign.run.stage import Prepared, first_params
+from jaxalign.update.optimizer import optimizer
+from jaxalign.update.state import abstract_state, initial_state
+from jaxalign.update.step import TrainState, jitted_step
 
 
 def update_and_state(prepared: Prepared, updates: int) -> tuple[Any, TrainState]:

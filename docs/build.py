@@ -14,7 +14,7 @@ from typing import Any
 
 import annotated_types
 
-from jaxalign.objective import Objective
+from jaxalign.core.objective import Objective
 from jaxalign.objectives import OBJECTIVES
 
 PAGE = Path(__file__).with_name("objectives.md")

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Gt
 
-from jaxalign.objective import objective
-from jaxalign.types import Loss, Metrics, Pairs, SequenceStats, per_example
+from jaxalign.core.objective import objective
+from jaxalign.core.types import Loss, Metrics, Pairs, SequenceStats, per_example
 
 
 @objective(Pairs, source="Azar et al. 2023, arXiv:2310.12036, Eq. 17")

@@ -73,7 +73,7 @@ def _recipe(command: str, argv: list[str], *extra: tuple[str, dict[str, Any]]) -
         parser.print_help()
         raise SystemExit(0)
     own, flags = parser.parse_known_args(argv)
-    from .config import read
+    from .recipe.read import read
 
     return own, read(own.recipe, flags, prog=f"jaxalign {command} {own.recipe}")
 
@@ -90,7 +90,7 @@ def _start(run: Run, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
     import jax
     from rich.console import Console
 
-    from .sharding import make_mesh
+    from .core.sharding import make_mesh
 
     jax.config.update("jax_compilation_cache_dir", _cache_folder(run))
     if dtype == "float32":
@@ -110,8 +110,9 @@ def _start(run: Run, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
 def _train(argv: list[str]) -> int:
     """Train the stages of a recipe, or go on where an earlier process stopped."""
     _, recipe = _recipe("train", argv)
-    from . import showcase, train
-    from .config import objective_settings
+    from .quickstart import show as showcase
+    from .recipe.read import objective_settings
+    from .run import train
 
     mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
     began = time.monotonic()
@@ -143,10 +144,10 @@ def _chosen(
 
 def _prepared(recipe: Any, name: str) -> Any:
     """A stage of a recipe with its model and data."""
-    from . import train
     from .hf.load import resolve
-    from .plan import settled
-    from .stage import prepare
+    from .run import train
+    from .run.plan import settled
+    from .run.stage import prepare
 
     mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
     train.claim(recipe)
@@ -163,7 +164,7 @@ def _reference(argv: list[str]) -> int:
     import jax
 
     prepared = _prepared(*_chosen(argv, "reference")[1:])
-    from .stage import cached_reference
+    from .run.stage import cached_reference
 
     with jax.set_mesh(prepared.mesh):
         splits = ["train"] + (["held_out"] if prepared.held_out is not None else [])
@@ -188,13 +189,13 @@ def _evaluate(argv: list[str]) -> int:
     )
     import jax
 
-    from . import export, train
-    from .config import objective_settings, reference_mode
     from .diagnostics import problem
-    from .evaluate import evaluator
     from .hf.load import resolve
     from .hf.peft import load_merged
-    from .stage import cached_reference, live_reference
+    from .recipe.read import objective_settings, reference_mode
+    from .run import export, train
+    from .run.evaluate import evaluator
+    from .run.stage import cached_reference, live_reference
 
     stage = recipe.stages[name]
     objective, _ = objective_settings(stage)
@@ -245,7 +246,7 @@ def _export(argv: list[str]) -> int:
     )
     import jax
 
-    from . import export
+    from .run import export
 
     prepared = _prepared(recipe, name)
     with jax.set_mesh(prepared.mesh):
@@ -259,7 +260,7 @@ def _generate(argv: list[str]) -> int:
     """Sample answers from a model, one JSON line for each prompt."""
     import tyro
 
-    from .answer import Sampling, read_prompts, sample
+    from .collect.sample import Sampling, read_prompts, sample
     from .diagnostics import diversity
     from .hf.load import resolve
 
@@ -287,7 +288,7 @@ def _density(argv: list[str]) -> int:
     """Add to labelled data the density ratio of every prompt, which `bco_udm` reads."""
     import tyro
 
-    from .density import Density, write_ratios
+    from .collect.density import Density, write_ratios
     from .hf.load import resolve
 
     settings = tyro.cli(Density, args=argv, prog="jaxalign density", description=_density.__doc__)

@@ -23,9 +23,9 @@ if CACHE is None:
     CACHE = os.environ["JAXALIGN_TEST_CACHE"] = tempfile.mkdtemp(prefix="jaxalign-tests-")
     atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
-import helpers_run as h
 import jax
 import pytest
+from lib import runs as h
 
 from jaxalign.cli import main
 
@@ -38,7 +38,7 @@ jax.config.update("jax_default_matmul_precision", "highest")
 @pytest.fixture(scope="session")
 def source(tmp_path_factory):
     """`source(name, **options)` is the folder of a random Hugging Face checkpoint, written once."""
-    from helpers_hf import checkpoint
+    from lib.checkpoints import checkpoint
 
     @functools.cache
     def make(name, **options):

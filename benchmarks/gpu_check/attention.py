@@ -66,12 +66,12 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
-    from jaxalign.models import kernels
-    from jaxalign.models.attention import backend, coarse
-    from jaxalign.models.blocked import blocked
-    from jaxalign.models.packing import Packing
+    from jaxalign.core.sharding import make_mesh, repeatable
+    from jaxalign.models.attention import kernels
+    from jaxalign.models.attention.api import backend, coarse
+    from jaxalign.models.attention.blocked import blocked
+    from jaxalign.models.attention.mask import Packing
     from jaxalign.settings import Mesh
-    from jaxalign.sharding import make_mesh, repeatable
 
     from .. import shapes
 

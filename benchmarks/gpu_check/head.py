@@ -48,8 +48,8 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
-    from jaxalign import stats
-    from jaxalign.head import token_stats
+    from jaxalign.core import stats
+    from jaxalign.update.head import token_stats
 
     turn()
     jax.config.update("jax_default_matmul_precision", "highest")

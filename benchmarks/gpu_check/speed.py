@@ -112,9 +112,9 @@ class Programs:
     def __init__(self, model: str, lora: bool, quick: bool):
         import jax
 
+        from jaxalign.core.sharding import make_mesh
         from jaxalign.data.pack import token_counts
         from jaxalign.settings import Mesh
-        from jaxalign.sharding import make_mesh
 
         from .. import shapes
 
@@ -146,7 +146,7 @@ class Programs:
 
     def runner(self, case: Case, update: Any) -> Callable[[], Any]:
         """An update of a case, by its compiled program, at each call; gives its loss."""
-        from jaxalign.sharding import put_batch
+        from jaxalign.core.sharding import put_batch
 
         batch = put_batch(self.batches[case], self.mesh)
 

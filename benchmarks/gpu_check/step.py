@@ -78,10 +78,10 @@ class Problem:
             self.frozen = jax.tree.map(draw, model.abstract)
 
     def _models(self, device: Any, dtype: str) -> tuple[Any, Any]:
+        from jaxalign.core.sharding import make_mesh
         from jaxalign.models.adapted import adapt
         from jaxalign.models.decoder import build
         from jaxalign.settings import Mesh
-        from jaxalign.sharding import make_mesh
 
         from .. import shapes
 
@@ -93,10 +93,10 @@ class Problem:
         """(loss, gradient, seconds to compile) on a device."""
         import jax
 
-        from jaxalign.forward import Task
+        from jaxalign.core.sharding import put_batch, repeatable
         from jaxalign.objectives import OBJECTIVES
-        from jaxalign.sharding import put_batch, repeatable
-        from jaxalign.step import value_and_grad
+        from jaxalign.update.forward import Task
+        from jaxalign.update.step import value_and_grad
 
         model, trained = self._models(device, dtype)
         objective: Any = OBJECTIVES[self.work.objective]

@@ -19,10 +19,10 @@ import jax
 from rich.console import Console
 
 from jaxalign import settings
-from jaxalign.config import section
+from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.data.examples import Example, Examples, Report
-from jaxalign.sharding import make_mesh, put_batch
-from jaxalign.stage import Prepared, cached_reference, prepare
+from jaxalign.recipe.read import section
+from jaxalign.run.stage import Prepared, cached_reference, prepare
 
 from ..steps import update_and_state
 from . import work

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxalign.models.config import ModelConfig  # standard library alone: rivals read it too
+from jaxalign.models.config import ModelConfig
 
 BETA = 0.1
 CLIP = 1.0  # largest global gradient norm

@@ -11,7 +11,7 @@ from itertools import islice
 
 import numpy as np
 
-from ..batch import Batch
+from ..core.batch import Batch
 from .examples import Example, Examples
 from .pack import cell_size, pack, share_out
 from .rows import Shape, common_shapes

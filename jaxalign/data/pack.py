@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..batch import Batch
+from ..core.batch import Batch
 from ..errors import UserError
 from .examples import Example
 from .rows import Cells, Place, Shape, lay_out

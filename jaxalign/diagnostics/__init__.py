@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core.objective import Objective
 from ..errors import near_miss
-from ..objective import Objective
 from ._common import Diagnostic
 from .pairs import calibration, difficulty, entanglement, ranking, three_d
 from .tokens import diversity, dynamic_target, logit_shift, shift, topk

@@ -7,9 +7,9 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..objective import Objective
-from ..stats import TokenStat
-from ..types import Demos, Labeled, Metrics, Mismatched, Pairs, SequenceStats
+from ..core.objective import Objective
+from ..core.stats import TokenStat
+from ..core.types import Demos, Labeled, Metrics, Mismatched, Pairs, SequenceStats
 
 INPUTS = ("policy", "ref", "margins", "beta", "gradients")
 EVERY = (Demos, Pairs, Labeled, Mismatched)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.nn import log_sigmoid, sigmoid
 
-from ..types import Array, Metrics, Pairs
+from ..core.types import Array, Metrics, Pairs
 from ._common import diagnostic
 
 BINS = 10

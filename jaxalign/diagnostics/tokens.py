@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from ..stats import Row, TokenStat, log_complement
-from ..types import Array, Metrics, Pairs, SequenceStats
+from ..core.stats import Row, TokenStat, log_complement
+from ..core.types import Array, Metrics, Pairs, SequenceStats
 from ._common import EVERY, diagnostic, responses
 
 K = 10

@@ -16,10 +16,10 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from ..core.sharding import replicated
 from ..errors import RunError, UserError
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
-from ..sharding import replicated
 from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors, read_json, weight_files
 from .names import Weight, classifier, hf_shape, weights, write_tensor
 

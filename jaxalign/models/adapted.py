@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from ..types import Array
+from ..core.types import Array
 from .decoder import Model, Params, build
 from .lora import LowRank
 

@@ -11,14 +11,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ..sharding import RULES, check_divisible, constrain
-from ..types import Array
-from .attention import attend, attend_cached
+from ..core.sharding import RULES, check_divisible, constrain
+from ..core.types import Array
+from .attention.api import attend, attend_cached
+from .attention.mask import KEPT, Packing
 from .config import ModelConfig
-from .layers import Block, Linear, Norm, normal_param
+from .layers.block import Block, Linear, Norm, normal_param
+from .layers.rope import rope_tables
 from .lora import LowRank, attach
-from .packing import KEPT, Packing
-from .rope import rope_tables
 
 Params = dict[str, Any]
 Cache = dict[str, Array]

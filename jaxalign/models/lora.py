@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .layers import Block, Linear
+from .layers.block import Block, Linear
 
 ATTENTION_INPUTS = (("attention", "query"), ("attention", "key"), ("attention", "value"))
 

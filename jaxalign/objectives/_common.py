@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import annotated_types
 import jax.numpy as jnp
 
-from ..types import (
+from ..core.types import (
     Array,
     Loss,
     Metrics,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, per_example
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, per_example
 from ._common import Positive, log_ratio, pair_metrics
 
 

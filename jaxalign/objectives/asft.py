@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jax.nn import log_sigmoid
 
-from ..numerics import log1mexp
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ..core.numerics import log1mexp
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ._common import NonNegative, Positive, pair_metrics
 
 

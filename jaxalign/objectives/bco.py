@@ -9,18 +9,10 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jax.nn import log_sigmoid
 
-from ..numerics import weighted_mean
-from ..objective import objective
-from ..types import Array, Labeled, Loss, Mean, Metrics, Pairs, per_example
-from ._common import (
-    Decay,
-    Positive,
-    between,
-    label_sign,
-    labeled_metrics,
-    log_ratio,
-    pair_metrics,
-)
+from ..core.numerics import weighted_mean
+from ..core.objective import objective
+from ..core.types import Array, Labeled, Loss, Mean, Metrics, Pairs, per_example
+from ._common import Decay, Positive, between, label_sign, labeled_metrics, log_ratio, pair_metrics
 
 Center = Literal["class_balanced", "pooled"]
 Average = Literal["ema", "cumulative"]

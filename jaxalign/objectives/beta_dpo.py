@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jax.nn import log_sigmoid
 
-from ..numerics import weighted_mean
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, per_example
+from ..core.numerics import weighted_mean
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, per_example
 from ._common import Decay, NonNegative, Positive, log_ratio, pair_metrics
 
 LeftOut = Annotated[float, annotated_types.Interval(ge=0, lt=1)]

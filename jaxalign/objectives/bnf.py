@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from ..numerics import log1mexp
-from ..objective import objective
-from ..types import Array, Labeled, Loss, Metrics, Pairs, SequenceStats, per_example
+from ..core.numerics import log1mexp
+from ..core.objective import objective
+from ..core.types import Array, Labeled, Loss, Metrics, Pairs, SequenceStats, per_example
 from ._common import label_sign, labeled_metrics, log_ratio, pair_metrics
 
 

@@ -8,9 +8,9 @@ import annotated_types
 import jax
 import jax.numpy as jnp
 
-from ..numerics import log1mexp
-from ..objective import objective
-from ..types import Array, Demos, Loss, Metrics, per_example
+from ..core.numerics import log1mexp
+from ..core.objective import objective
+from ..core.types import Array, Demos, Loss, Metrics, per_example
 
 Samples = Annotated[float, annotated_types.Ge(1)]
 

@@ -8,8 +8,8 @@ import annotated_types
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, softplus
 
-from ..objective import objective
-from ..types import Loss, Metrics, Pairs, per_example
+from ..core.objective import objective
+from ..core.types import Loss, Metrics, Pairs, per_example
 from ._common import Positive, log_ratio, pair_metrics
 
 Temperature = Annotated[float, annotated_types.Interval(gt=0, le=1)]

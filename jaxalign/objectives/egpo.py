@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ._common import Positive, between, log_ratio, pair_metrics
 
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 from jax.lax import stop_gradient
 
-from .. import stats
-from ..objective import objective
-from ..types import Demos, Loss, Metrics, per_token
+from ..core import stats
+from ..core.objective import objective
+from ..core.types import Demos, Loss, Metrics, per_token
 
 TINY = 1e-10  # nothing is divided by 0
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jax.nn import softplus
 
-from ..numerics import LOG_HALF, weighted_mean
-from ..objective import objective
-from ..types import Array, Demos, Loss, Metrics, per_example
+from ..core.numerics import LOG_HALF, weighted_mean
+from ..core.objective import objective
+from ..core.types import Array, Demos, Loss, Metrics, per_example
 from ._common import Decay
 
 Divergence = Literal["js", "forward_kl", "reverse_kl", "tv", "chi2", "reverse_chi2"]

@@ -8,9 +8,9 @@ import annotated_types
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, relu
 
-from ..numerics import LOG_HALF
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, per_example
+from ..core.numerics import LOG_HALF
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, per_example
 from ._common import Positive, log_ratio, pair_metrics
 
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]

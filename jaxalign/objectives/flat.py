@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import softplus
 
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ._common import pair_metrics
 
 Divergence = Literal["tv", "kl", "jeffrey", "pearson", "js"]

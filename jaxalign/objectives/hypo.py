@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jax.lax import stop_gradient
 
-from ..objective import objective
-from ..types import Array, Demos, Loss, Metrics, per_example
+from ..core.objective import objective
+from ..core.types import Array, Demos, Loss, Metrics, per_example
 from ._common import NonNegative, log_ratio
 
 

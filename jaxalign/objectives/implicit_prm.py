@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.nn import softplus
 
-from ..objective import objective
-from ..types import Array, Labeled, Loss, Metrics, SequenceStats, per_example
+from ..core.objective import objective
+from ..core.types import Array, Labeled, Loss, Metrics, SequenceStats, per_example
 from ._common import Positive, label_sign, labeled_metrics, log_ratio
 
 

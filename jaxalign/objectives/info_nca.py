@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jax.nn import log_sigmoid, log_softmax, softmax
 
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Ranked, per_example
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Ranked, per_example
 from ._common import Positive, log_ratio, ranked_metrics
 
 

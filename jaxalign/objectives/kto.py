@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jax.nn import log_sigmoid, relu
 
-from ..numerics import weighted_mean
-from ..objective import objective
-from ..types import Array, Labeled, Loss, Metrics, Mismatched, per_example
+from ..core.numerics import weighted_mean
+from ..core.objective import objective
+from ..core.types import Array, Labeled, Loss, Metrics, Mismatched, per_example
 from ._common import NonNegative, Positive, label_sign, labeled_metrics, log_ratio
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ._common import Fraction, Positive, pair_metrics
 
 

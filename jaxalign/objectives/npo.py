@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jax.nn import softplus
 
-from ..objective import objective
-from ..types import Forget, Loss, Metrics, per_example
+from ..core.objective import objective
+from ..core.types import Forget, Loss, Metrics, per_example
 from ._common import Positive, log_ratio
 
 

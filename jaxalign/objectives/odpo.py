@@ -8,8 +8,8 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, per_example
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, per_example
 from ._common import NonNegative, Positive, log_ratio, pair_metrics
 
 TINY = 1e-37

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.lax import cumlogsumexp
 
-from ..objective import objective
-from ..types import Loss, Metrics, Ranked, per_example
+from ..core.objective import objective
+from ..core.types import Loss, Metrics, Ranked, per_example
 from ._common import Positive, log_ratio, ranked_metrics
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from jax.nn import log_sigmoid
 
-from ..objective import objective
-from ..types import Loss, Metrics, Pairs, per_example
+from ..core.objective import objective
+from ..core.types import Loss, Metrics, Pairs, per_example
 from ._common import NonNegative, Positive, log_ratio, nll, pair_metrics
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ._common import Positive, pair_metrics
 
 

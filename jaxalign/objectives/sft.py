@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..objective import objective
-from ..types import Demos, Loss, Metrics, per_token
+from ..core.objective import objective
+from ..core.types import Demos, Loss, Metrics, per_token
 
 
 @objective(Demos, source="maximum likelihood")

@@ -7,11 +7,11 @@ from typing import Literal
 import jax.numpy as jnp
 from jax.nn import logsumexp, softplus
 
-from .. import stats
+from ..core import stats
+from ..core.numerics import LOG_HALF, bernoulli_kl, kl_term, log1mexp
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ..errors import UserError
-from ..numerics import LOG_HALF, bernoulli_kl, kl_term, log1mexp
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ._common import Fraction, Positive, log_ratio, pair_metrics
 
 Two = tuple[Array, Array]  # of chosen and rejected, [B] each

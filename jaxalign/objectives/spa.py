@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jax.nn import log_sigmoid
 
-from ..numerics import weighted_mean
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, per_example
+from ..core.numerics import weighted_mean
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, per_example
 from ._common import FlipRate, Positive, log_ratio, pair_metrics
 
 WINDOW, QUANTILE = 50, 0.1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from jax.nn import log_sigmoid
 
-from .. import stats
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ..core import stats
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ._common import Positive, pair_metrics
 
 

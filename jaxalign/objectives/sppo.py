@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, per_example
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, per_example
 from ._common import Positive, between, log_ratio, pair_metrics
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..objective import objective
-from ..types import Loss, Metrics, Revised, per_example
+from ..core.objective import objective
+from ..core.types import Loss, Metrics, Revised, per_example
 from ._common import Fraction, Positive, log_ratio, pair_metrics
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from jax.lax import stop_gradient
 from jax.nn import log_sigmoid
 
-from .. import stats
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ..core import stats
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ._common import NonNegative, Positive, log_ratio, pair_metrics
 
 NEEDS = (stats.logp, stats.forward_kl)

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 from jax.nn import log_sigmoid
 
-from .. import stats
-from ..objective import objective
-from ..types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
+from ..core import stats
+from ..core.objective import objective
+from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ._common import Positive, log_ratio, pair_metrics
 
 

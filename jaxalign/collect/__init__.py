@@ -1,0 +1,1 @@
+"""A model makes data: sampled answers, density ratios."""

@@ -1,0 +1,229 @@
+"""Sampling from a decoder, in batches, with a cache of keys and values."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.sharding import constrain
+from ..core.types import Array
+from ..errors import UserError
+from ..models.config import ModelConfig
+from ..models.decoder import Cache, Model, Params
+
+PROMPT_STEP = 64
+
+
+class _Sampling(NamedTuple):
+    """How tokens are drawn; static, since it shapes the program."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    stop: tuple[int, ...]
+    max_new: int
+
+
+class _State(NamedTuple):
+    """The loop's state after `step` tokens of each of N rows."""
+
+    step: Array  # []
+    token: Array  # [N] the last token drawn
+    done: Array  # [N] bool
+    out: Array  # [N, max_new] tokens drawn so far; -1 beyond
+    cache: Cache
+
+
+def generate(
+    model: Model,
+    params: Params,
+    prompts: Sequence[np.ndarray],
+    *,
+    max_new: int,
+    stop: Sequence[int],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> list[np.ndarray]:
+    """Continue every prompt.
+
+    What is drawn for a prompt depends on `seed` and its place in `prompts`, not on the prompts that
+    share its batch, as far as floating point allows. Prompts of like length are batched together
+    and padded to a multiple of 64 tokens, so a run compiles one program for each such length.
+
+    Args:
+      model: the decoder.
+      params: as `model.abstract`.
+      prompts: token ids, each [length] with length > 0.
+      max_new: most tokens drawn for a prompt.
+      stop: ids that end a response.
+      temperature: divides the logits; 0 takes the likeliest token.
+      top_k: draw only from this many likeliest tokens; 0: from all.
+      top_p: draw only from the likeliest tokens that together have this probability.
+      seed: seed of all draws.
+      batch_size: prompts continued at a time.
+
+    Returns:
+      For each prompt the new tokens, without the one that ended it.
+
+    Raises:
+      UserError: an argument is out of range, or a prompt is empty, too long or of unknown ids.
+    """
+    _check(model, prompts, max_new, temperature, top_k, top_p, batch_size)
+    how = _Sampling(float(temperature), top_k, float(top_p), tuple(stop), max_new)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    rows = min(batch_size, len(prompts))
+    key = jax.random.key(seed)
+    results: dict[int, np.ndarray] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ids, length, number = _batch(prompts, chosen, rows)
+        with jax.set_mesh(model.mesh):
+            out = np.asarray(_continue(model, how, params, ids, length, number, key))
+        results |= {i: row[row >= 0] for i, row in zip(chosen, out, strict=False)}
+    return [results[i] for i in range(len(prompts))]
+
+
+def refuse_scores(config: ModelConfig) -> None:
+    """Refuse a reward model, which has nothing to say.
+
+    Raises:
+      UserError: it is one.
+    """
+    if config.scores:
+        raise UserError(
+            "generate: a reward model gives scores and no next tokens; choose a causal language "
+            "model"
+        )
+
+
+def _check(
+    model: Model,
+    prompts: Sequence[np.ndarray],
+    max_new: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    batch_size: int,
+) -> None:
+    def need(ok: bool, name: str, got: float, wanted: str) -> None:
+        if not ok:
+            raise UserError(f"generate: {name}: got {got}, wanted {wanted}")
+
+    refuse_scores(model.config)
+    need(max_new >= 1, "max_new", max_new, "at least 1")
+    need(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    need(temperature >= 0, "temperature", temperature, "0 (the likeliest token) or more")
+    need(0 <= top_k <= model.config.vocab, "top_k", top_k, f"0 (all) to {model.config.vocab}")
+    need(0 < top_p <= 1, "top_p", top_p, "more than 0, at most 1")
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise UserError(f"generate: prompt {i} is empty; give it at least one token")
+        if min(prompt) < 0 or max(prompt) >= model.config.vocab:
+            raise UserError(
+                f"generate: prompt {i}: got ids {min(prompt)} to {max(prompt)}, wanted 0 to "
+                f"{model.config.vocab - 1}; does the tokenizer belong to the model?"
+            )
+        total, limit = len(prompt) + max_new, model.config.max_positions
+        if total > limit:
+            raise UserError(
+                f"generate: prompt {i}: {len(prompt)} tokens and max_new {max_new} make {total}, "
+                f"more than the model's {limit} positions; shorten the prompt or max_new"
+            )
+
+
+def _batch(
+    prompts: Sequence[np.ndarray], chosen: list[int], rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Left-padded ids [rows, P], lengths [rows] and places in `prompts` [rows].
+
+    Rows beyond the chosen prompts repeat the first, so that a last batch needs no other program.
+    """
+    filled = chosen + [chosen[0]] * (rows - len(chosen))
+    longest = max(len(prompts[i]) for i in chosen)
+    width = -(-longest // PROMPT_STEP) * PROMPT_STEP
+    ids = np.zeros((rows, width), np.int32)
+    for row, i in enumerate(filled):
+        ids[row, width - len(prompts[i]) :] = prompts[i]
+    length = np.array([len(prompts[i]) for i in filled], np.int32)
+    return ids, length, np.array(filled, np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _continue(
+    model: Model,
+    how: _Sampling,
+    params: Params,
+    ids: Array,
+    length: Array,
+    number: Array,
+    key: Array,
+) -> Array:
+    """Prompts [N, P] left-padded, their lengths and numbers [N] -> new tokens [N, max_new].
+
+    Column c of the cache holds the token at position c - (P - length). -1 fills what follows the
+    end of a response.
+    """
+    n, width = ids.shape
+    columns = jnp.arange(width + how.max_new)
+    pad = (width - length)[:, None]  # [N, 1]
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
+
+    def read(cache: Cache, tokens: Array, at: int | Array) -> tuple[Array, Cache]:
+        """Tokens [N, L] for columns at ... -> logits [N, V] after the last of them, float32."""
+        own = at + jnp.arange(tokens.shape[1])
+        sees = (columns <= own[:, None]) & (columns >= pad[:, :, None])  # [N, L, S]
+        positions = jnp.maximum(own - pad, 0)
+        hidden, head, cache = model.extend(params, cache, tokens, positions, sees[:, None], at)
+        logits = jnp.dot(hidden[:, -1], head, preferred_element_type=jnp.float32)
+        return constrain(logits, "batch", None), cache
+
+    def draw(logits: Array, step: Array) -> Array:
+        if how.temperature == 0:
+            return jnp.argmax(logits, -1).astype(jnp.int32)
+        allowed = restrict(logits / how.temperature, how.top_k, how.top_p)
+        now = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        return jax.vmap(jax.random.categorical)(now, allowed).astype(jnp.int32)
+
+    def put(state: _State, logits: Array, cache: Cache) -> _State:
+        token = draw(logits, state.step)
+        done = state.done | jnp.isin(token, jnp.array(how.stop, jnp.int32))
+        out = state.out.at[:, state.step].set(jnp.where(done, -1, token))
+        return _State(state.step + 1, token, done, out, cache)
+
+    def advance(state: _State) -> _State:
+        logits, cache = read(state.cache, state.token[:, None], width + state.step - 1)
+        return put(state, logits, cache)
+
+    logits, cache = read(model.init_cache(n, width + how.max_new), ids, 0)
+    blank = jnp.full((n, how.max_new), -1, jnp.int32)
+    first = _State(jnp.int32(0), jnp.zeros(n, jnp.int32), jnp.zeros(n, bool), blank, cache)
+    state = jax.lax.while_loop(
+        lambda s: (s.step < how.max_new) & ~jnp.all(s.done), advance, put(first, logits, cache)
+    )
+    return constrain(state.out, None, None)
+
+
+def restrict(logits: Array, top_k: int, top_p: float) -> Array:
+    """Logits [N, V] with all but the likeliest tokens at -inf.
+
+    Keeps the `top_k` largest (0: all), then the fewest of those, largest first, whose probability
+    among them reaches `top_p` (Holtzman et al. 2020, arXiv:1904.09751). Equal logits at the edge
+    are all kept.
+    """
+    if top_k:
+        edge = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < edge, -jnp.inf, logits)
+    if top_p < 1:
+        falling = jnp.flip(jnp.sort(logits, -1), -1)
+        before = jnp.cumsum(jax.nn.softmax(falling, -1), -1) - jax.nn.softmax(falling, -1)
+        edge = jnp.min(jnp.where(before < top_p, falling, jnp.inf), -1, keepdims=True)
+        logits = jnp.where(logits < edge, -jnp.inf, logits)
+    return logits

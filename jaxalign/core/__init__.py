@@ -1,0 +1,1 @@
+"""What crosses folders: batches, statistics, losses, objectives, the mesh."""

@@ -1,0 +1,71 @@
+"""Frozen matrices in 8 or 4 bits, by qwix; they are float32 again only where they are used."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from ..core.types import Array
+from ..errors import UserError
+
+Kind = Literal["int8", "nf4"]
+BLOCK = 64
+"""Rows of a column that share a scale in nf4 (Dettmers et al. 2023, arXiv:2305.14314)."""
+
+
+@flax.struct.dataclass
+class Quantised:
+    """A matrix, stacked over layers: whole numbers and float32 scales, in a `qwix.QArray`."""
+
+    array: Any
+
+    def __getitem__(self, layer: Any) -> Quantised:
+        """One layer of it."""
+        return jax.tree.map(lambda x: x[layer], self)
+
+    def astype(self, dtype: Any) -> Array:
+        """The matrix itself, rounded once to `dtype`."""
+        import qwix
+
+        return qwix.dequantize(self.array).astype(dtype)
+
+
+def quantise(path: tuple[str, ...], leaf: Array, kind: Kind) -> Any:
+    """A parameter as it is kept: quantised if it is a matrix of the layers, else as it is.
+
+    int8 has a scale for each column, nf4 one for each 64 rows of a column; both map the largest
+    magnitude to the largest number.
+
+    Args:
+      path: keys of the parameter in the nested dict.
+      leaf: [layers, in, out] where it is a matrix.
+      kind: of the numbers.
+
+    Raises:
+      UserError: qwix is not installed, or 64 does not divide the rows.
+    """
+    if path[0] != "layers" or path[-1] != "kernel":
+        return leaf
+    try:
+        import qwix
+    except ImportError:
+        raise UserError(
+            f"lora.quantise: {kind} needs qwix; pip install 'jaxalign[quantise]'"
+        ) from None
+    if kind == "nf4" and leaf.shape[1] % BLOCK:
+        raise UserError(
+            f"lora.quantise: nf4 takes {BLOCK} rows at a time, which does not divide the "
+            f"{leaf.shape[1]} rows of {'.'.join(path)}; use int8"
+        )
+    tiles = {1: BLOCK} if kind == "nf4" else {}
+    number = "nf4" if kind == "nf4" else jnp.int8
+
+    @jax.jit
+    def convert(x: Array) -> Any:
+        x = x.astype(jnp.float32)
+        return qwix.quantize(x, number, channelwise_axes=(0, 2), tiled_axes=tiles)
+
+    return Quantised(convert(leaf))

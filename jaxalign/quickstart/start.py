@@ -1,0 +1,40 @@
+"""The start of the quickstart: its data, a byte tokenizer and a random model, on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from ..hf.save import save_checkpoint
+from ..run.stage import open_model
+from ..settings import Recipe
+from . import world
+
+
+def make_world(recipe: Recipe, mesh: Mesh) -> None:
+    """Make the synthetic data, a byte tokenizer and a random model in the folder of the run."""
+    settings = recipe.world
+    folder = Path(recipe.world_dir)
+    if settings is None or (folder / "model").exists():
+        return
+    if jax.process_index() == 0:
+        world.make_data(
+            folder, seed=settings.seed, train=settings.train, held_out=settings.held_out
+        )
+        world.make_tokenizer(folder / "start")
+        (folder / "start" / "config.json").write_text(json.dumps(world.model_config(), indent=1))
+    multihost_utils.sync_global_devices("world")
+    model = open_model(folder / "start", recipe.model, mesh)
+    params = model.init(jax.random.key(settings.seed))
+    save_checkpoint(
+        folder / "model",
+        params,
+        model,
+        source=folder / "start",
+        dtype="float32",
+        card="# A random model\n\nThe start of the quickstart.\n",
+    )

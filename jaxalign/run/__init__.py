@@ -1,0 +1,1 @@
+"""A recipe run stage by stage: train, evaluate, export."""

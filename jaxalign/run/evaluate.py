@@ -1,0 +1,161 @@
+"""Held-out metrics and diagnostics: sums and counts over a whole data set, divided once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ..core.batch import Batch
+from ..core.objective import Objective, objective
+from ..core.sharding import put_batch, replicated
+from ..core.types import Loss, Metrics, Pairs, per_example, select_rows
+from ..diagnostics import DIAGNOSTICS, Diagnostic
+from ..errors import UserError
+from ..update.forward import Task
+from ..update.step import eval_step, value_and_grad, weighted_mean
+
+Evaluate = Callable[..., dict[str, float]]
+"""(params, objective state, batches, moved=None) -> metrics by name, with `loss`."""
+
+
+def evaluator(
+    task: Task,
+    mesh: Mesh,
+    ref_params: Any = None,
+    frozen: Any = None,
+    diagnostics: Sequence[str] = (),
+) -> Evaluate:
+    """Compile the evaluation of a task.
+
+    Args:
+      task: its forward pass takes `frozen` first, if there are such parameters.
+      mesh: of the devices.
+      ref_params: a live reference.
+      frozen: parameters that the trained ones stand beside.
+      diagnostics: names of what else to measure; those of gradients, on the first batch alone.
+
+    Returns:
+      A function of (params, objective state, batches), and the weights of a reference that moves.
+      The loss is each term's total over its count, both over all examples; a short last batch
+      weighs what it holds. The objective's running state is read and never written.
+    """
+    chosen = [DIAGNOSTICS[name] for name in diagnostics]
+    of_examples = [d for d in chosen if "gradients" not in d.inputs]
+    of_gradients = [d for d in chosen if "gradients" in d.inputs]
+    seen = _with_needs(task, of_examples)
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def step(params: Any, objective_state: Any, batch: Batch, ref_params: Any, frozen: Any) -> Any:
+        out = eval_step(seen.beside(frozen), params, objective_state, batch, ref_params)
+        statistics = out.pop("statistics")
+        return out | {"diagnostics": _diagnose(task, of_examples, batch, *statistics)}
+
+    @functools.partial(jax.jit, out_shardings=replicated(mesh))
+    def probe(params: Any, batch: Batch, frozen: Any) -> Any:
+        gradients = _gradients(task.beside(frozen), params, batch)
+        return [d(gradients=gradients) for d in of_gradients]
+
+    def run(
+        params: Any, objective_state: Any, batches: Iterable[Batch], moved: Any = None
+    ) -> dict[str, float]:
+        total: Any = None
+        reference = ref_params if moved is None else moved
+        probed: list[dict[str, Any]] = []
+        for host_batch in batches:
+            batch = put_batch(host_batch, mesh)
+            if total is None and of_gradients:
+                probed = jax.device_get(probe(params, batch, frozen))
+            out = step(params, objective_state, batch, reference, frozen)
+            out = jax.tree.map(lambda x: np.asarray(x, np.float64), out)
+            total = out if total is None else jax.tree.map(np.add, total, out)
+        if total is None:
+            raise UserError("evaluation: the held-out data is empty")
+        metrics = _finished(total, of_examples)
+        for values in probed:
+            metrics |= {k: float(v) for k, v in sorted(values.items()) if not np.isnan(v)}
+        return metrics
+
+    return run
+
+
+def _finished(total: dict[str, Any], diagnostics: Sequence[Diagnostic]) -> dict[str, float]:
+    """Sums over a data set -> the numbers that are reported."""
+    loss = sum(t / max(c, 1e-30) for t, c in total["terms"])
+    metrics = {"loss": float(loss)} | means(total["sums"])
+    for d, sums in zip(diagnostics, total["diagnostics"], strict=True):
+        metrics |= means(sums, d.finish)
+    return metrics
+
+
+def means(sums: dict[str, Any], finish: Callable[[Any], float] = float) -> dict[str, float]:
+    """{name: (sum, weight)} -> {name: finished mean}, leaving out what no example has."""
+    exact = {k: np.asarray(v, np.float64) for k, v in sorted(sums.items())}
+    return {k: finish(s / w) for k, (s, w) in exact.items() if np.all(w > 0)}
+
+
+def _with_needs(task: Task, diagnostics: Sequence[Diagnostic]) -> Task:
+    """The same task that also computes the token statistics which diagnostics read."""
+    needs = dict.fromkeys((*task.objective.needs, *(s for d in diagnostics for s in d.needs)))
+    return dataclasses.replace(
+        task, objective=dataclasses.replace(task.objective, needs=tuple(needs))
+    )
+
+
+def _diagnose(
+    task: Task, diagnostics: Sequence[Diagnostic], batch: Batch, policy: Any, ref: Any, metrics: Any
+) -> list[dict[str, Any]]:
+    """Of each diagnostic {metric: (sum, weight)} over a batch.
+
+    Args:
+      task: objective and hyper-parameters.
+      diagnostics: to compute.
+      batch: that the statistics are of.
+      policy: statistics, leading axes [n, S, b, R].
+      ref: the same of the reference, if there is one.
+      metrics: the objective's, [n, S, b] each.
+    """
+    lead = batch.weight.ndim
+
+    def merged(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), tree)
+
+    layout, hyper = task.objective.data, task.objective.hyper
+    given = {k: p.default for k, p in hyper.items() if k == "beta"}
+    given |= {k: v for k, v in task.hyper.items() if k == "beta"}
+    given["policy"] = select_rows(layout, merged(policy))
+    if ref is not None:
+        given["ref"] = select_rows(layout, merged(ref))
+    if "rewards/margins" in metrics:
+        given["margins"] = metrics["rewards/margins"].reshape(-1)
+    weight = batch.weight.reshape(-1)
+    by_column = jax.vmap(weighted_mean, (-1, None))
+    return [
+        {k: (weighted_mean if v.ndim == 1 else by_column)(v, weight) for k, v in d(**given).items()}
+        for d in diagnostics
+    ]
+
+
+def _mean_logp(row: str) -> Objective[...]:
+    """The average of a response's log-probability over pairs, as if it were a loss."""
+
+    def mean_logp(policy: Pairs) -> tuple[Loss, Metrics]:
+        """Summed log-probability."""
+        return per_example(getattr(policy, row).logp), {}
+
+    return objective(Pairs, source="a probe")(mean_logp)
+
+
+def _gradients(task: Task, params: Any, batch: Batch) -> dict[str, Any]:
+    """{row: gradient of the batch's average log-probability of that response}."""
+
+    def of(row: str) -> Any:
+        probe = dataclasses.replace(task, objective=_mean_logp(row), hyper={})
+        return value_and_grad(probe, params, batch)[1]
+
+    return {row: of(row) for row in Pairs.ROWS}

@@ -1,0 +1,195 @@
+"""The fewest microbatches whose update fits in the memory of the devices: `microbatches: auto`.
+
+The real update is compiled ahead, for one number of microbatches after another, and the compiler's
+account of its memory is compared with what the devices have. The choice is kept in the stage's
+folder, so that a run that goes on does the same and compiles nothing for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from ..core.batch import Batch
+from ..core.sharding import batch_layout, batch_shards
+from ..data.pack import cell_size
+from ..errors import UserError
+from ..hf.load import read_json
+from ..models.quantized import Quantised, quantise
+from ..update.forward import START
+from ..update.optimizer import optimizer
+from ..update.state import abstract_state
+from ..update.step import jitted_step
+from .checkpoint import write_atomic
+from .stage import Prepared
+
+SHARE = 0.9
+"""Part of a device's memory that an update may take; the rest is for what is not known ahead."""
+
+
+def settled(prepared: Prepared) -> Prepared:
+    """The stage with a number of microbatches; one that has a number is returned as it is.
+
+    The choice is read from `plan.json` in the stage's folder, where there is one for this mesh and
+    kind of device, and else made and written there. All hosts choose alike.
+
+    Raises:
+      UserError: not even one example per microbatch and shard fits.
+    """
+    if prepared.stage.microbatches != "auto":
+        return prepared
+    path, where = prepared.folder / "plan.json", _where(prepared.mesh)
+    plans = read_json(path) if path.exists() else {}
+    if where not in plans:
+        plans[where] = _plan(prepared)
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(plans, indent=1))
+    return _with(prepared, plans[where]["microbatches"])
+
+
+def _where(mesh: Mesh) -> str:
+    """What a plan holds for: the sizes of the mesh and the kind of its devices."""
+    sizes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+    return f"{sizes} {mesh.devices.flat[0].device_kind}"
+
+
+def _with(prepared: Prepared, microbatches: int) -> Prepared:
+    """The same stage with so many microbatches."""
+    recipe = prepared.recipe
+    stage = dataclasses.replace(prepared.stage, microbatches=microbatches)
+    stages = recipe.stages | {prepared.name: stage}
+    return dataclasses.replace(prepared, recipe=dataclasses.replace(recipe, stages=stages))
+
+
+def _plan(prepared: Prepared) -> dict[str, Any]:
+    """The choice and its figures, as `plan.json` keeps them."""
+    limit = int(SHARE * memory(jax.local_devices()))
+    per_shard = cell_size(prepared.stage.batch_size, 1, batch_shards(prepared.mesh))
+    tried: dict[int, int | None] = {}
+
+    def fits(microbatches: int) -> bool:
+        size = tried[microbatches] = update_bytes(_with(prepared, microbatches))
+        prepared.console.print(
+            f"{prepared.name}: microbatches {microbatches}: an update takes {_mib(size)}; it may "
+            f"take {_mib(limit)} on each device"
+        )
+        return size is not None and size <= limit
+
+    chosen = fewest(divisors(per_shard), fits)
+    if chosen is None:
+        raise UserError(
+            f"stages.{prepared.name}.microbatches: auto finds none that fits; an update in "
+            f"{per_shard}, of one example on each shard, takes {_mib(tried[per_shard])} on each "
+            f"device; wanted at most {_mib(limit)}, {SHARE} of its memory; shorten data.max_length "
+            "and data.row_length, use more devices along mesh.fsdp or mesh.tensor, "
+            "optimizer.moment_dtype bfloat16 or another optimizer, model.remat full, a cached "
+            "reference, or lora"
+        )
+    return {"microbatches": chosen, "limit": limit, "bytes": tried}
+
+
+def divisors(count: int) -> list[int]:
+    """The divisors of a number, ascending."""
+    return [n for n in range(1, count + 1) if count % n == 0]
+
+
+def fewest(candidates: Iterable[int], fits: Callable[[int], bool]) -> int | None:
+    """The first candidate that fits on every host; None where none does."""
+    return next(
+        (n for n in candidates if multihost_utils.process_allgather(np.array(fits(n))).all()), None
+    )
+
+
+def memory(devices: Iterable[Any]) -> int:
+    """Bytes that each of the devices may take; CPU devices share those of the machine."""
+    devices = list(devices)
+    stats = [device.memory_stats() for device in devices]
+    if all(s and "bytes_limit" in s for s in stats):
+        return min(s["bytes_limit"] for s in stats)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+
+
+def update_bytes(prepared: Prepared) -> int | None:
+    """Bytes that an update takes on each device, arguments included, by the compiler's account.
+
+    Its batch has the costliest of the loader's shapes. None: the compiler itself found no room.
+    """
+    stage, objective, mesh = prepared.stage, prepared.task.objective, prepared.mesh
+    tx = optimizer(stage.optimizer, prepared.updates)
+    model = prepared.adapted or prepared.model
+    abstract = abstract_state(model, tx, objective, moving=prepared.moving)
+    frozen = None if prepared.adapted is None else _frozen(prepared)
+    ref_params = None
+    if prepared.reference_mode == "live" and not prepared.moving:
+        ref_params = prepared.model.abstract if frozen is None else {}
+    layout = batch_layout(mesh)
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), _costliest(prepared)
+    )
+    with jax.set_mesh(mesh):
+        step = jitted_step(prepared.policy, tx, abstract, mesh, stage.reference)
+        lowered = step.lower(abstract, batch, ref_params, frozen)
+        try:
+            used = lowered.compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as e:
+            if "RESOURCE_EXHAUSTED" not in str(e):
+                raise
+            return None
+    # On a CPU the compiler's own peak leaves out temporaries, so only that of TPUs is taken.
+    if mesh.devices.flat[0].platform == "tpu" and used.peak_memory_in_bytes > 0:
+        return used.peak_memory_in_bytes
+    kept = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+    return kept + used.temp_size_in_bytes
+
+
+def _costliest(prepared: Prepared) -> Batch:
+    """A batch of the costliest shape, with zeros for what a cached reference gives."""
+    objective = prepared.task.objective
+    before = [""] if prepared.reference_mode == "cached" else []
+    before += [START] if objective.uses_start else []
+    zeros = np.zeros(prepared.train.offsets[-1], np.float32)
+    ref = {b + stat.name: zeros for b in before for stat in objective.needs}
+    loader = prepared.loader(prepared.train, ref)
+    batch, shape = loader.batch(0), loader.shapes[-1]
+
+    def zeros_of(*sizes: int) -> np.ndarray:
+        return np.zeros((*batch.ids.shape[:2], *sizes), np.int32)
+
+    tokens = zeros_of(shape.rows, shape.row_length)
+    scored = zeros_of(shape.chunks, shape.scored)
+    return batch._replace(
+        **dict.fromkeys(("ids", "positions", "segment", "branch"), tokens),
+        **dict.fromkeys(("source", "target", "slot"), scored),
+    )
+
+
+def _frozen(prepared: Prepared) -> Any:
+    """Shapes and shardings of `frozen_params`."""
+    kind, params = prepared.quantised, prepared.model.abstract
+    if kind is None:
+        return params
+
+    def keep(path: Any, leaf: Any) -> Any:
+        made = jax.jit(lambda x: quantise(tuple(key.key for key in path), x, kind))
+        kept = jax.eval_shape(made, leaf)
+        if not isinstance(kept, Quantised):
+            return leaf
+        layouts = made.lower(leaf).compile().output_shardings
+        return jax.tree.map(
+            lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), kept, layouts
+        )
+
+    return jax.tree_util.tree_map_with_path(keep, params)
+
+
+def _mib(count: int | None) -> str:
+    return "more than there is" if count is None else f"{count / 2**20:,.1f} MiB"

@@ -1,0 +1,258 @@
+"""What a training loop reports: metrics.jsonl, the terminal, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import UserError
+
+PLAIN_SECONDS = 5.0  # between two lines of progress where no terminal is attached
+HEADLINES = {  # the metrics of a plain line, and how they are called there
+    "loss": "loss",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "grad_norm": "grad_norm",
+    "learning_rate": "lr",
+    "time/tokens_per_second": "tok/s",
+}
+
+
+class Tracker:
+    """Records the metrics of one stage; a context manager around its loop.
+
+    Every `log` appends one line to `folder/metrics.jsonl`, `{"step": 7, "loss": 0.5, ...}`, at
+    once, so that a kill loses at most the line being written. Names of evaluations begin with
+    `eval/`. Names under `time/` depend on the clock and the machine; the rest repeat when a run
+    does. JSON has no word for a non-finite number: it is written as the string "NaN", "Infinity"
+    or "-Infinity", which `read_metrics` turns back.
+
+    Entering with `start` > 0 removes the lines (and TensorBoard points) of later steps, which the
+    resumed loop writes again; with `start` = 0 it removes what an earlier run left.
+
+    On a terminal a live view shows the bar, the time left and every metric. Elsewhere there is one
+    line for the first step, the last, every evaluation, and at most one per `PLAIN_SECONDS`.
+
+    Args:
+      folder: of the stage; made if missing.
+      stage: its name, for display.
+      total: updates at the end of the stage.
+      start: updates already done.
+      tensorboard: also write event files to `folder`.
+      wandb: Weights & Biases project to log to; none: not used.
+      config: the resolved recipe, for Weights & Biases.
+      console: where to print; none: standard output.
+      enabled: False on all processes but the first: nothing is written or printed.
+
+    Raises:
+      UserError: on entering, when `wandb` is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        stage: str,
+        total: int,
+        start: int = 0,
+        tensorboard: bool = False,
+        wandb: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        console: Console | None = None,
+        enabled: bool = True,
+    ):
+        self.path = folder / "metrics.jsonl"
+        self._stage, self._total, self._start = stage, total, start
+        self._tensorboard, self._wandb, self._config = tensorboard, wandb, config
+        self._console = console or Console()
+        self._enabled = enabled
+        self._file = self._writer = self._run = self._live = None
+        self._step = start
+        self._latest: dict[str, float] = {}
+        self._first: tuple[int, float] | None = None
+        self._printed = -math.inf
+
+    def __enter__(self) -> Self:
+        if not self._enabled:
+            return self
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        first = self._start + 1 if self._start else 0
+        if self._wandb is not None:
+            self._run = _start_wandb(self._wandb, folder, self._stage, self._config, bool(first))
+        _drop_from(self.path, first)
+        self._file = self.path.open("a", buffering=1, encoding="utf-8")
+        if self._tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=first)
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._view, console=self._console)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._run is not None:
+            self._run.finish(exit_code=0 if kind is None else 1)
+
+    def log(self, step: int, metrics: Mapping[str, float], *, evaluation: bool = False) -> None:
+        """Record the metrics of update `step`: scalars by name, `eval/` prefixed to evaluations."""
+        if self._file is None:
+            return
+        prefix = "eval/" if evaluation else ""
+        values = {prefix + name: float(value) for name, value in metrics.items()}
+        self._file.write(_to_json(step, values))
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        if self._run is not None:
+            self._run.log({"step": step, **values})
+        self._step = step
+        self._latest |= values
+        if not evaluation:
+            self._first = self._first or (step, time.monotonic())
+        if self._live is None:
+            self._print_line(values, evaluation)
+
+    def message(self, text: str) -> None:
+        """Print `text` as it is; above the live view, where there is one."""
+        if self._enabled:
+            self._console.print(Text(text), soft_wrap=True)
+
+    def _seconds_left(self) -> float | None:
+        # Counted from the first update's end: that one also compiled the step.
+        if self._first is None or self._step <= self._first[0]:
+            return None
+        step, since = self._first
+        return (time.monotonic() - since) / (self._step - step) * (self._total - self._step)
+
+    def _print_line(self, values: Mapping[str, float], evaluation: bool) -> None:
+        now = time.monotonic()
+        due = now - self._printed >= PLAIN_SECONDS or self._step >= self._total
+        if not due and not evaluation:
+            return
+        prefix = "eval/" if evaluation else ""
+        shown = {HEADLINES[n]: values[prefix + n] for n in HEADLINES if prefix + n in values}
+        parts = [f"{self._stage}{' held-out' if evaluation else ''} {self._step}/{self._total}"]
+        parts += [f"{name} {_short(value)}" for name, value in shown.items()]
+        left = self._seconds_left()
+        if not evaluation:
+            self._printed = now
+            parts += [] if left is None else [f"left {_duration(left)}"]
+        self.message("  ".join(parts))
+
+    def _view(self) -> Group:
+        left = self._seconds_left()
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(
+            Text(self._stage, style="bold"),
+            ProgressBar(self._total, self._step, width=36),
+            f"{self._step}/{self._total}",
+            "" if left is None else f"{_duration(left)} left",
+        )
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        for column in ("", "training", "held out"):
+            table.add_column(column, justify="right" if column else "left")
+        latest = dict(self._latest)  # the loop may add to it while this thread draws
+        for name in dict.fromkeys(name.removeprefix("eval/") for name in latest):
+            cells = [latest.get(prefix + name) for prefix in ("", "eval/")]
+            table.add_row(Text(name), *("" if c is None else _short(c) for c in cells))
+        return Group(bar, table)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl: `step` an int, everything else a float.
+
+    A last line that a kill cut short is left out.
+
+    Raises:
+      UserError: another line is not a JSON object of numbers.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            step = int(values.pop("step"))
+            records.append({"step": step} | {name: float(value) for name, value in values.items()})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if number < len(lines):
+                raise UserError(
+                    f"{path} line {number}: got {line[:60]!r}, wanted a JSON object of numbers "
+                    "with a 'step'; remove the line"
+                ) from error
+    return records
+
+
+def _to_json(step: int, values: Mapping[str, float]) -> str:
+    words = {math.inf: "Infinity", -math.inf: "-Infinity"}
+    finite = {k: v if math.isfinite(v) else words.get(v, "NaN") for k, v in values.items()}
+    return json.dumps({"step": step, **finite}, allow_nan=False) + "\n"
+
+
+def _drop_from(path: Path, first: int) -> None:
+    """Rewrite a metrics.jsonl without the lines of step `first` and later."""
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path) if record["step"] < first] if first else []
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(_to_json(r.pop("step"), r) for r in kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _start_wandb(
+    project: str, folder: Path, stage: str, config: Mapping[str, Any] | None, resumed: bool
+) -> Any:
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            f"run.wandb: '{project}' asks for Weights & Biases, which is not installed; "
+            "pip install 'jaxalign[wandb]', or set run.wandb to null"
+        ) from error
+    name = folder / "wandb_id.txt"
+    if not (resumed and name.exists()):
+        name.write_text(uuid.uuid4().hex, encoding="utf-8")
+    run = wandb.init(
+        project=project,
+        group=folder.resolve().parent.name,
+        name=stage,
+        id=name.read_text(encoding="utf-8"),
+        resume="allow",
+        dir=str(folder),
+        config=dict(config or {}),
+    )
+    # Its own step counter refuses the steps that a resumed run logs again.
+    run.define_metric("*", step_metric="step")
+    return run
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < math.inf else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

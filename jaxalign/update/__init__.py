@@ -1,0 +1,1 @@
+"""One update: statistics, loss, gradient, optimizer."""

@@ -1,0 +1,194 @@
+"""The commands and their exit codes."""
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+import transformers
+from lib import runs as h
+
+from jaxalign.cli import COMMANDS, _cache_folder
+from jaxalign.collect.sample import Sampling
+from jaxalign.settings import Run
+
+GOES_ON = "the same command goes on from there"
+
+
+def test_train_ends_with_0_and_says_where_the_model_is(trained):
+    folder, _, process = trained
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert f"dpo: model written to {folder}/dpo/model" in process.stdout
+
+
+def test_evaluate_prints_the_metrics_of_the_last_evaluation(trained, run):
+    folder, recipe, _ = trained
+    code, out, _ = run("evaluate", recipe)
+    assert code == 0
+    printed = dict(re.findall(r"^(\S+) +(-?[\d.e-]+) *$", out, re.MULTILINE))
+    last = h.metrics(folder / "dpo")[-1]
+    assert last["step"] == h.STEPS["dpo"]
+    for name in ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen"):
+        assert float(printed[name]) == pytest.approx(last[f"eval/{name}"], rel=1e-4)
+
+
+def test_evaluate_takes_another_checkpoint(trained, run):
+    folder, recipe, _ = trained
+    code, out, _ = run("evaluate", recipe, "--checkpoint", folder / "sft" / "model")
+    assert code == 0
+    # The reference itself.
+    loss = re.search(r"^loss +([\d.]+)", out, re.MULTILINE)
+    assert loss is not None
+    assert float(loss[1]) == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_generate_prints_one_json_line(trained, run):
+    model = trained[0] / "dpo" / "model"
+    code, out, _ = run("generate", model, "--prompt", "1+1=", "--max-new", 4, "--dtype", "float32")
+    assert code == 0
+    record = json.loads(out)
+    assert record["prompt"] == "1+1="
+    assert isinstance(record["answer"], str)
+
+
+def test_generate_answers_every_prompt_of_a_file(trained, run, inputs, tmp_path):
+    model = trained[0] / "dpo" / "model"
+    out = tmp_path / "out.jsonl"
+    prompts = ["1+1=", "2+2=", "0+5="]
+    h.write_rows(tmp_path / "prompts.jsonl", [{"prompt": p} for p in prompts])
+    files = ("--prompts", tmp_path / "prompts.jsonl", "--out", out)
+    how = ("--max-new", 4, "--temperature", 0, "--dtype", "float32", "--batch-size", 8)
+    assert run("generate", model, *files, *how)[:2] == (0, "")
+    assert [json.loads(line)["prompt"] for line in out.read_text().splitlines()] == prompts
+
+
+def test_reference_writes_what_training_reads(trained, run, tmp_path):
+    folder, recipe, _ = trained
+    ours = h.copy_folder(folder, tmp_path / "run")
+    shutil.rmtree(ours / "dpo" / "reference")
+    code, out, _ = run("reference", recipe, "--run.dir", ours)
+    assert code == 0
+    assert f"reference statistics are in {ours}/dpo/reference" in out
+    for part in (folder / "dpo" / "reference").rglob("part-*.npz"):
+        with np.load(part) as theirs, np.load(ours / part.relative_to(folder)) as again:
+            for name in theirs.files:
+                np.testing.assert_allclose(again[name], theirs[name], atol=1e-5)
+
+
+def test_export_writes_the_newest_checkpoint_of_an_unfinished_stage(stopped, run, tmp_path):
+    folder, recipe, *_ = stopped
+    code, out, _ = run("export", recipe, "--out", tmp_path / "model")
+    assert code == 0
+    assert f"the model after update {h.sealed(folder / 'sft')[-1]} is in" in out
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(run, command):
+    code, out, err = run(command, "--help")
+    assert code == 0
+    assert f"jaxalign {command}" in out
+    assert err == ""
+
+
+def test_help_lists_every_command(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+def test_a_recipe_with_help_prints_every_field(trained, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    _, recipe, _ = trained
+    code, out, _ = run("train", recipe, "--help")
+    assert code == 0
+    text = (trained[0] / "recipe.yaml").read_text()
+    fields = set(re.findall(r"^ +([a-z_0-9]+): \S", text, re.MULTILINE)) - {"name"}
+    fields -= {"lora"}  # a section that has flags where the recipe names it
+    assert len(fields) > 40
+    assert [f for f in fields if f".{f.replace('_', '-')}" not in out] == []
+
+
+def test_generate_with_help_prints_every_field(run):
+    code, out, _ = run("generate", "--help")
+    assert code == 0
+    flags = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(Sampling)]
+    assert [f for f in flags if f not in out and f not in ("--model", "--mesh")] == []
+    assert "--mesh.fsdp" in out
+
+
+def test_no_command_is_an_error_that_shows_the_commands(run):
+    code, out, _ = run()
+    assert code == 2
+    assert "evaluate" in out
+
+
+# Exit codes of runs that do not finish
+
+
+def test_sigterm_saves_and_exits_with_143(stopped):
+    folder, _, code, err = stopped
+    assert code == 143
+    last = h.sealed(folder / "sft")[-1]
+    assert err == f"jaxalign: sft: stopped and saved after update {last}; {GOES_ON}\n"
+
+
+@pytest.mark.slow
+def test_an_interrupt_saves_and_exits_with_130(endless):
+    folder, _, code, err = endless(signal.SIGINT)
+    assert code == 130
+    assert GOES_ON in err
+    assert h.sealed(folder / "sft")
+
+
+def test_a_loss_of_nan_exits_with_1(inputs, run, tmp_path):
+    changes = {"optimizer": {"learning_rate": 1e30}, "steps": 3}
+    values = h.values(inputs, tmp_path / "run", "sft")
+    values["stages"]["sft"] |= changes
+    code, _, err = run("train", h.write_recipe(tmp_path / "recipe.yaml", values))
+    assert code == 1
+    assert re.match(r"jaxalign: update \d: loss .* not finite", err)
+
+
+@pytest.mark.slow
+def test_a_full_disk_exits_with_1_and_keeps_what_was_saved(stopped, cache, tmp_path):
+    folder, recipe, *_ = stopped
+    ours = h.copy_folder(folder, tmp_path / "run")
+    saved = h.sealed(ours / "sft")
+    # As a full disk: no file may grow over 64 blocks, of 512 or 1024 bytes.
+    limited = ["sh", "-c", 'ulimit -f 64 && exec "$@"', "sh"]
+    full = subprocess.run(
+        [*limited, *h.command("train", recipe, "--run.dir", str(ours))],
+        env=h.environment(cache),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert full.returncode == 1
+    # Writes in flight complain too, in threads of their own: even in the middle of a line.
+    (error,) = re.findall("jaxalign: checkpoint .*", full.stderr) or [full.stderr]
+    assert "could not be saved: File too large; " in error
+    assert f"the checkpoint of step {saved[-1]} is intact" in error
+    assert h.sealed(ours / "sft") == saved
+    out = str(tmp_path / "model")
+    again = h.cli("export", recipe, "--run.dir", str(ours), "--out", out, cache=cache)
+    assert f"the model after update {saved[-1]} is in {out}" in again.stdout, again.stderr
+
+
+def test_compiled_programs_are_kept_beside_the_run_unless_told_otherwise(tmp_path, monkeypatch):
+    run = str(tmp_path / "run")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    assert _cache_folder(Run(dir=run)) == str(tmp_path / "compile_cache")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/theirs")
+    assert _cache_folder(Run(dir=run)) == "/theirs"
+    assert _cache_folder(Run(dir=run, compile_cache="/mine")) == "/mine"
+    assert _cache_folder(Run(dir=run, compile_cache="off")) is None

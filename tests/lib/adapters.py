@@ -1,0 +1,54 @@
+"""Adapters for the small checkpoints: PEFT's own, and ours with a B that is not zero."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import peft
+import torch
+import transformers
+from lib.checkpoints import small_model
+
+from jaxalign.hf.peft import low_rank
+from jaxalign.models.adapted import Adapted, adapt
+from jaxalign.settings import Lora
+
+RANK = 4
+
+
+def peft_model(base: Path, **options: Any) -> Any:
+    """The torch checkpoint with new adapters on all linear layers, A and B random."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    options = {"r": RANK, "lora_alpha": 6, "target_modules": "all-linear"} | options
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return adapted.eval()
+
+
+def opened(folder: Path, base: Path) -> Any:
+    """An adapter folder as PEFT opens it."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return peft.PeftModel.from_pretrained(model, folder).eval()
+
+
+def adapted(base: Path, settings: Lora, **options: Any) -> Adapted:
+    """A checkpoint's decoder with adapters."""
+    model = small_model(base, **options)
+    return adapt(model, low_rank(settings, model.config, "lora"))
+
+
+def randomised(model: Adapted, size: float = 0.3) -> Any:
+    """Adapters whose A and B are both random."""
+    rng = np.random.default_rng(0)
+
+    def draw(x):
+        return jax.device_put(size * rng.normal(size=x.shape).astype(np.float32), x.sharding)
+
+    return jax.tree.map(draw, model.abstract)

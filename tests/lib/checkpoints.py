@@ -1,0 +1,160 @@
+"""Random small torch checkpoints of every family, as folders that a user could have downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tokenizers
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from jaxalign.core.sharding import make_mesh
+from jaxalign.hf.load import load_params, weight_files
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.decoder import Model, build
+from jaxalign.settings import Mesh
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 264,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "neox-parallel": {"model_type": "gpt_neox", "use_parallel_residual": True},
+    "neox-sequential": {
+        "model_type": "gpt_neox",
+        "use_parallel_residual": False,
+        "hidden_act": "gelu_fast",
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 300.0,
+            "partial_rotary_factor": 0.5,
+        },
+    },
+    "neox-tied-unbiased": {
+        "model_type": "gpt_neox",
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+    },
+    "llama-gqa": {"model_type": "llama", "num_key_value_heads": 2},
+    "llama-tied-llama3": {
+        "model_type": "llama",
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "head_dim": 16,
+        "rope_parameters": LLAMA3,
+    },
+    "llama-linear-biased": {
+        "model_type": "llama",
+        "num_key_value_heads": 4,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "rms_norm_eps": 1e-2,
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 2.0},
+    },
+    "qwen2-tied": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen2-untied": {"model_type": "qwen2", "num_key_value_heads": 1},
+}
+
+
+def torch_model(name: str) -> Any:
+    """A random transformers model; every norm and bias is perturbed so that none can be ignored."""
+    raw = dict(SMALL | CONFIGS[name])
+    config = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = 0.3 if parameter.ndim == 1 else 0.15
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def checkpoint(folder: Path, name: str, *, dtype: str = "float32", **save: Any) -> Any:
+    """Write the checkpoint `name` with its tokenizer to `folder`; returns the torch model."""
+    model = torch_model(name).to(getattr(torch, dtype))
+    model.save_pretrained(folder, **save)
+    write_tokenizer(folder)
+    return model
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level tokenizer for any text: four special tokens, 256 bytes, and the merge '12'."""
+    specials = ["<pad>", "<s>", "</s>", "<|user|>"]
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*specials, *alphabet, "12"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[("1", "2")]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(specials)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "chat_template": "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def small_model(folder: Path, *, mesh: Mesh | None = None, **options: Any) -> Model:
+    """The decoder of a checkpoint folder, on one device or on a mesh over all."""
+    devices = None if mesh else jax.devices()[:1]
+    raw = json.loads((Path(folder) / "config.json").read_text())
+    return build(ModelConfig.from_hf(raw), make_mesh(mesh or Mesh(), devices), **options)
+
+
+def plain_rows(lengths: list[int], width: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random rows of the given lengths, padded on the right, in the layout of a packed batch."""
+    rng = np.random.default_rng(seed)
+    real = np.arange(width)[None] < np.array(lengths)[:, None]
+    ids = np.where(real, rng.integers(4, SMALL["vocab_size"], real.shape), 0)
+    return {
+        "ids": ids.astype(np.int32),
+        "positions": np.where(real, np.arange(width), 0).astype(np.int32),
+        "segment": real.astype(np.int32),
+        "branch": np.zeros(real.shape, np.int32),
+    }
+
+
+def logits(model: Model, params: Any, rows: dict[str, np.ndarray]) -> np.ndarray:
+    """[K, L, V] float32."""
+    args = [rows[key] for key in ("ids", "positions", "segment", "branch")]
+    with jax.set_mesh(model.mesh):
+        hidden, head = jax.jit(model.forward)(params, *args)
+        return np.asarray(jax.jit(jax.numpy.matmul)(hidden, head), np.float32)
+
+
+def torch_logits(model: Any, rows: dict[str, np.ndarray]) -> np.ndarray:
+    """[K, L, V] float32 of rows that are padded on the right."""
+    ids, mask = (torch.tensor(rows[key]).long() for key in ("ids", "segment"))
+    with torch.no_grad():
+        return model(ids, attention_mask=mask).logits.float().numpy()
+
+
+def tensors_of(folder):
+    return {k: v for file in weight_files(folder) for k, v in load_file(file).items()}
+
+
+def load(folder, **options):
+    return load_params(folder, small_model(folder, **options))

@@ -1,0 +1,154 @@
+"""A small decoder and examples for it, and the step's mathematics done the plain way."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from lib.packing import first_scored
+
+from jaxalign.core import types
+from jaxalign.core.stats import reduce_tokens
+from jaxalign.core.types import MANY, SequenceStats, select_rows
+from jaxalign.data.examples import RESPONSES, Example
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.decoder import build
+
+T = 16
+VOCAB = 64
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+
+
+def small_model(mesh, remat="none", scores=0):
+    config = dataclasses.replace(ModelConfig.from_hf(LLAMA), scores=scores)
+    return build(config, mesh, remat=remat)
+
+
+def parameters(model, seed=0):
+    """Random parameters large enough for log-probabilities to differ between responses."""
+    rng = np.random.default_rng(seed)
+
+    def draw(x):
+        values = rng.normal(size=x.shape) * (0.3 / np.sqrt(x.shape[-2]) if x.ndim > 1 else 0.1) * 3
+        return jax.device_put((values + (x.ndim < 3) * 0.5).astype(np.float32), x.sharding)
+
+    return jax.tree.map(draw, model.abstract)
+
+
+def some_examples(layout, n, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def tokens(low, high):
+        return rng.integers(0, VOCAB, rng.integers(low, high)).astype(np.int32)
+
+    responses = len(RESPONSES[layout]) + 2 * (getattr(types, layout) in MANY)
+
+    def columns(i):
+        if layout == "Ranked":
+            return {"scores": tuple(rng.normal(size=responses).tolist())}
+        if layout in ("Labeled", "Mismatched"):
+            return {"label": float(i % 2)}
+        if layout == "Pairs":
+            scores = {"score_chosen": 1.0 + i % 3, "score_rejected": 0.5 - i % 2}
+            return {"preference": 0.6 + 0.1 * (i % 4)} | scores
+        return {}
+
+    def example(i):
+        prompt, answers = tokens(1, 14), tuple(tokens(1, T) for _ in range(responses))
+        context = ()
+        if layout in ("Rationales", "Revised"):
+            context = (0, 0, *(int(rng.integers(len(a))) for a in answers[2:]))
+        return Example(prompt, answers, columns(i), f"example {i}", context)
+
+    return [example(i) for i in range(n)]
+
+
+def dense_activation(means, scored):
+    """Means of layers [.., L, N] -> the masks of `stats.activation` [.., L], layer by layer."""
+    masks = []
+    for x in jnp.moveaxis(means, -1, 0):
+        low = jnp.min(x, -1, keepdims=True, where=scored, initial=jnp.inf)
+        high = jnp.max(x, -1, keepdims=True, where=scored, initial=-jnp.inf)
+        masks.append(jnp.where(high == low, 1.0, (x - low) / (high - low)))
+    return sum(masks) / len(masks)
+
+
+def dense_stats(model, params, items, needs, ref_params=None):
+    """Statistics [B, R] from full logits of one padded row per sequence, and of layers."""
+    sequences = [
+        (item.prompt, response, first_scored(item, r) - 1)
+        for item in items
+        for r, response in enumerate(item.responses)
+    ]
+    width = max(len(p) + len(r) for p, r, _ in sequences)
+    ids = np.zeros((len(sequences), width + 1), np.int32)
+    inside = np.zeros((len(sequences), width), np.int32)
+    scored = np.zeros((len(sequences), width), bool)
+    for row, (p, r, first) in enumerate(sequences):
+        n = len(p) + len(r)
+        ids[row, :n] = np.concatenate([p, r])
+        inside[row, :n] = 1
+        scored[row, first : n - 1] = True
+    at = np.broadcast_to(np.arange(width), inside.shape)
+    packed = ids[:, :-1], at, inside, np.zeros_like(inside)
+    hidden, head, means = model.forward(params, *packed, layers=True)
+    if model.config.scores:
+        last = hidden[np.arange(len(ids)), inside.sum(1) - 1] @ head
+        stats = reduce_tokens({"logit": last}, jnp.ones(last.shape, bool))
+        return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)
+    all_log_p = jax.nn.log_softmax(hidden @ head)
+    log_p = jnp.take_along_axis(all_log_p, ids[:, 1:, None], -1)[..., 0]
+    token = {"logp": log_p, "log_complement": jnp.log(-jnp.expm1(log_p))}
+    token["log_collision"] = jnp.log((jnp.exp(all_log_p) ** 2).sum(-1))
+    rows = jax.lax.stop_gradient(head / jnp.linalg.norm(head, axis=0)).T
+    apart = (1.0 - rows[ids[:, 1:]] @ rows.T) * (ids[:, 1:, None] != jnp.arange(len(rows)))
+    token["earth_mover"] = (jnp.exp(all_log_p) * apart).sum(-1)
+    token["activation"] = dense_activation(means, scored)
+    if ref_params is not None:
+        hidden, head = model.forward(ref_params, *packed)
+        ref_log_p = jax.nn.log_softmax(hidden @ head)
+        token["forward_kl"] = (jnp.exp(ref_log_p) * (ref_log_p - all_log_p)).sum(-1)
+    token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs if s.name in token}
+    # Scored tokens first, as in a batch: what a key draws belongs to a token by its number.
+    front = np.argsort(~scored, 1, kind="stable")[:, :T]
+    token = {k: jnp.take_along_axis(v, front, 1) for k, v in token.items()}
+    mask = np.take_along_axis(scored, front, 1).astype(np.float32)
+    stats = SequenceStats(token["logp"].sum(-1), mask.sum(-1), mask, token)
+    return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)
+
+
+def dense_loss(objective, hyper, model, params, ref_params, items, state=None, start_params=None):
+    """The loss of a whole batch at once, without packing, microbatches or chunks."""
+    columns = {k: jnp.asarray([e.columns[k] for e in items]) for k in items[0].columns}
+    columns["weight"] = jnp.ones(len(items))
+    ref = start = None
+    if objective.uses_ref:
+        needs = (*objective.needs, *objective.layers)
+        ref = select_rows(objective.data, dense_stats(model, ref_params, items, needs))
+    if objective.uses_start:
+        start = dense_stats(model, start_params, items, objective.needs)
+        start = select_rows(objective.data, start)
+    policy = dense_stats(model, params, items, objective.needs, ref_params)
+    policy = select_rows(objective.data, policy)
+    bound = objective.bind(**hyper)
+    key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), 0)
+    key = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(items)))
+    if objective.init_state is not None:
+        frozen = jax.lax.stop_gradient(policy)
+        state = bound(policy=frozen, ref=ref, batch=columns, state=state, key=key)[2]
+    given = {"policy": policy, "ref": ref, "start": start}
+    loss = bound(**given, batch=columns, state=state, key=key)[0]
+    return sum(t.total.sum() / t.count.sum() for t in loss.terms)

@@ -1,0 +1,308 @@
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from lib.checkpoints import CONFIGS, LLAMA3, SMALL, logits, plain_rows
+
+from jaxalign.core.sharding import make_mesh
+from jaxalign.errors import UserError
+from jaxalign.models.attention.mask import Packing
+from jaxalign.models.config import ModelConfig, Rope
+from jaxalign.models.decoder import build
+from jaxalign.models.layers.rope import frequencies, rope_tables, rotate
+from jaxalign.settings import Mesh
+
+LLAMA = SMALL | CONFIGS["llama-gqa"]
+NEOX = SMALL | CONFIGS["neox-parallel"]
+QWEN = SMALL | CONFIGS["qwen2-tied"]
+FAMILIES = {"llama": LLAMA, "neox": NEOX, "qwen2": QWEN}
+ROW_KEYS = ("ids", "positions", "segment", "branch")
+
+
+@functools.cache
+def host_params(family):
+    config = ModelConfig.from_hf(FAMILIES[family])
+    model = build(config, make_mesh(Mesh(), jax.devices()[:1]))
+    return jax.device_get(model.init(jax.random.key(0)))
+
+
+def random_model(family="llama", mesh=None, **options):
+    mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
+    model = build(ModelConfig.from_hf(FAMILIES[family]), mesh, **options)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, model.abstract)
+    return model, jax.device_put(host_params(family), shardings)
+
+
+@functools.cache
+def gradient(sizes, remat):
+    """The gradient of the squared hidden states of eight rows, on a mesh."""
+    rows = plain_rows([9, 9, 5, 9, 9, 1, 9, 2], 9).values()
+    data, fsdp, tensor = sizes
+    devices = jax.devices()[: data * fsdp * tensor]
+    mesh = make_mesh(Mesh(data=data, fsdp=fsdp, tensor=tensor), devices)
+    model, params = random_model(mesh=mesh, remat=remat)
+    with jax.set_mesh(mesh):
+        slope = jax.jit(jax.grad(lambda p: jnp.square(model.forward(p, *rows)[0]).sum()))
+        return jax.device_get(slope(params))
+
+
+def packed_row():
+    """Two examples in a row: prompts of 3 and 2, two responses each, then padding."""
+    segment = [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 0, 0]
+    branch = [0, 0, 0, 1, 1, 2, 2, 2, 0, 0, 1, 2, 2, 0, 0]
+    positions = [0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2, 2, 3, 0, 0]
+    columns = (np.arange(10, 25), positions, segment, branch)
+    return {k: np.array([v], np.int32) for k, v in zip(ROW_KEYS, columns, strict=True)}
+
+
+def mask_of(row):
+    return np.asarray(Packing(row["segment"], row["branch"], row["positions"]).visible())[0]
+
+
+# Configuration
+
+
+def test_both_rope_spellings_give_one_configuration():
+    scaling = {k: v for k, v in LLAMA3.items() if k != "rope_theta"}
+    older = LLAMA | {"rope_theta": 500.0, "rope_scaling": scaling}
+    assert ModelConfig.from_hf(older) == ModelConfig.from_hf(LLAMA | {"rope_parameters": LLAMA3})
+
+
+def test_both_neox_rotary_spellings_give_one_configuration():
+    older = NEOX | {"rotary_pct": 0.5, "rotary_emb_base": 300}
+    newer = NEOX | {"rope_parameters": {"rope_theta": 300.0, "partial_rotary_factor": 0.5}}
+    assert ModelConfig.from_hf(older) == ModelConfig.from_hf(newer)
+
+
+def test_neox_rotates_a_quarter_of_each_head_by_default():
+    assert ModelConfig.from_hf(NEOX).rope.width == 2
+
+
+def test_a_scaling_kind_may_be_spelt_type():
+    raw = LLAMA | {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    assert ModelConfig.from_hf(raw).rope == Rope(10_000.0, 8, "linear", 4.0)
+
+
+def test_llama3_scaling_falls_back_to_the_context_length():
+    scaling = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
+    assert ModelConfig.from_hf(LLAMA | {"rope_parameters": scaling}).rope.original_positions == 128
+
+
+def test_dropout_is_read_as_off():
+    raw = NEOX | {"attention_dropout": 0.1, "hidden_dropout": 0.1}
+    assert ModelConfig.from_hf(raw) == ModelConfig.from_hf(NEOX)
+
+
+def test_null_counts_as_absent():
+    assert ModelConfig.from_hf(LLAMA | {"num_key_value_heads": None}).kv_heads == 4
+
+
+def test_a_window_that_is_off_is_accepted():
+    raw = QWEN | {"use_sliding_window": False, "sliding_window": 32, "max_window_layers": 1}
+    assert ModelConfig.from_hf(raw) == ModelConfig.from_hf(QWEN)
+
+
+REFUSED = {
+    "model type": (LLAMA | {"model_type": "lama"}, "did you mean 'llama'"),
+    "quantized": (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
+    "not a language model": (
+        LLAMA | {"architectures": ["LlamaForTokenClassification"]},
+        "got LlamaForTokenClassification, wanted a causal language model",
+    ),
+    "unknown key": (LLAMA | {"qk_norm": True}, "'qk_norm' = True is not implemented"),
+    "missing": ({k: v for k, v in LLAMA.items() if k != "hidden_size"}, "'hidden_size' is missing"),
+    "type": (LLAMA | {"hidden_size": "32"}, "hidden_size: got '32', wanted int"),
+    "bool for int": (LLAMA | {"num_hidden_layers": True}, "got True, wanted int"),
+    "negative": (LLAMA | {"vocab_size": -1}, "got -1, wanted a positive number"),
+    "kv heads": (LLAMA | {"num_key_value_heads": 3}, "4 is not a multiple of .* 3"),
+    "width": (NEOX | {"hidden_size": 34}, "hidden_size 34 is not a multiple"),
+    "activation": (LLAMA | {"hidden_act": "sliu"}, "hidden_act 'sliu' is .* mean 'silu'"),
+    "window": (QWEN | {"use_sliding_window": True}, "sliding-window attention is not"),
+    "window by layer": (QWEN | {"layer_types": ["sliding_attention"] * 2}, "sliding-window"),
+    "llama window": (LLAMA | {"sliding_window": 64}, "'sliding_window' = 64 is not implemented"),
+    "partial rotary": (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not"),
+    "odd rotary": (NEOX | {"rotary_pct": 0.4}, "rotary width: got 3, wanted an even number"),
+    "rope twice": (
+        LLAMA | {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}},
+        "rope_theta is given twice, 10000.0 and 500000.0",
+    ),
+    "rope key": (LLAMA | {"rope_scaling": {"mscale": 1.0}}, "rotary setting 'mscale'"),
+    "rope value": (LLAMA | {"rope_parameters": {"rope_theta": "big"}}, "rope_theta: got 'big'"),
+    "rope factor": (LLAMA | {"rope_scaling": {"type": "linear"}}, "'linear' needs factor"),
+    **{
+        kind: (LLAMA | {"rope_scaling": {"rope_type": kind, "factor": 2.0}}, f"rope_type '{kind}'")
+        for kind in ("yarn", "dynamic", "longrope")
+    },
+}
+
+
+@pytest.mark.parametrize("raw, message", REFUSED.values(), ids=REFUSED)
+def test_what_is_not_implemented_is_refused_by_name(raw, message):
+    with pytest.raises(UserError, match=message):
+        ModelConfig.from_hf(raw)
+
+
+# Rotary positions
+
+
+def test_linear_scaling_divides_positions():
+    plain, scaled = Rope(100.0, 8), Rope(100.0, 8, "linear", 4.0)
+    positions = jnp.arange(12)[None]
+    chex.assert_trees_all_close(
+        rope_tables(scaled, 4 * positions), rope_tables(plain, positions), atol=1e-6
+    )
+
+
+def test_llama3_scaling_keeps_high_frequencies_and_divides_low_ones():
+    plain = Rope(1e4, 64)
+    scaled = Rope(1e4, 64, "llama3", 8.0, 1.0, 4.0, 256)
+    ratio = frequencies(plain) / frequencies(scaled)
+    np.testing.assert_allclose([ratio[0], ratio[-1]], [1.0, 8.0], rtol=1e-6)
+
+
+def test_scores_depend_on_distance_alone():
+    rope = Rope(100.0, 8)
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 12))
+
+    def score(i, j):
+        turned = [rotate(x, rope_tables(rope, jnp.array([[p]]))) for x, p in ((q, i), (k, j))]
+        return jnp.sum(turned[0] * turned[1])
+
+    np.testing.assert_allclose(score(9, 4), score(25, 20), rtol=1e-5)
+
+
+# Attention
+
+
+def test_the_branch_mask_is_prompt_plus_own_branch():
+    row = packed_row()
+    segment, branch = row["segment"][0], row["branch"][0]
+    length = len(segment)
+    wanted = [
+        [
+            bool(segment[q] == segment[k] != 0 and k <= q and branch[k] in (0, branch[q]))
+            for k in range(length)
+        ]
+        for q in range(length)
+    ]
+    np.testing.assert_array_equal(mask_of(row), wanted)
+
+
+# The decoder
+
+
+@pytest.mark.parametrize("family", ["llama", "neox"])
+def test_a_position_depends_on_exactly_what_the_mask_allows(family):
+    model, params = random_model(family)
+    row = packed_row()
+
+    def outputs(embed):
+        hidden, _ = model.forward(params | {"embed": embed}, *row.values())
+        return (hidden[0] * jnp.arange(1.0, 1 + model.config.width)).sum(-1)
+
+    slopes = jax.jit(jax.jacrev(outputs))(params["embed"])
+    used = np.any(np.asarray(slopes)[:, row["ids"][0]] != 0, -1)
+    real = row["segment"][0] > 0
+    np.testing.assert_array_equal(used[real], mask_of(row)[real])
+
+
+def test_packed_branches_equal_separate_sequences():
+    model, params = random_model()
+    row = packed_row()
+    packed = logits(model, params, row)[0]
+    for segment, branch in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        at = (row["segment"][0] == segment) & np.isin(row["branch"][0], (0, branch))
+        alone = plain_rows([at.sum()], at.sum()) | {"ids": row["ids"][:, at]}
+        np.testing.assert_allclose(logits(model, params, alone)[0], packed[at], atol=1e-5)
+
+
+def test_padding_gives_finite_hidden_states():
+    model, params = random_model()
+    assert np.isfinite(logits(model, params, plain_rows([5, 0], 9))).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_does_not_change_gradients(remat):
+    exact = gradient((1, 1, 1), "none")
+    chex.assert_trees_all_close(gradient((1, 1, 1), remat), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_compute_dtype_and_parameter_dtype_are_apart():
+    model, params = random_model(dtype="bfloat16", param_dtype="float32")
+    hidden, head = jax.eval_shape(model.forward, params, *plain_rows([4], 4).values())
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
+    assert (hidden.dtype, head.dtype, dtypes) == (jnp.bfloat16, jnp.bfloat16, {jnp.dtype("f4")})
+
+
+def test_bfloat16_is_close_to_float32():
+    exact, params = random_model()
+    coarse = dataclasses.replace(exact, dtype=jnp.dtype("bfloat16"))
+    rows = plain_rows([12, 7], 12)
+    np.testing.assert_allclose(logits(coarse, params, rows), logits(exact, params, rows), atol=0.03)
+
+
+def test_parameters_match_the_abstract_tree():
+    model, params = random_model()
+    chex.assert_trees_all_equal_shapes_and_dtypes(params, model.abstract)
+
+
+def test_tied_models_have_no_head_parameter():
+    model, params = random_model("qwen2")
+    _, head = model.forward(params, *plain_rows([3], 3).values())
+    assert "head" not in params
+    np.testing.assert_array_equal(head, params["embed"].T)
+
+
+@pytest.mark.slow
+def test_init_is_laid_out_over_the_mesh_and_does_not_depend_on_it():
+    model, _ = random_model(mesh=make_mesh(Mesh(data=2, fsdp=2, tensor=2)))
+    params = model.init(jax.random.key(0))
+    jax.tree.map(lambda x, a: chex.assert_equal(x.sharding, a.sharding), params, model.abstract)
+    chex.assert_trees_all_close(jax.device_get(params), host_params("llama"), atol=1e-6)
+
+
+def test_a_mesh_that_does_not_divide_a_parameter_is_refused():
+    mesh = make_mesh(Mesh(data=1, fsdp=1, tensor=8))
+    with pytest.raises(UserError, match=r"parameter layers.mlp.down.kernel \(2, 36, 32\)"):
+        build(ModelConfig.from_hf(LLAMA | {"intermediate_size": 36}), mesh)
+
+
+@pytest.mark.slow
+def test_a_sharded_gradient_needs_no_involuntary_rematerialization(capfd):
+    model, params = random_model(mesh=make_mesh(Mesh(data=2, fsdp=2, tensor=2)), remat="full")
+    rows = plain_rows([9] * 8, 9).values()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, model.abstract)
+    with jax.set_mesh(model.mesh):
+        slope = jax.grad(lambda p: jnp.square(jnp.dot(*model.forward(p, *rows))).sum())
+        jax.jit(slope, out_shardings=shardings).lower(params).compile()
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 1, 4), (2, 2, 2)])
+def test_every_mesh_gives_the_same_gradient(sizes):
+    exact = gradient((1, 1, 1), "none")
+    chex.assert_trees_all_close(gradient(sizes, "none"), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_remat_dots_computes_no_attention_again():
+    """Backward over forward products of scores: none, dots and full remat."""
+
+    def products(remat):
+        model = build(ModelConfig.from_hf(LLAMA), make_mesh(Mesh(), jax.devices()[:1]), remat=remat)
+        rows = [jnp.ones((1, 16), int)] * 4
+
+        def loss(params):
+            return model.forward(params, *rows)[0].sum()
+
+        with jax.set_mesh(model.mesh):
+            text = str(jax.make_jaxpr(jax.grad(loss))(model.abstract))
+        return text.count(" exp ")
+
+    none, dots, full = (products(remat) for remat in ("none", "dots", "full"))
+    assert none == dots < full

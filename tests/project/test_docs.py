@@ -1,0 +1,184 @@
+"""What the documentation names exists, and what it shows runs."""
+
+import dataclasses
+import io
+import re
+import runpy
+import tomllib
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+import yaml
+from project.test_imports import LAYERS
+
+from jaxalign import settings
+from jaxalign.cli import COMMANDS
+from jaxalign.core.types import Pairs
+from jaxalign.diagnostics import DIAGNOSTICS
+from jaxalign.objectives import OBJECTIVES
+from jaxalign.recipe.read import parse, resolved
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCS = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md"))]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+# A path in backticks or in a command: a file of the repository, told by its first folder.
+FOLDERS = "jaxalign|configs|docs|examples|tests|tpu_scripts|benchmarks"
+PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w./*-]*\w")
+SECTIONS = {
+    "run": settings.Run,
+    "model": settings.Model,
+    "mesh": settings.Mesh,
+    "data": settings.Data,
+    "reference": settings.Reference,
+    "optimizer": settings.Optimizer,
+    "lora": settings.Lora,
+}
+each_document = pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
+
+
+def blocks(path, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.M | re.S)
+
+
+def anchors(path):
+    """The anchors that GitHub gives the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+
+
+@each_document
+def test_every_link_to_a_file_resolves(path):
+    links = [link for link in LINK.findall(path.read_text()) if "://" not in link]
+    assert [x for x in links if not (path.parent / x.partition("#")[0]).exists()] == []
+
+
+@each_document
+def test_every_link_to_a_heading_resolves(path):
+    links = [link.partition("#") for link in LINK.findall(path.read_text()) if "://" not in link]
+    pages = [(path.parent / page if page else path, anchor) for page, _, anchor in links if anchor]
+    assert [(p.name, a) for p, a in pages if a not in anchors(p)] == []
+
+
+@each_document
+def test_every_file_named_exists(path):
+    named = PATH.findall(path.read_text())
+    # CONTRIBUTING.md tells where a new objective, foo.py, would go.
+    assert [x for x in named if not list(ROOT.glob(x)) and not x.endswith("foo.py")] == []
+
+
+@each_document
+def test_every_command_named_is_one(path):
+    named = re.findall(r"(?:`|^|/bin/)jaxalign ([a-z]+)", path.read_text(), re.M)
+    assert set(named) <= set(COMMANDS)
+
+
+@each_document
+def test_every_setting_named_is_one(path):
+    named = re.findall(rf"`({'|'.join(SECTIONS)})\.(\w+)[:`]", path.read_text())
+    known = {(s, f.name) for s, record in SECTIONS.items() for f in dataclasses.fields(record)}
+    assert set(named) <= known
+
+
+def test_the_readme_lists_every_command():
+    rows = re.findall(r"^\| `jaxalign (\w+) ", README.read_text(), re.M)
+    assert sorted(rows) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
+def test_python_of_the_readme_prints_what_it_says(number):
+    code = blocks(README, "python")[number]
+    said = re.findall(r"^print\(.*\)  # (.+)$", code, re.M)
+    assert said, "an example prints something, and says what in a comment"
+    with redirect_stdout(io.StringIO()) as out:
+        exec(compile(code, "README.md", "exec"), {})
+    assert out.getvalue().splitlines() == said
+
+
+@pytest.mark.parametrize("text", blocks(README, "yaml"))
+def test_every_recipe_of_the_readme_is_one(text):
+    assert parse(yaml.safe_load(text)).stages
+
+
+def test_every_flag_of_the_readme_is_one_of_its_recipe():
+    (text,) = blocks(README, "yaml")
+    flags = re.findall(r"--([a-z]+\.[a-z_.-]+)", README.read_text())
+    assert flags
+    for flag in flags:
+        value = resolved(parse(yaml.safe_load(text)))
+        for key in flag.replace("-", "_").split("."):
+            assert key in value, flag
+            value = value[key]
+
+
+def test_the_readme_counts_the_objectives():
+    assert f"{len(OBJECTIVES)} objectives" in README.read_text()
+
+
+def test_the_page_of_objectives_is_that_of_the_records():
+    path = ROOT / "docs" / "build.py"
+    page = runpy.run_path(str(path))["page"]()
+    assert page == path.with_name("objectives.md").read_text(), "run docs/build.py"
+
+
+def test_every_objective_has_its_place_in_the_guide():
+    page = (ROOT / "docs" / "choosing.md").read_text()
+    rows = [row.split("|")[1] for row in page.splitlines() if row.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(OBJECTIVES)
+
+
+def test_every_name_given_for_another_library_is_one_of_ours():
+    page = (ROOT / "docs" / "names.md").read_text()
+    cells = [row.split("|")[2] for row in page.splitlines() if row.startswith("| ")]
+    known = {*OBJECTIVES, *(k for o in OBJECTIVES.values() for k in o.hyper)}
+    known |= {f"reference.{f.name}" for f in dataclasses.fields(settings.Reference)}
+    known |= {"data.max_prompt"}
+    named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert len(named) > 40
+    assert [n for n in named if n not in known and n.partition(":")[0] not in known] == []
+
+
+def test_every_diagnostic_has_its_row_and_section_in_its_page():
+    page = (ROOT / "docs" / "diagnostics.md").read_text()
+    table = page.partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(DIAGNOSTICS)
+    sections = re.findall(r"^## (.+)$", page, re.M)
+    assert [s for s in sections if s in DIAGNOSTICS] == list(DIAGNOSTICS)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (\w+) \|", table, re.M)
+    for name, data, reference in rows:
+        assert (data == "pairs") == (DIAGNOSTICS[name].data == (Pairs,))
+        live = any(stat.joint for stat in DIAGNOSTICS[name].needs)
+        wanted = ("live" if live else "yes") if "ref" in DIAGNOSTICS[name].inputs else "no"
+        assert reference == wanted
+
+
+def test_every_dependency_has_its_line():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(d for group in extras.values() for d in group)]
+    names = {re.split(r"[\[<>=]", d)[0] for d in wanted} - {"jaxalign"} | set(extras)
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2]
+    assert sorted(n for n in names if not re.search(rf"(?<![\w-]){n}(?![\w-])", section)) == []
+
+
+def test_every_make_target_named_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    text = "".join(path.read_text() for path in DOCS)
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.M)) <= targets
+
+
+def test_the_design_lists_the_layers_of_the_package():
+    rows = re.findall(
+        r"^\| (\d+) \| ([`\w, ]+) \|", (ROOT / "docs" / "design.md").read_text(), re.M
+    )
+    listed = [set() for _ in LAYERS]
+    for layer, names in rows:
+        listed[int(layer) - 1] |= set(re.findall(r"\w+", names))
+    assert listed == [set(layer) for layer in LAYERS]
+
+
+def test_the_readme_names_every_recipe():
+    recipes = [f"configs/{path.name}" for path in ROOT.glob("configs/*.yaml")]
+    assert recipes
+    assert [name for name in recipes if name not in README.read_text()] == []

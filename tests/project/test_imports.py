@@ -1,0 +1,141 @@
+"""The order of imports, the size of files, and that importing does nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "jaxalign"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# A module imports only from layers above its own in this list. A folder is one entry.
+LAYERS = (
+    ("errors", "batch", "types", "settings"),
+    ("numerics", "stats", "sharding", "optim", "tracking", "report", "world"),
+    ("objective", "head", "models", "data"),
+    ("objectives", "diagnostics", "forward", "generate", "hf"),
+    ("config", "step", "checkpoint", "answer", "density"),
+    ("state", "reference", "evaluate", "reward"),
+    ("stage",),
+    ("plan",),
+    ("export", "world_model"),
+    ("train",),
+    ("showcase",),
+    ("cli",),
+)
+LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+WITHOUT_JAX = ("errors", "batch", "settings", "data")
+ONLY_IN_CLI = ("sys.argv", "jax.config", "jax.distributed", "logging.basicConfig")
+
+
+def unit(path: Path) -> str:
+    """The entry of `LAYERS` that a file belongs to; '' for the package itself."""
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if name == "__init__" else name
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of everything the file imports, at any depth."""
+    package = path.relative_to(ROOT).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else ())))
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    names = {name.split(".")[1] for name in imports(path) if name.startswith("jaxalign.")}
+    return names - {unit(path)}
+
+
+MODULES = [p for p in SOURCES if unit(p)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_from_lower_layers(path):
+    assert unit(path) in LAYER, f"{unit(path)} is in no layer; add it to LAYERS"
+    depth = LAYER[unit(path)]
+    assert {name for name in ours(path) if LAYER.get(name, -1) >= depth} == set()
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if unit(p) == "objectives"], ids=name_of)
+def test_an_objective_knows_nothing_of_models_data_meshes_or_files(path):
+    assert ours(path) <= {"types", "numerics", "stats", "objective", "errors"}
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if unit(p) in WITHOUT_JAX], ids=name_of)
+def test_data_code_names_neither_jax_nor_code_that_does(path):
+    assert {name.split(".")[0] for name in imports(path)}.isdisjoint({"jax", "flax", "optax"})
+    assert ours(path) <= set(WITHOUT_JAX)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if unit(p) != "cli"], ids=name_of)
+def test_only_the_command_line_touches_arguments_devices_and_logging(path):
+    tree = ast.parse(path.read_text())
+    chains = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    assert (chains | imports(path)).isdisjoint(ONLY_IN_CLI)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_file_stays_under_400_lines(path):
+    assert len(path.read_text().splitlines()) < 400
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_function_stays_under_60_lines(path):
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    # An objective has 80: its docstring is the documentation of the method.
+    limit = 80 if unit(path) == "objectives" else 60
+    lengths = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions}
+    assert {name: n for name, n in lengths.items() if n >= limit} == {}
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_importing_data_code_does_not_import_jax():
+    names = [name_of(p) for p in MODULES if unit(p) in WITHOUT_JAX]
+    done = run(f"import sys, {', '.join(names)}; sys.exit('jax' in sys.modules)")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_importing_everything_starts_no_backend_prints_nothing_and_adds_no_log_handler():
+    names = [name_of(p) for p in SOURCES]
+    # orbax adds a handler of its own; jax refuses another number of devices once a backend runs.
+    done = run(
+        "import logging, jax, orbax.checkpoint\n"
+        "before = list(logging.root.handlers)\n"
+        f"import {', '.join(names)}\n"
+        "assert logging.root.handlers == before\n"
+        "jax.config.update('jax_num_cpu_devices', 3)\n"
+        "assert jax.device_count() == 3\n"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
