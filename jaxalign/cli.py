@@ -111,11 +111,13 @@ def _train(argv: list[str]) -> int:
     """Train the stages of a recipe, or go on where an earlier process stopped."""
     _, recipe = _recipe("train", argv)
     from .quickstart import show as showcase
+    from .quickstart.start import make_world
     from .recipe.read import objective_settings
     from .run import train
 
     mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
     began = time.monotonic()
+    make_world(recipe, mesh)
     try:
         train.train(recipe, mesh, console)
     except train.Stopped as e:

@@ -16,6 +16,7 @@ from ..data.files import FILES
 from ..data.schema import prompts_of
 from ..data.tokenize import encode_prompts
 from ..errors import UserError
+from ..files import read_json
 from ..hf import load
 from ..hf.peft import base_folder, load_merged
 from ..models.config import ModelConfig
@@ -129,6 +130,6 @@ def sample(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Promp
 def stop_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     """The ids that end an answer: the tokenizer's EOS and those of `generation_config.json`."""
     path = folder / "generation_config.json"
-    named = load.read_json(path).get("eos_token_id") if path.exists() else None
+    named = read_json(path).get("eos_token_id") if path.exists() else None
     named = named if isinstance(named, list) else [named]
     return tuple(sorted({i for i in (*named, tokenizer.eos_token_id) if i is not None}))

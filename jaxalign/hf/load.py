@@ -18,6 +18,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from ..errors import UserError
+from ..files import read_json
 from ..models.decoder import Model, Params
 from .names import BUFFERS, HEADS, Weight, hf_shape, read_part, weights
 
@@ -73,23 +74,6 @@ def resolve(path: str, setting: str = "model.path") -> Path:
             f"{setting}: '{path}' is neither a folder here nor a repository that the hub gives "
             f"({reason}); check the name, the network and your access"
         ) from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      UserError: the file is missing, or holds no JSON object.
-    """
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file}: missing; is {file.parent} a complete checkpoint?") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not readable as JSON ({error}); download it again") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{file}: got {type(raw).__name__}, wanted an object; download it again")
-    return raw
 
 
 def load_config(folder: Path) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from typing import Any
 from safetensors.numpy import save_file
 
 from ..errors import UserError, near_miss
+from ..files import read_json, whole_folder
 from ..models.adapted import Adapted, adapt, materialised
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
 from ..models.lora import ATTENTION_INPUTS, LowRank
 from ..settings import Lora
-from .load import layers_of, load_params, open_tensors, placed, read_json, resolve
+from .load import layers_of, load_params, open_tensors, placed, resolve
 from .names import Weight, linears
-from .save import by_tensor, gathered, whole_folder
+from .save import by_tensor, gathered
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

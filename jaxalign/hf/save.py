@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import shutil
@@ -12,15 +11,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from ..core.sharding import replicated
-from ..errors import RunError, UserError
+from ..errors import UserError
+from ..files import read_json, whole_folder
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
-from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors, read_json, weight_files
+from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors, weight_files
 from .names import Weight, classifier, hf_shape, weights, write_tensor
 
 COPIED = (
@@ -81,46 +79,6 @@ def save_checkpoint(
             _write_texts(partial, source, model.config, dtype, pad)
             (partial / "README.md").write_text(card, encoding="utf-8")
         _write_weights(partial, params, model, source, dtype, max_shard_bytes)
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path | None]:
-    """Gives the first process a new folder to fill, which takes the place of `folder` at the end.
-
-    The other processes get None, and wait at the end for the first.
-
-    Raises:
-      RunError: the folder cannot be written.
-    """
-    folder = Path(folder).absolute()
-    partial = folder.with_name(f".{folder.name}.partial")
-    writer = jax.process_index() == 0
-    try:
-        if writer:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        yield partial if writer else None
-        if writer:
-            _replace(folder, partial)
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"{folder}: cannot write the checkpoint ({error}); free space or choose another folder"
-        ) from error
-    finally:
-        if writer:
-            shutil.rmtree(partial, ignore_errors=True)
-    # The next stage reads the folder on every host.
-    multihost_utils.sync_global_devices(f"saved {folder.name}")
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Put `new` where `folder` is; until then the older one is whole at one of two names."""
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_texts(

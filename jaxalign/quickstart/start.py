@@ -9,8 +9,10 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from ..files import first_process
 from ..hf.save import save_checkpoint
 from ..run.stage import open_model
+from ..run.train import claim
 from ..settings import Recipe
 from . import world
 
@@ -21,7 +23,8 @@ def make_world(recipe: Recipe, mesh: Mesh) -> None:
     folder = Path(recipe.world_dir)
     if settings is None or (folder / "model").exists():
         return
-    if jax.process_index() == 0:
+    claim(recipe)
+    if first_process():
         world.make_data(
             folder, seed=settings.seed, train=settings.train, held_out=settings.held_out
         )
@@ -29,7 +32,8 @@ def make_world(recipe: Recipe, mesh: Mesh) -> None:
         (folder / "start" / "config.json").write_text(json.dumps(world.model_config(), indent=1))
     multihost_utils.sync_global_devices("world")
     model = open_model(folder / "start", recipe.model, mesh)
-    params = model.init(jax.random.key(settings.seed))
+    with jax.set_mesh(mesh):
+        params = model.init(jax.random.key(settings.seed))
     save_checkpoint(
         folder / "model",
         params,

@@ -8,7 +8,6 @@ sealed checkpoints count, and a restore reads the files only after their checksu
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import json
 import os
 import pathlib
@@ -20,24 +19,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from ..errors import RunError, UserError
+from ..files import first_process, sha256, write_whole
 
 ARGS: Any = ocp.args  # whose constructors type checkers do not see in older releases
-
-
-def sha256(path: pathlib.Path) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def write_atomic(path: pathlib.Path, text: str) -> None:
-    """Replace a small file by `text`: after a kill there is the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
 
 
 class Checkpoints:
@@ -52,7 +36,7 @@ class Checkpoints:
         """
         self._folder = folder.absolute()
         self._keep = keep
-        self._primary = jax.process_index() == 0
+        self._primary = first_process()
         self._saver = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._sealer = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: list[tuple[int, concurrent.futures.Future[None]]] = []
@@ -136,7 +120,7 @@ class Checkpoints:
             return
         root = self._path(step)
         files = {str(p.relative_to(root)): sha256(p) for p in _files(root)}
-        write_atomic(self._manifest(step), json.dumps({"step": step, "sha256": files}, indent=1))
+        write_whole(self._manifest(step), json.dumps({"step": step, "sha256": files}, indent=1))
         for old in self.steps()[: -self._keep]:
             # The seal goes first: a kill between the two leaves a folder that does not count.
             self._manifest(old).unlink()

@@ -22,13 +22,12 @@ from ..core.batch import Batch
 from ..core.sharding import batch_layout, batch_shards
 from ..data.pack import cell_size
 from ..errors import UserError
-from ..hf.load import read_json
+from ..files import read_json, write_whole
 from ..models.quantized import Quantised, quantise
 from ..update.forward import START
 from ..update.optimizer import optimizer
 from ..update.state import abstract_state
 from ..update.step import jitted_step
-from .checkpoint import write_atomic
 from .stage import Prepared
 
 SHARE = 0.9
@@ -50,9 +49,7 @@ def settled(prepared: Prepared) -> Prepared:
     plans = read_json(path) if path.exists() else {}
     if where not in plans:
         plans[where] = _plan(prepared)
-        if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(plans, indent=1))
+        write_whole(path, json.dumps(plans, indent=1))
     return _with(prepared, plans[where]["microbatches"])
 
 

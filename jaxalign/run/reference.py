@@ -9,7 +9,6 @@ found when it is read.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import zipfile
 import zlib
@@ -22,7 +21,7 @@ from jax.experimental import multihost_utils
 from ..core.batch import Batch
 from ..data.loader import Loader
 from ..errors import UserError
-from .checkpoint import write_atomic
+from ..files import first_process, whole_file, write_whole
 
 PART = 1024  # examples per part, rounded up to whole batches
 
@@ -63,9 +62,10 @@ def cached(
         stop = min(start + size, total)
         assert forward is not None
         rows = [_scored(batch, forward(batch)) for batch in loader.sequential(start, stop)]
-        if jax.process_index() == 0:
+        if first_process():
             values = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
-            _write(_part(folder, start), values)
+            with whole_file(_part(folder, start)) as file:
+                np.savez(file, **values)
         progress(stop, total)
     if missing:
         multihost_utils.sync_global_devices(f"reference {folder}")
@@ -89,9 +89,8 @@ def _claim(folder: pathlib.Path, fingerprint: dict[str, str]) -> None:
                 f"reference cache {folder} is stale: it was computed from something else\n{table}\n"
                 "delete the folder to compute it again"
             )
-    elif jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(fingerprint, indent=1))
+    else:
+        write_whole(path, json.dumps(fingerprint, indent=1))
 
 
 def _part(folder: pathlib.Path, start: int) -> pathlib.Path:
@@ -104,15 +103,6 @@ def _scored(batch: Batch, stats: Mapping[str, jax.Array]) -> dict[str, np.ndarra
     order = order[batch.example.reshape(-1)[order] >= 0]
     mask = batch.mask.reshape(-1, *batch.mask.shape[3:])[order]
     return {k: np.asarray(v).reshape(-1, *v.shape[3:])[order][mask] for k, v in stats.items()}
-
-
-def _write(path: pathlib.Path, values: Mapping[str, np.ndarray]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as f:
-        np.savez(f, **values)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
 
 
 def _read(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from ..data.loader import Loader
 from ..data.pack import cell_size, head_chunks
 from ..data.tokenize import Examples, load_examples, preview
 from ..errors import UserError
+from ..files import read_json, write_whole
 from ..hf import load
 from ..hf.peft import low_rank
 from ..hf.reward import new_head, pad_token, with_scores
@@ -36,7 +37,6 @@ from ..settings import Model as ModelSettings
 from ..settings import Recipe, Stage
 from ..update.forward import START, Task, sequence_stats
 from . import reference
-from .checkpoint import write_atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,16 +272,15 @@ def frozen_params(prepared: Prepared) -> Params | None:
         return None
     path, found = prepared.folder / "base.json", load.weights_fingerprint(prepared.source)
     if path.exists():
-        before = load.read_json(path).get("weights")
+        before = read_json(path).get("weights")
         if before != found:
             raise UserError(
                 f"{prepared.source}: its weights have changed since stage {prepared.name} began "
                 f"(SHA-256 {before} in {path}, now {found}); restore them, or delete the folder of "
                 "the stage"
             )
-    elif jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"weights": found}))
+    else:
+        write_whole(path, json.dumps({"weights": found}))
     return _start(prepared)
 
 

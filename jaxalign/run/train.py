@@ -24,15 +24,15 @@ from ..core.sharding import put_batch
 from ..data.loader import Loader
 from ..data.pack import token_counts
 from ..errors import RunError, UserError
+from ..files import first_process, write_whole
 from ..hf import load
-from ..quickstart.start import make_world
 from ..recipe.read import differences, dump, read, resolved
 from ..settings import Recipe
 from ..update.optimizer import learning_rate, optimizer
 from ..update.state import abstract_state, initial_state
 from ..update.step import TrainState, jitted_step
 from . import export
-from .checkpoint import Checkpoints, write_atomic
+from .checkpoint import Checkpoints
 from .evaluate import evaluator, means
 from .plan import settled
 from .stage import Prepared, cached_reference, first_params, frozen_params, live_reference, prepare
@@ -62,8 +62,6 @@ def train(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
       Stopped: SIGTERM or SIGINT came; the state is saved and the same command goes on from it.
     """
     claim(recipe)
-    with jax.set_mesh(mesh):
-        make_world(recipe, mesh)
     source = load.resolve(recipe.locate(recipe.model.path))
     for name in recipe.stages:
         out = model_folder(recipe, name)
@@ -109,10 +107,8 @@ def claim(recipe: Recipe) -> None:
             )
     # Every host has looked before the first one writes.
     multihost_utils.sync_global_devices("claim")
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, dump(recipe))
-        write_atomic(folder / "environment.json", json.dumps(export.environment(), indent=1))
+    write_whole(path, dump(recipe))
+    write_whole(folder / "environment.json", json.dumps(export.environment(), indent=1))
 
 
 def _begun(stages: Iterable[str], held: Collection[str]) -> list[str]:
@@ -293,9 +289,7 @@ class Reporter:
         ids = batch.example.reshape(-1).tolist()
         loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
         record = {"step": step, "loss": loss, "grad_norm": norm, "example": ids, **examples}
-        if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(record))
+        write_whole(path, json.dumps(record))
         return RunError(
             f"update {step}: loss {loss}, gradient norm {norm} are not finite; the batch's "
             f"examples and statistics are in {path}; the last checkpoint is intact"
@@ -314,7 +308,7 @@ def tracker(prepared: Prepared, start: int, total: int) -> Tracker:
         wandb=run.wandb,
         config=resolved(prepared.recipe),
         console=prepared.console,
-        enabled=jax.process_index() == 0,
+        enabled=first_process(),
     )
 
 

@@ -3,7 +3,7 @@
 import ast
 
 import pytest
-from project.mutation import mutants, survivors
+from mutation import mutants, survivors
 
 from jaxalign.objectives import OBJECTIVES
 

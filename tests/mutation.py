@@ -1,6 +1,6 @@
 """Plants one mistake at a time in the objectives, and sees whether the tests tell.
 
-    python tests/project/mutation.py [--every N] [OBJECTIVE ...]
+    python tests/mutation.py [--every N] [OBJECTIVE ...]
 
 A mistake is a flipped sign or a dropped term: `a + b` becomes `a - b`, `a` or `b`, and `-a` becomes
 `a`. The mutant is called as `test_worked_values.py` calls the objective, with every set of
@@ -111,7 +111,7 @@ def caught(name, o, known):
 
 def fails_a_test(names, module, tree):
     """Whether a test about some objectives fails where their module is made from a tree."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as folder:
         for part in ("jaxalign", "tests"):
             shutil.copytree(root / part, Path(folder) / part)

@@ -1,0 +1,105 @@
+"""Files written whole or not at all, and by the first process alone; JSON and checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import jax
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError
+
+from .errors import RunError, UserError
+
+
+def first_process() -> bool:
+    """Whether this process is the one that writes files and prints."""
+    return jax.process_index() == 0
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` at the end: after a kill there is old or new."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a small file by `text`, whole or not at all; the other processes write nothing."""
+    if first_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(text.encode())
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path | None]:
+    """Gives the first process a new folder to fill, which replaces `folder` at the end.
+
+    The other processes get None, and wait at the end for the first.
+
+    Raises:
+      RunError: the folder cannot be written.
+    """
+    folder = Path(folder).absolute()
+    partial = folder.with_name(f".{folder.name}.partial")
+    writer = first_process()
+    try:
+        if writer:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        yield partial if writer else None
+        if writer:
+            _replace(folder, partial)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{folder}: cannot write the checkpoint ({error}); free space or choose another folder"
+        ) from error
+    finally:
+        if writer:
+            shutil.rmtree(partial, ignore_errors=True)
+    # The next stage reads the folder on every host.
+    multihost_utils.sync_global_devices(f"saved {folder.name}")
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Replace `folder` by `new`: at any moment the old one is whole, here or as `.folder.old`."""
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      UserError: the file is missing, or holds no JSON object.
+    """
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing; is {file.parent} a complete checkpoint?") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error}); download it again") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: got {type(raw).__name__}, wanted an object; download it again")
+    return raw
