@@ -147,12 +147,12 @@ class Lora:
     """Width of an adapter."""
     alpha: Annotated[float, Gt(0)] = 32.0
     """What an adapter adds is multiplied by alpha / rank."""
-    rank_stabilised: bool = False
+    rank_stabilized: bool = False
     """Multiply by alpha / sqrt(rank) instead."""
     targets: tuple[Text, ...] | None = None
     """Linear layers with an adapter, named as here (query) or in PEFT (q_proj); none: all."""
-    quantise: Literal["int8", "nf4"] | None = None
-    """Keep the layers' frozen matrices in 8 or 4 bits (extra `quantise`); none: as they are."""
+    quantize: Literal["int8", "nf4"] | None = None
+    """Keep the layers' frozen matrices in 8 or 4 bits (extra `quantize`); none: as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ def low_rank(settings: Lora, config: ModelConfig, where: str) -> LowRank:
             f"matrix, and {missing[0]} is not named; name query_key_value"
         )
     targets = tuple(path for path in linears(config)[1] if path in chosen)
-    return LowRank(settings.rank, settings.alpha, settings.rank_stabilised, targets, fused)
+    return LowRank(settings.rank, settings.alpha, settings.rank_stabilized, targets, fused)
 
 
 def weights(adapters: LowRank, config: ModelConfig) -> tuple[Weight, ...]:
@@ -131,7 +131,7 @@ def _config(adapters: LowRank, config: ModelConfig, base: str) -> dict[str, Any]
         "r": adapters.rank,
         "target_modules": sorted({names[path].rpartition(".")[-1] for path in adapters.targets}),
         "task_type": "CAUSAL_LM",
-        "use_rslora": adapters.rank_stabilised,
+        "use_rslora": adapters.rank_stabilized,
     }
 
 
@@ -203,8 +203,8 @@ def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
         value: Any = raw.get(key)
         if type(value) not in kinds or value <= 0:
             raise UserError(f"{file}: {key}: got {value!r}, wanted a positive number")
-    stabilised = bool(raw.get("use_rslora"))
-    return {"rank": raw["r"], "alpha": raw["lora_alpha"], "rank_stabilised": stabilised}
+    stabilized = bool(raw.get("use_rslora"))
+    return {"rank": raw["r"], "alpha": raw["lora_alpha"], "rank_stabilized": stabilized}
 
 
 def _targets(names: Iterable[str], config: ModelConfig, file: Path) -> tuple[tuple[str, str], ...]:

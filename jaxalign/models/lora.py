@@ -1,6 +1,6 @@
 """Low-rank adapters beside the matrices of a layer: y = x W + scale (x A) B.
 
-Hu et al. 2021, arXiv:2106.09685, section 4.1; the rank-stabilised scale is that of Kalajdzievski
+Hu et al. 2021, arXiv:2106.09685, section 4.1; the rank-stabilized scale is that of Kalajdzievski
 2023, arXiv:2312.03732. A starts as in PEFT, uniform within 1 / sqrt(in), and B at zero, so that
 an adapted layer starts as the layer it was. There is no dropout.
 """
@@ -25,7 +25,7 @@ class LowRank:
 
     rank: int
     alpha: float
-    rank_stabilised: bool
+    rank_stabilized: bool
     targets: tuple[tuple[str, str], ...]
     """Linear layers by their path in a block: ("mlp", "up")."""
     fused: bool
@@ -34,7 +34,7 @@ class LowRank:
     @property
     def scale(self) -> float:
         """What (x A) B is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
 def attach(block: Block, low_rank: LowRank, rngs: nnx.Rngs) -> None:

@@ -17,12 +17,12 @@ BLOCK = 64
 
 
 @flax.struct.dataclass
-class Quantised:
+class Quantized:
     """A matrix, stacked over layers: whole numbers and float32 scales, in a `qwix.QArray`."""
 
     array: Any
 
-    def __getitem__(self, layer: Any) -> Quantised:
+    def __getitem__(self, layer: Any) -> Quantized:
         """One layer of it."""
         return jax.tree.map(lambda x: x[layer], self)
 
@@ -33,8 +33,8 @@ class Quantised:
         return qwix.dequantize(self.array).astype(dtype)
 
 
-def quantise(path: tuple[str, ...], leaf: Array, kind: Kind) -> Any:
-    """A parameter as it is kept: quantised if it is a matrix of the layers, else as it is.
+def quantize(path: tuple[str, ...], leaf: Array, kind: Kind) -> Any:
+    """A parameter as it is kept: quantized if it is a matrix of the layers, else as it is.
 
     int8 has a scale for each column, nf4 one for each 64 rows of a column; both map the largest
     magnitude to the largest number.
@@ -53,11 +53,11 @@ def quantise(path: tuple[str, ...], leaf: Array, kind: Kind) -> Any:
         import qwix
     except ImportError:
         raise UserError(
-            f"lora.quantise: {kind} needs qwix; pip install 'jaxalign[quantise]'"
+            f"lora.quantize: {kind} needs qwix; pip install 'jaxalign[quantize]'"
         ) from None
     if kind == "nf4" and leaf.shape[1] % BLOCK:
         raise UserError(
-            f"lora.quantise: nf4 takes {BLOCK} rows at a time, which does not divide the "
+            f"lora.quantize: nf4 takes {BLOCK} rows at a time, which does not divide the "
             f"{leaf.shape[1]} rows of {'.'.join(path)}; use int8"
         )
     tiles = {1: BLOCK} if kind == "nf4" else {}
@@ -68,4 +68,4 @@ def quantise(path: tuple[str, ...], leaf: Array, kind: Kind) -> Any:
         x = x.astype(jnp.float32)
         return qwix.quantize(x, number, channelwise_axes=(0, 2), tiled_axes=tiles)
 
-    return Quantised(convert(leaf))
+    return Quantized(convert(leaf))

@@ -26,6 +26,12 @@ Complaints = dict[str, str]
 """Dotted path -> what is wrong there."""
 
 _typed_dict: Any = typing_extensions.TypedDict  # to a type checker its keys must be literals
+RENAMED = {
+    "lora.quantise": "lora.quantize",
+    "lora.rank_stabilised": "lora.rank_stabilized",
+}
+"""End of the dotted path of a setting that has another name now -> that name."""
+
 _STAGE_NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 
 
@@ -41,6 +47,7 @@ def read(path: str, argv: Sequence[str], *, prog: str | None = None) -> Recipe:
       UserError: the file or the value of a flag is wrong; the message lists every complaint.
       SystemExit: a flag is unknown or cannot be parsed (code 2), or `--help` was asked (code 0).
     """
+    _refuse_renamed(argv)
     values = _load(path)
     schema, complaints = _schema(values)
     flagged = tyro.cli(
@@ -125,6 +132,22 @@ def _stage(name: str) -> type:
         kw_only=True,
         namespace={"__doc__": Stage.__doc__},
     )
+
+
+def _new_name(path: str) -> str | None:
+    """The dotted path of a renamed setting under its new name; None: it was not renamed."""
+    for old, new in RENAMED.items():
+        if path.endswith(f".{old}"):
+            return path.removesuffix(old) + new
+    return None
+
+
+def _refuse_renamed(argv: Sequence[str]) -> None:
+    """Raise a UserError for a flag of a setting that has another name now."""
+    for flag in (arg.partition("=")[0] for arg in argv if arg.startswith("--")):
+        path = flag[2:].replace("-", "_").replace(".no_", ".")
+        if new := _new_name(path):
+            raise UserError(f"{flag}: renamed; write --{new.replace('_', '-')}")
 
 
 def _stage_kind(where: str, given: Any, complaints: Complaints) -> type[Stage]:
@@ -264,7 +287,9 @@ def _complaints(schema: type[Recipe], error: pydantic.ValidationError) -> Compla
         got[path] = f" (got {e['input']!r})"
         match e["type"]:
             case "unexpected_keyword_argument" | "extra_forbidden":
+                new = _new_name(path)
                 said = f"unknown; {near_miss(str(e['loc'][-1]), siblings)}"
+                said = f"renamed; write {new}" if new else said
             case "missing" | "missing_keyword_only_argument" | "missing_argument":
                 said, got[path] = "missing; it has no default", ""
             case "dataclass_type" | "dict_type":

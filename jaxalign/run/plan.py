@@ -23,7 +23,7 @@ from ..core.sharding import batch_layout, batch_shards
 from ..data.pack import cell_size
 from ..errors import UserError
 from ..files import read_json, write_whole
-from ..models.quantized import Quantised, quantise
+from ..models.quantized import Quantized, quantize
 from ..update.forward import START
 from ..update.optimizer import optimizer
 from ..update.state import abstract_state
@@ -171,14 +171,14 @@ def _costliest(prepared: Prepared) -> Batch:
 
 def _frozen(prepared: Prepared) -> Any:
     """Shapes and shardings of `frozen_params`."""
-    kind, params = prepared.quantised, prepared.model.abstract
+    kind, params = prepared.quantized, prepared.model.abstract
     if kind is None:
         return params
 
     def keep(path: Any, leaf: Any) -> Any:
-        made = jax.jit(lambda x: quantise(tuple(key.key for key in path), x, kind))
+        made = jax.jit(lambda x: quantize(tuple(key.key for key in path), x, kind))
         kept = jax.eval_shape(made, leaf)
-        if not isinstance(kept, Quantised):
+        if not isinstance(kept, Quantized):
             return leaf
         layouts = made.lower(leaf).compile().output_shardings
         return jax.tree.map(

@@ -31,7 +31,7 @@ from ..hf.reward import new_head, pad_token, with_scores
 from ..models.adapted import Adapted, adapt
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params, build
-from ..models.quantized import Kind, quantise
+from ..models.quantized import Kind, quantize
 from ..recipe.read import objective_settings, reference_mode
 from ..settings import Model as ModelSettings
 from ..settings import Recipe, Stage
@@ -71,9 +71,9 @@ class Prepared:
         return self.stage.steps or self.loader(self.train).steps(self.stage.epochs)
 
     @property
-    def quantised(self) -> Kind | None:
+    def quantized(self) -> Kind | None:
         """How the matrices that adapters stand beside are kept; None: as they are."""
-        return self.stage.lora and self.stage.lora.quantise
+        return self.stage.lora and self.stage.lora.quantize
 
     @property
     def reference_mode(self) -> str | None:
@@ -286,8 +286,8 @@ def frozen_params(prepared: Prepared) -> Params | None:
 
 def _start(prepared: Prepared) -> Params:
     """The starting weights, as adapters have them beside them."""
-    kind = prepared.quantised
-    keep = functools.partial(quantise, kind=kind) if kind else None
+    kind = prepared.quantized
+    keep = functools.partial(quantize, kind=kind) if kind else None
     return load.load_params(prepared.source, prepared.model, keep)
 
 
@@ -359,8 +359,8 @@ def _pass(prepared: Prepared, split: str, source: Path, name: str) -> dict[str, 
         "dtype": prepared.recipe.model.dtype,
         "needs": ", ".join(s.name for s in prepared.task.objective.needs),
     }
-    if prepared.quantised and source == prepared.source:
-        fingerprint["quantised"] = prepared.quantised
+    if prepared.quantized and source == prepared.source:
+        fingerprint["quantized"] = prepared.quantized
 
     def compute() -> reference.Compute:
         prepared.console.print(f"{prepared.name}: {name} pass over {split} data with {source}")

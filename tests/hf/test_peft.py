@@ -55,9 +55,9 @@ def made(source, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("stabilised", [False, True])
-def test_an_adapter_of_peft_gives_the_logits_of_peft(made, name, stabilised):
-    base, folder, wanted = made(name, use_rslora=stabilised)
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_an_adapter_of_peft_gives_the_logits_of_peft(made, name, stabilized):
+    base, folder, wanted = made(name, use_rslora=stabilized)
     model = small_model(base)
     frozen = load_params(base, model)
     with_adapters, adapters = load_adapter(folder, model)
@@ -75,9 +75,9 @@ def test_an_adapter_of_some_matrices_is_read_as_such(made):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("stabilised", [False, True])
-def test_peft_opens_what_is_saved_and_gives_equal_logits(source, tmp_path, name, stabilised):
-    settings = Lora(rank=RANK, alpha=6, rank_stabilised=stabilised)
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_peft_opens_what_is_saved_and_gives_equal_logits(source, tmp_path, name, stabilized):
+    settings = Lora(rank=RANK, alpha=6, rank_stabilized=stabilized)
     model = adapted(source(name), settings, mesh=Mesh(data=2, fsdp=2, tensor=2))
     adapters = randomised(model)
     save_adapter(tmp_path / "out", adapters, model, base=str(source(name)), card=CARD)

@@ -302,8 +302,8 @@ def test_targets_that_are_not_there_are_refused(family, targets, message):
         low_rank(Lora(targets=targets), config, "stages.dpo.lora")
 
 
-@pytest.mark.parametrize("stabilised, wanted", [(False, 6 / 4), (True, 6 / 2)])
-def test_the_scale_is_alpha_over_the_rank_or_its_root(stabilised, wanted):
-    settings = Lora(rank=4, alpha=6, rank_stabilised=stabilised)
+@pytest.mark.parametrize("stabilized, wanted", [(False, 6 / 4), (True, 6 / 2)])
+def test_the_scale_is_alpha_over_the_rank_or_its_root(stabilized, wanted):
+    settings = Lora(rank=4, alpha=6, rank_stabilized=stabilized)
     config = ModelConfig.from_hf(NEOX)
     assert low_rank(settings, config, "lora").scale == wanted

@@ -19,7 +19,7 @@ from jaxalign.hf.peft import low_rank
 from jaxalign.models.adapted import adapt, materialised
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
-from jaxalign.models.quantized import BLOCK, Quantised, quantise
+from jaxalign.models.quantized import BLOCK, Quantized, quantize
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe.read import parse
 from jaxalign.settings import Lora, Mesh
@@ -45,21 +45,21 @@ def wide(mesh=None, **options):
 
 def kept(params, kind):
     flat = flatten_dict(params)
-    return unflatten_dict({path: quantise(path, leaf, kind) for path, leaf in flat.items()})
+    return unflatten_dict({path: quantize(path, leaf, kind) for path, leaf in flat.items()})
 
 
 def plain(params):
-    """Quantised parameters as ordinary arrays."""
-    is_quantised = lambda x: isinstance(x, Quantised)  # noqa: E731
-    as_array = lambda x: x.astype("float32") if is_quantised(x) else x  # noqa: E731
-    return jax.tree.map(as_array, params, is_leaf=is_quantised)
+    """Quantized parameters as ordinary arrays."""
+    is_quantized = lambda x: isinstance(x, Quantized)  # noqa: E731
+    as_array = lambda x: x.astype("float32") if is_quantized(x) else x  # noqa: E731
+    return jax.tree.map(as_array, params, is_leaf=is_quantized)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_is_off_by_no_more_than_the_step(kind):
     _, params, _ = wide()
     for path, leaf in flatten_dict(params).items():
-        found = quantise(path, leaf, kind)
+        found = quantize(path, leaf, kind)
         if path[0] != "layers" or path[-1] != "kernel":
             assert found is leaf
             continue
@@ -140,7 +140,7 @@ def test_a_run_compares_with_the_base_that_it_trains_beside(inputs, tmp_path):
     for mode in ("live", "cached"):
         folder = tmp_path / mode
         options = {
-            "lora": {"rank": 4, "alpha": 8.0, "quantise": "int8"},
+            "lora": {"rank": 4, "alpha": 8.0, "quantize": "int8"},
             "reference": {"mode": mode},
         }
         options = {f"stages__dpo__{k}": v for k, v in options.items()}
@@ -164,10 +164,10 @@ def test_a_run_compares_with_the_base_that_it_trains_beside(inputs, tmp_path):
 def test_rows_that_a_block_does_not_divide_are_refused():
     leaf = np.zeros((2, 96, 8), np.float32)
     with pytest.raises(UserError, match=r"does not divide the 96 rows of layers.mlp.kernel; use"):
-        quantise(("layers", "mlp", "kernel"), leaf, "nf4")
+        quantize(("layers", "mlp", "kernel"), leaf, "nf4")
 
 
 def test_that_qwix_is_missing_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwix", None)
-    with pytest.raises(UserError, match=r"needs qwix; pip install 'jaxalign\[quantise\]'"):
-        quantise(("layers", "mlp", "kernel"), np.zeros((2, 64, 8), np.float32), "int8")
+    with pytest.raises(UserError, match=r"needs qwix; pip install 'jaxalign\[quantize\]'"):
+        quantize(("layers", "mlp", "kernel"), np.zeros((2, 64, 8), np.float32), "int8")

@@ -274,6 +274,28 @@ def test_a_wrong_value_is_named_with_its_place(values, message):
         config.parse(values, "at")
 
 
+@pytest.mark.parametrize("old, new", config.RENAMED.items())
+def test_a_renamed_setting_of_a_file_is_named_with_its_new_name(old, new):
+    section, name = old.split(".")
+    message = rf"^at: stages\.dpo\.{old}: renamed; write stages\.dpo\.{new} \(got 1\)$"
+    with pytest.raises(UserError, match=message):
+        config.parse(with_stage(**{section: {name: 1}}), "at")
+
+
+@pytest.mark.parametrize("old, new", config.RENAMED.items())
+@pytest.mark.parametrize("value", ["=1", ""])
+def test_a_renamed_flag_is_named_with_its_new_name(recipe_file, old, new, value):
+    old, new = (f"--stages.sft.{name.replace('_', '-')}" for name in (old, new))
+    with pytest.raises(UserError, match=f"^{old}: renamed; write {new}$"):
+        config.read(recipe_file(), [old + value])
+
+
+def test_every_new_name_of_a_renamed_setting_is_a_setting():
+    for new in config.RENAMED.values():
+        section, name = new.split(".")
+        assert hasattr(config.parse(with_stage(**{section: {}})).stages["dpo"].lora, name)
+
+
 def test_every_complaint_comes_at_once():
     values = with_stage(objective={"name": "dpoo"}, batch_size=0, keeep=1) | {"run": {"dir": 1}}
     with pytest.raises(UserError) as caught:

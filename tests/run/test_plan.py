@@ -126,11 +126,11 @@ def test_a_live_reference_is_counted_with_its_parameters(inputs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantise", [None, "int8"])
+@pytest.mark.parametrize("quantize", [None, "int8"])
 def test_the_base_of_adapters_is_an_argument_with_the_shardings_of_the_loaded_one(
-    inputs, tmp_path, quantise
+    inputs, tmp_path, quantize
 ):
-    lora = {"rank": 2, "quantise": quantise}
+    lora = {"rank": 2, "quantize": quantize}
     mesh = make_mesh(h.Mesh(fsdp=2, tensor=2), jax.devices()[:4])
     prepared = h.prepared(auto(inputs, tmp_path, stages__dpo__lora=lora), "dpo", mesh)
     loaded = frozen_params(prepared)

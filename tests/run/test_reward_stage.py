@@ -302,7 +302,7 @@ def test_a_tokenizer_that_pads_with_eos_is_given_another_pad_token(inputs, tmp_p
 
 APART = {
     "adapters": ({"lora": {}}, r"lora: bradley_terry trains a reward head, which adapters"),
-    "quantised": ({"lora": {"quantise": "int8"}}, r"lora: bradley_terry trains a reward head"),
+    "quantized": ({"lora": {"quantize": "int8"}}, r"lora: bradley_terry trains a reward head"),
     "reference": (
         {"reference": {"mode": "live"}},
         r"reference: bradley_terry gives scores",
