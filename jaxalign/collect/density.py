@@ -108,8 +108,8 @@ def embeddings(
         inside = jnp.arange(length) < ends[:, None]
         positions = jnp.broadcast_to(jnp.arange(length), ids.shape)
         segment = inside.astype(jnp.int32)
-        hidden, _ = model.forward(params, ids, positions, segment, jnp.zeros_like(ids))
-        last = jnp.take_along_axis(hidden, ends[:, None, None] - 1, 1)[:, 0]
+        encoded = model.forward(params, ids, positions, segment, jnp.zeros_like(ids))
+        last = jnp.take_along_axis(encoded.hidden, ends[:, None, None] - 1, 1)[:, 0]
         return last.astype(jnp.float32)
 
     found = []

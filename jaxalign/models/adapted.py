@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from ..core.types import Array
-from .decoder import Model, Params, build
+from .decoder import Encoded, Model, Params, build
 from .lora import LowRank
 
 
@@ -36,7 +36,7 @@ class Adapted:
     def forward(
         self, frozen: Params, adapters: Params, ids: Array, positions: Array, segment: Array,
         branch: Array, *, layers: bool = False,
-    ) -> tuple[Array, ...]:  # fmt: skip
+    ) -> Encoded:  # fmt: skip
         """As `Model.forward`; no adapters, an empty dict, is the frozen decoder."""
         model = self.whole if adapters else self.base
         params = joined(frozen, adapters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,17 @@ from .lora import LowRank, attach
 Params = dict[str, Any]
 Cache = dict[str, Array]
 Remat = Literal["none", "full", "dots"]
+
+
+class Encoded(NamedTuple):
+    """Hidden states of packed rows, and the head that turns them into logits."""
+
+    hidden: Array
+    """[K, L, D] after the final norm; finite and meaningless at padding."""
+    head: Array
+    """[D, V]; V is the vocabulary, or the scores of a reward head."""
+    layer_means: Array | None = None
+    """[K, L, layers] float32, the mean over the width of the output of each layer, if asked for."""
 
 
 class Decoder(nnx.Module):
@@ -136,8 +147,8 @@ class Model:
     def forward(
         self, params: Params, ids: Array, positions: Array, segment: Array, branch: Array, *,
         layers: bool = False,
-    ) -> tuple[Array, ...]:  # fmt: skip
-        """Hidden states of packed rows, and the head that turns them into logits.
+    ) -> Encoded:  # fmt: skip
+        """Encode packed rows.
 
         Args:
           params: as `abstract`.
@@ -145,18 +156,16 @@ class Model:
           positions: [K, L] int position of each token in its own sequence.
           segment: [K, L] int example within the row; 0 is padding.
           branch: [K, L] int 0 in the prompt, r + 1 in response r.
-          layers: whether the third result is wanted.
+          layers: whether to compute `layer_means` too.
 
         Returns:
-          hidden [K, L, D] after the final norm and head [D, V], both in `dtype`; of a reward model
-          V is its scores. At padding the hidden states are finite and mean nothing. With `layers`
-          also [K, L, layers] float32, the mean over the width of what a layer hands to the next.
+          The hidden states and the head, both in `dtype`.
         """
         decoder = self._bind(params)
         packing = Packing(segment, branch, positions, self.responses)
         hidden, means = decoder(ids, packing, self.mesh, self.dtype, self.remat, layers)
-        out = hidden, decoder.head_matrix(self.dtype)
-        return out if means is None else (*out, jnp.moveaxis(means, 0, -1))
+        means = None if means is None else jnp.moveaxis(means, 0, -1)
+        return Encoded(hidden, decoder.head_matrix(self.dtype), means)
 
     def init(self, key: Array) -> Params:
         """Random parameters, each created on its own shards: normal(0.02), biases 0, scales 1."""

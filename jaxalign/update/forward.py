@@ -15,15 +15,12 @@ from ..core.objective import Objective
 from ..core.sharding import constrain
 from ..core.stats import reduce_tokens
 from ..core.types import Array, SequenceStats
+from ..models.decoder import Encoded
 from .head import token_stats
 
 Params = Any
-Forward = Callable[..., tuple[Array, ...]]
-"""(params, ids, positions, segment, branch; [K, L] each) -> (hidden [K, L, D], head [D, V]).
-
-V is the vocabulary, or what a reward head gives. With `layers=True` also the mean of each of N
-layers, [K, L, N], as `Model.forward`.
-"""
+Forward = Callable[..., Encoded]
+"""(params, ids, positions, segment, branch; [K, L] each) -> `Encoded`, as `Model.forward`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +65,15 @@ Hidden = tuple[Array, Array]
 
 def scored_hidden(task: Task, params: Params, cells: Batch) -> Hidden:
     """One pass of a microbatch, [S, ...], through the body."""
-    hidden, head = task.forward(params, *_rows(cells))
-    return _scored(hidden, cells), head
+    encoded = task.forward(params, *_rows(cells))
+    return _scored(encoded.hidden, cells), encoded.head
 
 
 def scored_layers(task: Task, params: Params, cells: Batch) -> tuple[Hidden, Array]:
     """The same, and the means of N layers at the scored positions, [G, S, M, N]."""
-    hidden, head, means = task.forward(params, *_rows(cells), layers=True)
-    return (_scored(hidden, cells), head), _scored(means, cells)
+    encoded = task.forward(params, *_rows(cells), layers=True)
+    assert encoded.layer_means is not None
+    return (_scored(encoded.hidden, cells), encoded.head), _scored(encoded.layer_means, cells)
 
 
 def _rows(cells: Batch) -> Iterator[Array]:

@@ -33,7 +33,9 @@ def test_an_embedding_is_the_hidden_state_at_the_end_of_the_prompt(inputs):
         row = jnp.asarray(ids)[None]
         places = jnp.arange(len(ids))[None]
         with jax.set_mesh(MESH):
-            hidden, _ = model.forward(params, row, places, jnp.ones_like(row), jnp.zeros_like(row))
+            hidden = model.forward(
+                params, row, places, jnp.ones_like(row), jnp.zeros_like(row)
+            ).hidden
         np.testing.assert_allclose(ours, hidden[0, -1], rtol=1e-5, atol=1e-5)
 
 

@@ -72,7 +72,7 @@ def test_means_of_layers_equal_those_of_transformers(source, name):
     given = [rows[key] for key in ("ids", "positions", "segment", "branch")]
     ours = jax.jit(functools.partial(model.forward, layers=True))(
         load_params(folder, model), *given
-    )[2]
+    ).layer_means
     outs = [out[0] if isinstance(out, tuple) else out for out in found]
     want = np.stack([out.detach().mean(-1).numpy() for out in outs], -1)
     real = rows["segment"] > 0

@@ -141,7 +141,7 @@ def logits(model: Model, params: Any, rows: dict[str, np.ndarray]) -> np.ndarray
     """[K, L, V] float32."""
     args = [rows[key] for key in ("ids", "positions", "segment", "branch")]
     with jax.set_mesh(model.mesh):
-        hidden, head = jax.jit(model.forward)(params, *args)
+        hidden, head, _ = jax.jit(model.forward)(params, *args)
         return np.asarray(jax.jit(jax.numpy.matmul)(hidden, head), np.float32)
 
 

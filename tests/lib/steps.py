@@ -118,7 +118,7 @@ def dense_stats(model, params, items, needs, ref_params=None):
     token["earth_mover"] = (jnp.exp(all_log_p) * apart).sum(-1)
     token["activation"] = dense_activation(means, scored)
     if ref_params is not None:
-        hidden, head = model.forward(ref_params, *packed)
+        hidden, head, _ = model.forward(ref_params, *packed)
         ref_log_p = jax.nn.log_softmax(hidden @ head)
         token["forward_kl"] = (jnp.exp(ref_log_p) * (ref_log_p - all_log_p)).sum(-1)
     token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs if s.name in token}

@@ -46,7 +46,7 @@ def gradient(sizes, remat):
     mesh = make_mesh(Mesh(data=data, fsdp=fsdp, tensor=tensor), devices)
     model, params = random_model(mesh=mesh, remat=remat)
     with jax.set_mesh(mesh):
-        slope = jax.jit(jax.grad(lambda p: jnp.square(model.forward(p, *rows)[0]).sum()))
+        slope = jax.jit(jax.grad(lambda p: jnp.square(model.forward(p, *rows).hidden).sum()))
         return jax.device_get(slope(params))
 
 
@@ -201,7 +201,7 @@ def test_a_position_depends_on_exactly_what_the_mask_allows(family):
     row = packed_row()
 
     def outputs(embed):
-        hidden, _ = model.forward(params | {"embed": embed}, *row.values())
+        hidden = model.forward(params | {"embed": embed}, *row.values()).hidden
         return (hidden[0] * jnp.arange(1.0, 1 + model.config.width)).sum(-1)
 
     slopes = jax.jit(jax.jacrev(outputs))(params["embed"])
@@ -234,7 +234,7 @@ def test_remat_does_not_change_gradients(remat):
 
 def test_compute_dtype_and_parameter_dtype_are_apart():
     model, params = random_model(dtype="bfloat16", param_dtype="float32")
-    hidden, head = jax.eval_shape(model.forward, params, *plain_rows([4], 4).values())
+    hidden, head, _ = jax.eval_shape(model.forward, params, *plain_rows([4], 4).values())
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
     assert (hidden.dtype, head.dtype, dtypes) == (jnp.bfloat16, jnp.bfloat16, {jnp.dtype("f4")})
 
@@ -253,7 +253,7 @@ def test_parameters_match_the_abstract_tree():
 
 def test_tied_models_have_no_head_parameter():
     model, params = random_model("qwen2")
-    _, head = model.forward(params, *plain_rows([3], 3).values())
+    head = model.forward(params, *plain_rows([3], 3).values()).head
     assert "head" not in params
     np.testing.assert_array_equal(head, params["embed"].T)
 
@@ -278,7 +278,7 @@ def test_a_sharded_gradient_needs_no_involuntary_rematerialization(capfd):
     rows = plain_rows([9] * 8, 9).values()
     shardings = jax.tree.map(lambda leaf: leaf.sharding, model.abstract)
     with jax.set_mesh(model.mesh):
-        slope = jax.grad(lambda p: jnp.square(jnp.dot(*model.forward(p, *rows))).sum())
+        slope = jax.grad(lambda p: jnp.square(jnp.dot(*model.forward(p, *rows)[:2])).sum())
         jax.jit(slope, out_shardings=shardings).lower(params).compile()
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
@@ -298,7 +298,7 @@ def test_remat_dots_computes_no_attention_again():
         rows = [jnp.ones((1, 16), int)] * 4
 
         def loss(params):
-            return model.forward(params, *rows)[0].sum()
+            return model.forward(params, *rows).hidden.sum()
 
         with jax.set_mesh(model.mesh):
             text = str(jax.make_jaxpr(jax.grad(loss))(model.abstract))
