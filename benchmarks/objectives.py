@@ -32,8 +32,8 @@ from rich.console import Console
 from jaxalign.core.sharding import make_mesh
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe.read import read
+from jaxalign.report.metrics import read_metrics
 from jaxalign.run.stage import Prepared, cached_reference, prepare
-from jaxalign.run.tracking import read_metrics
 from jaxalign.settings import Data, Mesh
 
 from . import common

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import jax
-from jax.experimental import multihost_utils
 from safetensors import SafetensorError
 
 from .errors import RunError, UserError
@@ -20,6 +18,8 @@ from .errors import RunError, UserError
 
 def first_process() -> bool:
     """Whether this process is the one that writes files and prints."""
+    import jax  # here, so that programs that only read files need no jax
+
     return jax.process_index() == 0
 
 
@@ -68,6 +68,8 @@ def whole_folder(folder: Path) -> Iterator[Path | None]:
     finally:
         if writer:
             shutil.rmtree(partial, ignore_errors=True)
+    from jax.experimental import multihost_utils
+
     # The next stage reads the folder on every host.
     multihost_utils.sync_global_devices(f"saved {folder.name}")
 

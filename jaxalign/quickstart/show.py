@@ -17,10 +17,10 @@ from ..data.loader import Loader
 from ..data.tokenize import load_examples
 from ..hf import load
 from ..objectives import OBJECTIVES
+from ..report.metrics import read_metrics
 from ..report.page import Estimate, Report, evaluate_answers, render_text, write_report
 from ..run.evaluate import evaluator
 from ..run.stage import open_model
-from ..run.tracking import read_metrics
 from ..run.train import model_folder
 from ..settings import Data, Recipe
 from ..update.forward import Task

@@ -21,12 +21,16 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import UserError
+from ..report.metrics import read_metrics
+from .phases import Phases
 
 PLAIN_SECONDS = 5.0  # between two lines of progress where no terminal is attached
-HEADLINES = {  # the metrics of a plain line, and how they are called there
+HEADLINES = {  # the metrics of a plain line, and their names there
     "loss": "loss",
     "rewards/accuracies": "accuracy",
     "rewards/margins": "margin",
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
     "grad_norm": "grad_norm",
     "learning_rate": "lr",
     "time/tokens_per_second": "tok/s",
@@ -38,24 +42,26 @@ class Tracker:
 
     Every `log` appends one line to `folder/metrics.jsonl`, `{"step": 7, "loss": 0.5, ...}`, at
     once, so that a kill loses at most the line being written. Names of evaluations begin with
-    `eval/`. Names under `time/` depend on the clock and the machine; the rest repeat when a run
-    does. JSON has no word for a non-finite number: it is written as the string "NaN", "Infinity"
-    or "-Infinity", which `read_metrics` turns back.
+    `eval/`. Values under `time/` depend on the clock and the machine; a repeated run gives all
+    others again. JSON has no non-finite numbers: they are written as the strings "NaN",
+    "Infinity" and "-Infinity", which `read_metrics` turns back.
 
     Entering with `start` > 0 removes the lines (and TensorBoard points) of later steps, which the
     resumed loop writes again; with `start` = 0 it removes what an earlier run left.
 
-    On a terminal a live view shows the bar, the time left and every metric. Elsewhere there is one
-    line for the first step, the last, every evaluation, and at most one per `PLAIN_SECONDS`.
+    On a terminal a live view shows the bar, the phase, the time left and every metric. Without a
+    terminal there is one line for the first step, the last, every evaluation, and at most one per
+    `PLAIN_SECONDS`. The time left counts no compilation.
 
     Args:
-      folder: of the stage; made if missing.
-      stage: its name, for display.
-      total: updates at the end of the stage.
-      start: updates already done.
-      tensorboard: also write event files to `folder`.
-      wandb: Weights & Biases project to log to; none: not used.
+      folder: the folder of the stage; made if missing.
+      stage: the name of the stage, for display.
+      total: the number of updates of the stage.
+      start: the number of updates already done.
+      tensorboard: whether to write event files to `folder` too.
+      wandb: the Weights & Biases project to log to; none: not used.
       config: the resolved recipe, for Weights & Biases.
+      phases: the clock of the stage; none: a new one.
       console: where to print; none: standard output.
       enabled: False on all processes but the first: nothing is written or printed.
 
@@ -73,6 +79,7 @@ class Tracker:
         tensorboard: bool = False,
         wandb: str | None = None,
         config: Mapping[str, Any] | None = None,
+        phases: Phases | None = None,
         console: Console | None = None,
         enabled: bool = True,
     ):
@@ -80,11 +87,12 @@ class Tracker:
         self._stage, self._total, self._start = stage, total, start
         self._tensorboard, self._wandb, self._config = tensorboard, wandb, config
         self._console = console or Console()
+        self.phases = phases or Phases(folder, stage, self._console)
         self._enabled = enabled
         self._file = self._writer = self._run = self._live = None
         self._step = start
         self._latest: dict[str, float] = {}
-        self._first: tuple[int, float] | None = None
+        self._first: tuple[int, float] | None = None  # an update, and `_clock` at its end
         self._printed = -math.inf
 
     def __enter__(self) -> Self:
@@ -104,6 +112,7 @@ class Tracker:
         if self._console.is_terminal:
             self._live = Live(get_renderable=self._view, console=self._console)
             self._live.start()
+            self.phases.in_live_view = True
         return self
 
     def __exit__(
@@ -111,6 +120,7 @@ class Tracker:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+            self.phases.in_live_view = False
         if self._file is not None:
             self._file.close()
         if self._writer is not None:
@@ -133,21 +143,24 @@ class Tracker:
         self._step = step
         self._latest |= values
         if not evaluation:
-            self._first = self._first or (step, time.monotonic())
+            self._first = self._first or (step, self._clock())
         if self._live is None:
             self._print_line(values, evaluation)
 
     def message(self, text: str) -> None:
-        """Print `text` as it is; above the live view, where there is one."""
+        """Print `text` as it is, above the live view if there is one."""
         if self._enabled:
             self._console.print(Text(text), soft_wrap=True)
 
+    def _clock(self) -> float:
+        """Seconds without the compilation, which the updates to come do not repeat."""
+        return time.monotonic() - self.phases.seconds.get("compiling", 0.0)
+
     def _seconds_left(self) -> float | None:
-        # Counted from the first update's end: that one also compiled the step.
         if self._first is None or self._step <= self._first[0]:
             return None
         step, since = self._first
-        return (time.monotonic() - since) / (self._step - step) * (self._total - self._step)
+        return (self._clock() - since) / (self._step - step) * (self._total - self._step)
 
     def _print_line(self, values: Mapping[str, float], evaluation: bool) -> None:
         now = time.monotonic()
@@ -171,6 +184,7 @@ class Tracker:
             Text(self._stage, style="bold"),
             ProgressBar(self._total, self._step, width=36),
             f"{self._step}/{self._total}",
+            Text(self.phases.current, style="dim"),
             "" if left is None else f"{_duration(left)} left",
         )
         table = Table(box=None, padding=(0, 2), header_style="dim")
@@ -181,30 +195,6 @@ class Tracker:
             cells = [latest.get(prefix + name) for prefix in ("", "eval/")]
             table.add_row(Text(name), *("" if c is None else _short(c) for c in cells))
         return Group(bar, table)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl: `step` an int, everything else a float.
-
-    A last line that a kill cut short is left out.
-
-    Raises:
-      UserError: another line is not a JSON object of numbers.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-            records.append({"step": step} | {name: float(value) for name, value in values.items()})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number < len(lines):
-                raise UserError(
-                    f"{path} line {number}: got {line[:60]!r}, wanted a JSON object of numbers "
-                    "with a 'step'; remove the line"
-                ) from error
-    return records
 
 
 def _to_json(step: int, values: Mapping[str, float]) -> str:

@@ -1,0 +1,33 @@
+"""The lines of a metrics.jsonl, read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl: `step` an int, everything else a float.
+
+    The last line is left out if a kill cut it short.
+
+    Raises:
+      UserError: another line is not a JSON object of numbers.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            step = int(values.pop("step"))
+            records.append({"step": step} | {name: float(value) for name, value in values.items()})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            if number < len(lines):
+                raise UserError(
+                    f"{path} line {number}: got {line[:60]!r}, wanted a JSON object of numbers "
+                    "with a 'step'; remove the line"
+                ) from error
+    return records
