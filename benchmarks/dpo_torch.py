@@ -28,7 +28,7 @@ from jaxalign import settings
 from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.data.examples import Example
 from jaxalign.data.loader import Loader
-from jaxalign.recipe.read import section
+from jaxalign.recipe.schema import section
 from jaxalign.run.stage import Prepared, cached_reference, prepare
 
 from . import common

@@ -112,7 +112,7 @@ def _train(argv: list[str]) -> int:
     _, recipe = _recipe("train", argv)
     from .quickstart import show as showcase
     from .quickstart.start import make_world
-    from .recipe.read import objective_settings
+    from .recipe.schema import objective_settings
     from .run import train
 
     mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
@@ -194,7 +194,7 @@ def _evaluate(argv: list[str]) -> int:
     from .diagnostics import problem
     from .hf.load import resolve
     from .hf.peft import load_merged
-    from .recipe.read import objective_settings, reference_mode
+    from .recipe.schema import objective_settings, reference_mode
     from .run import export, train
     from .run.evaluate import evaluator
     from .run.stage import cached_reference, live_reference

@@ -21,7 +21,7 @@ from rich.console import Console
 from jaxalign import settings
 from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.data.examples import Example, Examples, Report
-from jaxalign.recipe.read import section
+from jaxalign.recipe.schema import section
 from jaxalign.run.stage import Prepared, cached_reference, prepare
 
 from ..steps import update_and_state

@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
+from .. import settings
 from ..data.schema import Row, read_rows
 from ..data.tokenize import encode_prompts
 from ..errors import UserError
@@ -29,7 +30,6 @@ from ..hf.peft import base_folder, load_merged
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params, build
 from ..settings import Data
-from ..settings import Mesh as MeshSettings
 
 ROUND = 64  # rows are as long as a multiple of it, tokens
 
@@ -52,7 +52,7 @@ class Density:
     """Prompts embedded at a time."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of parameters and matrix products."""
-    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    mesh: settings.Mesh = dataclasses.field(default_factory=settings.Mesh)
     """Devices to spread the model and the prompts over."""
 
 

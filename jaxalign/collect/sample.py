@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh
 
+from .. import settings
 from ..data.chat import Messages
 from ..data.files import FILES
 from ..data.schema import prompts_of
@@ -21,7 +22,6 @@ from ..hf import load
 from ..hf.peft import base_folder, load_merged
 from ..models.config import ModelConfig
 from ..models.decoder import build
-from ..settings import Mesh as MeshSettings
 from .decode import generate, refuse_scores
 
 Prompt = str | Messages
@@ -55,7 +55,7 @@ class Sampling:
     """Also print how many n-grams of the answers are distinct, to standard error."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of parameters and matrix products."""
-    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    mesh: settings.Mesh = dataclasses.field(default_factory=settings.Mesh)
     """Devices to spread the model and the prompts over."""
 
 

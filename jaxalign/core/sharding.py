@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from .. import settings
 from ..errors import UserError
-from ..settings import Mesh as MeshSettings
 from .batch import Batch
 from .types import Array
 
@@ -28,14 +28,14 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(settings: MeshSettings, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(wanted: settings.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh (data, fsdp, tensor) over all devices, with Auto axes.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or two of them are -1.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [settings.data, settings.fsdp, settings.tensor]
+    sizes = [wanted.data, wanted.fsdp, wanted.tensor]
     given = dict(zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
         raise UserError(f"mesh: sizes {given} must be positive, at most one of them -1")

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
+from .. import settings
 from ..core.batch import Batch
 from ..core.objective import Objective
 from ..core.sharding import batch_shards, put_batch, replicated
@@ -32,8 +33,7 @@ from ..models.adapted import Adapted, adapt
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params, build
 from ..models.quantized import Kind, quantize
-from ..recipe.read import objective_settings, reference_mode
-from ..settings import Model as ModelSettings
+from ..recipe.schema import objective_settings, reference_mode
 from ..settings import Recipe, Stage
 from ..update.forward import START, Task, sequence_stats
 from . import reference
@@ -120,13 +120,13 @@ class Prepared:
 
 
 def open_model(
-    path: Path, settings: ModelSettings, mesh: Mesh, responses: int = 1, scores: int = 0
+    path: Path, wanted: settings.Model, mesh: Mesh, responses: int = 1, scores: int = 0
 ) -> Model:
     """The model that a Hugging Face folder describes, without its weights.
 
     Args:
       path: the folder.
-      settings: dtypes and rematerialisation.
+      wanted: dtypes and rematerialisation.
       mesh: of all devices.
       responses: most responses that follow a prompt in a row.
       scores: numbers that its head gives; 0: logits of the vocabulary.
@@ -134,9 +134,9 @@ def open_model(
     return build(
         with_scores(ModelConfig.from_hf(load.load_config(path)), scores, path),
         mesh,
-        dtype=settings.dtype,
-        param_dtype=settings.param_dtype,
-        remat=settings.remat,
+        dtype=wanted.dtype,
+        param_dtype=wanted.param_dtype,
+        remat=wanted.remat,
         responses=responses,
     )
 

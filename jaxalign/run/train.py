@@ -26,7 +26,8 @@ from ..data.pack import token_counts
 from ..errors import RunError, UserError
 from ..files import first_process, write_whole
 from ..hf import load
-from ..recipe.read import differences, dump, read, resolved
+from ..recipe.diff import differences
+from ..recipe.read import dump, read, resolved
 from ..settings import Recipe
 from ..update.optimizer import learning_rate, optimizer
 from ..update.state import abstract_state, initial_state

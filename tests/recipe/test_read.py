@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lib.recipes import minimal, with_stage
 
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe import read as config
+from jaxalign.recipe.diff import differences
+from jaxalign.recipe.schema import objective_settings, section
 from jaxalign.settings import Data, Lora, Model, Recipe, Run, Stage, World
 
 RECIPE = """
@@ -37,18 +40,9 @@ def recipe_file(tmp_path):
     return write
 
 
-def minimal(**changes):
-    stage = {"objective": {"name": "dpo"}, "data": {"path": "p"}}
-    return {"run": {"dir": "r"}, "model": {"path": "m"}, "stages": {"dpo": stage}} | changes
-
-
-def with_stage(**changes):
-    return minimal(stages={"dpo": minimal()["stages"]["dpo"] | changes})
-
-
 def test_a_file_gives_the_settings_it_names_and_defaults(recipe_file):
     recipe = config.read(recipe_file(), [])
-    dpo = config.section("dpo")(name="dpo", beta=0.2)
+    dpo = section("dpo")(name="dpo", beta=0.2)
     assert recipe.run == Run(dir="runs/x")
     assert recipe.model == Model(path="some/model")
     assert list(recipe.stages) == ["sft", "dpo-2"]
@@ -96,14 +90,14 @@ def test_every_objective_makes_a_stage_with_its_own_defaults(name):
     required = {k: 1.0 for k, p in OBJECTIVES[name].hyper.items() if p.default is p.empty}
     reference = {"mode": "live" if OBJECTIVES[name].reference == "live" else "cached"}
     recipe = config.parse(with_stage(objective={"name": name} | required, reference=reference))
-    chosen, hyper = config.objective_settings(recipe.stages["dpo"])
+    chosen, hyper = objective_settings(recipe.stages["dpo"])
     assert chosen is OBJECTIVES[name]
     assert hyper == {k: p.default for k, p in chosen.hyper.items()} | required
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_hyper_parameter_has_help(name):
-    help_of = str(config.section(name).__doc__)
+    help_of = str(section(name).__doc__)
     assert [k for k in OBJECTIVES[name].hyper if f"\n  {k}: " not in help_of] == []
 
 
@@ -113,14 +107,14 @@ def test_every_hyper_parameter_has_help(name):
 def test_flags_override_the_file(recipe_file):
     flags = ["--stages.dpo-2.objective.beta", "0.05", "--model.dtype", "float32", "--run.dir", "r"]
     recipe = config.read(recipe_file(), flags)
-    assert config.objective_settings(recipe.stages["dpo-2"])[1]["beta"] == 0.05
+    assert objective_settings(recipe.stages["dpo-2"])[1]["beta"] == 0.05
     assert (recipe.model.dtype, recipe.run.dir) == ("float32", "r")
 
 
 def test_flags_leave_everything_else_as_it_was(recipe_file):
     before = config.resolved(config.read(recipe_file(), []))
     after = config.resolved(config.read(recipe_file(), ["--stages.sft.data.limit", "5"]))
-    assert config.differences(before, after) == ["stages.sft.data.limit: None -> 5"]
+    assert differences(before, after) == ["stages.sft.data.limit: None -> 5"]
 
 
 def test_flags_override_the_world(recipe_file):
@@ -191,7 +185,7 @@ def test_help_shows_a_hyper_parameter_with_its_meaning_and_the_recipe_s_value(he
 
 
 def test_help_shows_every_field_of_every_stage(help_text):
-    dotted = config.differences({}, config.resolved(config.parse(yaml.safe_load(RECIPE))))
+    dotted = differences({}, config.resolved(config.parse(yaml.safe_load(RECIPE))))
     flags = [line.split(":")[0].replace("_", "-") for line in dotted]
     optional = ("world", "lora")  # sections that have flags where the recipe names them
     flags = [f for f in flags if f.rpartition(".")[-1] not in optional]
@@ -214,106 +208,6 @@ def test_every_setting_has_help(help_text):
     after = {a: b for a, b in itertools.pairwise(lines) if re.match(r"--[a-z]", a)}
     assert len(after) > 50
     assert [a for a, b in after.items() if b.startswith(("(default", "--"))] == []
-
-
-# Errors
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (minimal(run={"dir": ""}), r"^at: run.dir: String should have at least 1 character"),
-        (minimal(run={}), r"^at: run.dir: missing; it has no default$"),
-        (minimal(modle=1), r"^at: modle: unknown; did you mean 'model'\? \(got 1\)$"),
-        (minimal(mesh=[1]), r"^at: mesh: Input should be a mapping \(got \[1\]\)$"),
-        (minimal(stages={}), r"^at: stages: name at least one, such as sft: "),
-        (minimal(stages=None), r"^at: stages: name at least one, such as sft: "),
-        (minimal(stages=["dpo"]), r"^at: stages: Input should be a mapping \(got \['dpo'\]\)$"),
-        (minimal(stages={"dpo": 3}), r"^at: stages.dpo: Input should be a mapping \(got 3\)$"),
-        (
-            minimal(stages={"My Stage": minimal()["stages"]["dpo"]}),
-            r"^at: stages.My Stage: a stage is a folder and a flag; use a-z, 0-9, - and _$",
-        ),
-        (
-            minimal(stages=dict.fromkeys(("a-b", "a_b"), minimal()["stages"]["dpo"])),
-            r"^at: stages.a_b: flags read - and _ as one; give it another name$",
-        ),
-        (
-            with_stage(objective={"name": "dpoo"}),
-            r"^at: stages.dpo.objective.name: no objective 'dpoo'; did you mean 'dpo'\?$",
-        ),
-        (
-            with_stage(objective={"beta": 1}),
-            r"^at: stages.dpo.objective.name: missing; known: .*dpo.*sft",
-        ),
-        (
-            with_stage(objective="dpo"),
-            r"^at: stages.dpo.objective: give a mapping with a name \(got 'dpo'\)$",
-        ),
-        (
-            with_stage(objective={"name": "dpo", "betta": 0.1}),
-            r"^at: stages.dpo.objective.betta: unknown; did you mean 'beta'\? \(got 0.1\)$",
-        ),
-        (
-            with_stage(objective={"name": "dpo", "beta": 0}),
-            r"^at: stages.dpo.objective.beta: Input should be greater than 0 \(got 0\)$",
-        ),
-        (
-            with_stage(optimizer={"learning_rate": "fast"}),
-            r"stages.dpo.optimizer.learning_rate: Input should be a valid number.*\(got 'fast'\)$",
-        ),
-        (with_stage(epochs=float("nan")), r"stages.dpo.epochs: Input should be a finite number"),
-        (
-            with_stage(data={"path": "{world}/pairs.jsonl"}),
-            r"^at: stages.dpo.data.path: only a recipe with a `world` has that folder \(got '{w",
-        ),
-    ],
-)
-def test_a_wrong_value_is_named_with_its_place(values, message):
-    with pytest.raises(UserError, match=message):
-        config.parse(values, "at")
-
-
-@pytest.mark.parametrize("old, new", config.RENAMED.items())
-def test_a_renamed_setting_of_a_file_is_named_with_its_new_name(old, new):
-    section, name = old.split(".")
-    message = rf"^at: stages\.dpo\.{old}: renamed; write stages\.dpo\.{new} \(got 1\)$"
-    with pytest.raises(UserError, match=message):
-        config.parse(with_stage(**{section: {name: 1}}), "at")
-
-
-@pytest.mark.parametrize("old, new", config.RENAMED.items())
-@pytest.mark.parametrize("value", ["=1", ""])
-def test_a_renamed_flag_is_named_with_its_new_name(recipe_file, old, new, value):
-    old, new = (f"--stages.sft.{name.replace('_', '-')}" for name in (old, new))
-    with pytest.raises(UserError, match=f"^{old}: renamed; write {new}$"):
-        config.read(recipe_file(), [old + value])
-
-
-def test_every_new_name_of_a_renamed_setting_is_a_setting():
-    for new in config.RENAMED.values():
-        section, name = new.split(".")
-        assert hasattr(config.parse(with_stage(**{section: {}})).stages["dpo"].lora, name)
-
-
-def test_every_complaint_comes_at_once():
-    values = with_stage(objective={"name": "dpoo"}, batch_size=0, keeep=1) | {"run": {"dir": 1}}
-    with pytest.raises(UserError) as caught:
-        config.parse(values, "at")
-    places = [line.split(": ")[1] for line in str(caught.value).splitlines()]
-    assert sorted(places) == [
-        "run.dir",
-        "stages.dpo.batch_size",
-        "stages.dpo.keeep",
-        "stages.dpo.objective.name",
-    ]
-
-
-def test_the_branches_of_a_union_make_one_complaint():
-    values = with_stage(objective={"name": "slpo", "temperature": -1})
-    message = r"^at: \S*temperature: Input should be 'length' or greater than 0 \(got -1\)$"
-    with pytest.raises(UserError, match=message):
-        config.parse(values, "at")
 
 
 @pytest.mark.parametrize(
@@ -351,24 +245,6 @@ def test_yaml_anchors_and_merges_still_work(recipe_file):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"gone.yaml: No such file or directory; give the path"):
         config.read(str(tmp_path / "gone.yaml"), [])
-
-
-# Differences
-
-
-def test_equal_recipes_do_not_differ():
-    values = config.resolved(config.parse(minimal()))
-    assert config.differences(values, values) == []
-
-
-def test_a_difference_shows_both_values():
-    one = config.resolved(config.parse(minimal()))
-    two = config.resolved(config.parse(with_stage(objective={"name": "sft"})))
-    assert config.differences(one, two) == [
-        "stages.dpo.objective.name: dpo -> sft",
-        "stages.dpo.objective.beta: 0.1 -> absent",
-        "stages.dpo.objective.label_smoothing: 0.0 -> absent",
-    ]
 
 
 # The recipes of the repository

@@ -1,0 +1,112 @@
+"""The schema of a recipe: `settings.Recipe`, with the sections of the objectives that it names."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+import typing_extensions
+import tyro
+
+from ..core.objective import Objective
+from ..errors import near_miss
+from ..objectives import OBJECTIVES
+from ..settings import Recipe, Stage
+
+Complaints = dict[str, str]
+"""Dotted path -> what is wrong there."""
+
+_typed_dict: Any = typing_extensions.TypedDict  # to a type checker its keys must be literals
+_STAGE_NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
+
+
+def objective_settings(stage: Stage) -> tuple[Objective[...], dict[str, Any]]:
+    """The objective of a stage and its hyper-parameters, ready for `Objective.bind`."""
+    hyper = dataclasses.asdict(stage.objective)
+    return OBJECTIVES[hyper.pop("name")], hyper
+
+
+def reference_mode(stage: Stage) -> str | None:
+    """`cached` or `live`; None where the objective of a stage has no reference."""
+    return stage.reference.mode if objective_settings(stage)[0].uses_ref else None
+
+
+@functools.cache
+def section(name: str) -> type:
+    """An objective's part of a recipe: `name` and its hyper-parameters, as a frozen dataclass.
+
+    Fields, ranges and defaults are those of the signature; help is that of the docstring.
+    """
+    chosen = OBJECTIVES[name]
+    hints = typing.get_type_hints(chosen.fn, include_extras=True)
+    about_name = tyro.conf.arg(help="The objective; only the recipe can change it.")
+    fields: list[Any] = [("name", Annotated[Literal[name], about_name])]
+    for key, parameter in chosen.hyper.items():
+        given = {} if parameter.default is parameter.empty else {"default": parameter.default}
+        fields.append((key, hints[key], dataclasses.field(**given)))
+    namespace = {"__doc__": inspect.getdoc(chosen.fn)}
+    return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True, namespace=namespace)
+
+
+@functools.cache
+def _stage(name: str) -> type:
+    """`Stage` with the section of one objective; cached, so that equal stages compare equal."""
+    record = section(name)
+    # All of the docstring before `Args`: tyro's own parser moves the first line of an equation.
+    about = tyro.conf.arg(help=(record.__doc__ or "").partition("\nArgs:")[0].rstrip())
+    return dataclasses.make_dataclass(
+        "Stage",
+        [("objective", Annotated[record, about])],
+        bases=(Stage,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": Stage.__doc__},
+    )
+
+
+def _stage_kind(where: str, given: Any, complaints: Complaints) -> type[Stage]:
+    """The schema of one stage, chosen by the name of its objective."""
+    if not isinstance(given, Mapping):
+        return Stage  # validation says what is wrong with it
+    match given.get("objective"):
+        case {"name": str(name)} if name in OBJECTIVES:
+            return _stage(name)
+        case {"name": name}:
+            hint = near_miss(str(name), OBJECTIVES)
+            complaints[f"{where}.objective.name"] = f"no objective {name!r}; {hint}"
+        case {}:
+            complaints[f"{where}.objective.name"] = f"missing; {near_miss('', OBJECTIVES)}"
+        case other:
+            complaints[f"{where}.objective"] = f"give a mapping with a name (got {other!r})"
+    return Stage
+
+
+def schema(values: Mapping[str, Any]) -> tuple[type[Recipe], Complaints]:
+    """`Recipe` with the stages, and the objective of each, that these values name."""
+    complaints: Complaints = {}
+    stages = values.get("stages")
+    if not stages:
+        complaints["stages"] = "name at least one, such as sft: {objective: {name: sft}, ...}"
+    kinds: dict[str, type[Stage]] = {}
+    for name, given in stages.items() if isinstance(stages, Mapping) else ():
+        if not _STAGE_NAME.fullmatch(name):
+            complaints[f"stages.{name}"] = "a stage is a folder and a flag; use a-z, 0-9, - and _"
+        if name.replace("_", "-") in (other.replace("_", "-") for other in kinds):
+            complaints[f"stages.{name}"] = "flags read - and _ as one; give it another name"
+        kinds[name] = _stage_kind(f"stages.{name}", given, complaints)
+    config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+    made = dataclasses.make_dataclass(
+        "Recipe",
+        [("stages", _typed_dict("Stages", kinds))],
+        bases=(Recipe,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": Recipe.__doc__, "__pydantic_config__": config},
+    )
+    return made, complaints

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+from lib.recipes import minimal, with_stage
+
+from jaxalign.errors import UserError
+from jaxalign.recipe.read import parse
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (minimal(run={"dir": ""}), r"^at: run.dir: String should have at least 1 character"),
+        (minimal(run={}), r"^at: run.dir: missing; it has no default$"),
+        (minimal(modle=1), r"^at: modle: unknown; did you mean 'model'\? \(got 1\)$"),
+        (minimal(mesh=[1]), r"^at: mesh: Input should be a mapping \(got \[1\]\)$"),
+        (minimal(stages={}), r"^at: stages: name at least one, such as sft: "),
+        (minimal(stages=None), r"^at: stages: name at least one, such as sft: "),
+        (minimal(stages=["dpo"]), r"^at: stages: Input should be a mapping \(got \['dpo'\]\)$"),
+        (minimal(stages={"dpo": 3}), r"^at: stages.dpo: Input should be a mapping \(got 3\)$"),
+        (
+            minimal(stages={"My Stage": minimal()["stages"]["dpo"]}),
+            r"^at: stages.My Stage: a stage is a folder and a flag; use a-z, 0-9, - and _$",
+        ),
+        (
+            minimal(stages=dict.fromkeys(("a-b", "a_b"), minimal()["stages"]["dpo"])),
+            r"^at: stages.a_b: flags read - and _ as one; give it another name$",
+        ),
+        (
+            with_stage(objective={"name": "dpoo"}),
+            r"^at: stages.dpo.objective.name: no objective 'dpoo'; did you mean 'dpo'\?$",
+        ),
+        (
+            with_stage(objective={"beta": 1}),
+            r"^at: stages.dpo.objective.name: missing; known: .*dpo.*sft",
+        ),
+        (
+            with_stage(objective="dpo"),
+            r"^at: stages.dpo.objective: give a mapping with a name \(got 'dpo'\)$",
+        ),
+        (
+            with_stage(objective={"name": "dpo", "betta": 0.1}),
+            r"^at: stages.dpo.objective.betta: unknown; did you mean 'beta'\? \(got 0.1\)$",
+        ),
+        (
+            with_stage(objective={"name": "dpo", "beta": 0}),
+            r"^at: stages.dpo.objective.beta: Input should be greater than 0 \(got 0\)$",
+        ),
+        (
+            with_stage(optimizer={"learning_rate": "fast"}),
+            r"stages.dpo.optimizer.learning_rate: Input should be a valid number.*\(got 'fast'\)$",
+        ),
+        (with_stage(epochs=float("nan")), r"stages.dpo.epochs: Input should be a finite number"),
+        (
+            with_stage(data={"path": "{world}/pairs.jsonl"}),
+            r"^at: stages.dpo.data.path: only a recipe with a `world` has that folder \(got '{w",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(values, message):
+    with pytest.raises(UserError, match=message):
+        parse(values, "at")
+
+
+def test_every_complaint_comes_at_once():
+    values = with_stage(objective={"name": "dpoo"}, batch_size=0, keeep=1) | {"run": {"dir": 1}}
+    with pytest.raises(UserError) as caught:
+        parse(values, "at")
+    places = [line.split(": ")[1] for line in str(caught.value).splitlines()]
+    assert sorted(places) == [
+        "run.dir",
+        "stages.dpo.batch_size",
+        "stages.dpo.keeep",
+        "stages.dpo.objective.name",
+    ]
+
+
+def test_the_branches_of_a_union_make_one_complaint():
+    values = with_stage(objective={"name": "slpo", "temperature": -1})
+    message = r"^at: \S*temperature: Input should be 'length' or greater than 0 \(got -1\)$"
+    with pytest.raises(UserError, match=message):
+        parse(values, "at")
