@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ import yaml
 from rich.console import Console
 
 from jaxalign.core.sharding import make_mesh
+from jaxalign.data.pack import CachedStats
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe.read import read
 from jaxalign.report.metrics import read_metrics
@@ -176,16 +177,16 @@ def prepared_stage(path: Path, model: Path) -> Prepared:
     return prepare(read(str(path), []), path.stem, model, mesh, Console(quiet=True))
 
 
-def first_batch(prepared: Prepared, ref: dict[str, np.ndarray]) -> Rows:
+def first_batch(prepared: Prepared, cached: CachedStats) -> Rows:
     """What the finished run's reference pass says of its first batch."""
-    batch = prepared.loader(prepared.train, ref).batch(0)
+    batch = prepared.loader(prepared.train, cached).batch(0)
     mask = batch.mask[0, 0]
     logp = (batch.ref["logp"][0, 0].astype(np.float64) * mask).sum(-1)
     label = batch.columns["label"][0, 0] if "label" in batch.columns else np.ones(len(logp))
     return Rows(logp, mask.sum(-1), np.where(label > 0.5, 1, -1))
 
 
-def pair_logps(prepared: Prepared, ref: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def pair_logps(prepared: Prepared, ref: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By where a pair stands, the log-probability of its two responses under the reference."""
     sums = np.add.reduceat(ref["logp"].astype(np.float64), prepared.train.offsets[:-1])
     items = prepared.train.items
@@ -237,9 +238,9 @@ def one(name: str, folder: Path, model: Path, data: Data) -> tuple[list[str], bo
         prepared = prepared_stage(path, model)
         hyper = {k: p.default for k, p in OBJECTIVES[name].hyper.items()}
         with jax.set_mesh(prepared.mesh):
-            ref = cached_reference(prepared, "train")
-        if ref is not None:
-            form = closed_form(name, first_batch(prepared, ref), hyper)
+            cached = cached_reference(prepared, "train")
+        if cached is not None:
+            form = closed_form(name, first_batch(prepared, cached), hyper)
     return report(name, metrics, form, seconds)
 
 
@@ -263,9 +264,9 @@ def main() -> int:
             path = write_recipe(folder / "logps", "dpo", model, kinds[""])
             prepared = prepared_stage(path, model)
             with jax.set_mesh(prepared.mesh):
-                ref = cached_reference(prepared, "train")
-            assert ref is not None
-            logps = pair_logps(prepared, ref)
+                cached = cached_reference(prepared, "train")
+            assert cached is not None
+            logps = pair_logps(prepared, cached.ref)
             kinds[SAMPLED] = write_samples(folder / "kinds", kinds[""], logps)
 
         def run(name: str) -> tuple[list[str], bool]:

@@ -25,6 +25,7 @@ import numpy as np
 from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.data.examples import Example, Examples, Report
 from jaxalign.data.loader import Loader
+from jaxalign.data.pack import CachedStats
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
 from jaxalign.objectives import OBJECTIVES
@@ -100,7 +101,9 @@ def make_update(sizes: Sizes, mesh: jax.sharding.Mesh) -> Callable[[], None]:
         row_length=sizes.length * 3 // 2,
         shapes=1,
         seed=0,
-        ref={s.name: np.full(examples.offsets[-1], -9.0, np.float32) for s in objective.needs},
+        cached=CachedStats(
+            {s.name: np.full(examples.offsets[-1], -9.0, np.float32) for s in objective.needs}
+        ),
     )
     batch: Any = put_batch(loader.batch(0), mesh)
     step = jax.jit(functools.partial(train_step, task, tx), donate_argnums=0)

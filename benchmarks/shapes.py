@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxalign.core.batch import Batch
 from jaxalign.core.sharding import BATCH, repeatable, replicated
 from jaxalign.data.examples import Example
-from jaxalign.data.pack import head_chunks, pack
+from jaxalign.data.pack import CachedStats, head_chunks, pack
 from jaxalign.data.rows import round_up
 from jaxalign.hf.names import linears
 from jaxalign.models.adapted import Adapted, adapt
@@ -152,10 +152,12 @@ def packed(
         chunks=head_chunks(cell, offsets[-1] / len(items), work.config.vocab),
         row_length=row,
         max_scored=round_up(max(scored), 16),
-        ref={
-            need.name: np.full(offsets[-1], REFERENCE, np.float32)
-            for need in OBJECTIVES[work.objective].needs
-        },
+        cached=CachedStats(
+            {
+                need.name: np.full(offsets[-1], REFERENCE, np.float32)
+                for need in OBJECTIVES[work.objective].needs
+            }
+        ),
         offsets=offsets,
     )
 

@@ -28,5 +28,5 @@ class Batch(NamedTuple):
     weight: Array  # [n, S, b] float32  weight of the example; 0 for padding
     example: Array  # [n, S, b] int32  index of the example in its data set; -1 for padding
     columns: dict[str, Array]  # {name: [n, S, b] float32}; `scores` is [n, S, b, R]
-    ref: dict[str, Array]  # {token statistic: [n, S, b, R, T] float32}; empty if not cached;
-    #                        those named `start/...` are under the weights the stage starts from
+    ref: dict[str, Array]  # {token statistic: [n, S, b, R, T] float32}; empty if not cached
+    start: dict[str, Array]  # the same under the weights that the stage starts from

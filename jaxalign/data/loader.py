@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.batch import Batch
 from .examples import Example, Examples
-from .pack import cell_size, pack, share_out
+from .pack import CachedStats, cell_size, pack, share_out
 from .rows import Shape, common_shapes
 
 Batches = Generator[Batch, None, None]
@@ -55,9 +55,9 @@ class Loader:
         seed: int,
         chunks: int = 1,
         scores: int = 0,
-        ref: Mapping[str, np.ndarray] | None = None,
+        cached: CachedStats | None = None,
     ):
-        """Check that the batch can be cut, and that `ref` belongs to the examples.
+        """Check that the batch can be cut, and that `cached` belongs to the examples.
 
         Args:
           examples: the data set.
@@ -69,24 +69,25 @@ class Loader:
           seed: of the order.
           chunks: G, parts of a cell whose logits exist one after another.
           scores: numbers that a reward head gives a response; 0: its tokens are scored.
-          ref: {token statistic: [scored tokens of the data set] float32}.
+          cached: statistics of the data set under frozen models.
 
         Raises:
           UserError: B cannot be divided into microbatches and shards.
-          ValueError: a reference statistic is not as long as the data set has scored tokens.
+          ValueError: a cached statistic is not as long as the data set has scored tokens.
         """
         cell_size(batch_size, microbatches, shards)
-        for name, values in (ref or {}).items():
-            if values.shape != (examples.offsets[-1],):
-                raise ValueError(
-                    f"ref['{name}'] has shape {values.shape}; the data set has "
-                    f"{examples.offsets[-1]} scored tokens"
-                )
+        self.cached = cached or CachedStats()
+        for field, stats in (("ref", self.cached.ref), ("start", self.cached.start)):
+            for name, values in stats.items():
+                if values.shape != (examples.offsets[-1],):
+                    raise ValueError(
+                        f"{field}['{name}'] has shape {values.shape}; the data set has "
+                        f"{examples.offsets[-1]} scored tokens"
+                    )
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.microbatches, self.shards, self.row_length = microbatches, shards, row_length
         self.n_shapes = shapes
         self.chunks, self.scores = chunks, scores
-        self.ref = dict(ref or {})
         self.shapes_seen: set[Shape] = set()
 
     def steps(self, epochs: float) -> int:
@@ -165,7 +166,7 @@ class Loader:
             row_length=self.row_length,
             max_scored=self.examples.max_scored,
             scores=self.scores,
-            ref=self.ref,
+            cached=self.cached,
             offsets=self.examples.offsets,
         )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,20 @@ from .rows import Cells, Place, Shape, lay_out
 
 LOGITS_BYTES = 2**28
 """Size of the float32 logits that a shard may hold at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CachedStats:
+    """Token statistics of a data set under frozen models, computed before training.
+
+    Each is {token statistic: [scored tokens of the data set] float32}, in the order of
+    `Examples.offsets`; empty where nothing is cached.
+    """
+
+    ref: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Statistics under the reference."""
+    start: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Statistics under the weights that the stage starts from."""
 
 
 class TokenCounts(NamedTuple):
@@ -36,7 +51,7 @@ def pack(
     row_length: int,
     max_scored: int,
     scores: int = 0,
-    ref: Mapping[str, np.ndarray] | None = None,
+    cached: CachedStats | None = None,
     offsets: np.ndarray | None = None,
     shapes: Sequence[Shape] = (),
 ) -> Batch:
@@ -52,8 +67,8 @@ def pack(
       row_length: the largest of the `row_lengths`, tokens.
       max_scored: T, the most scored tokens that a response may have.
       scores: numbers that a reward head reads at a response's last token, T then; 0: no such head.
-      ref: {token statistic: [scored tokens of the data set] float32}, in the order of `offsets`.
-      offsets: [N * R + 1] `Examples.offsets` of the data set; needed with `ref`.
+      cached: statistics of the data set under frozen models.
+      offsets: [N * R + 1] `Examples.offsets` of the data set; needed with `cached`.
       shapes: those that it is to have if one holds it, cheapest first; else it has its own.
 
     Raises:
@@ -68,13 +83,14 @@ def pack(
         shape=shape,
         answers=(b, responses, scores or max_scored),
         columns=next((item.columns for item in items if item), {}),
-        stats=tuple(ref or ()),
+        cached=cached or CachedStats(),
     )
     for c, cell in enumerate(cells):
         view = _map(batch, lambda x, c=c: x[c])
         _fill(view, [items[i] for i in cell], [int(indices[i]) for i in cell], places[c], scores)
-        if ref and offsets is not None:
-            _fill_ref(view, ref, offsets)
+        if cached and offsets is not None:
+            _fill_cached(view, view.ref, cached.ref, offsets)
+            _fill_cached(view, view.start, cached.start, offsets)
     return _map(batch, lambda x: x.reshape(microbatches, shards, *x.shape[1:]))
 
 
@@ -169,7 +185,7 @@ def _empty(
     shape: Shape,
     answers: tuple[int, int, int],
     columns: Mapping[str, float | tuple[float, ...]],
-    stats: Sequence[str],
+    cached: CachedStats,
 ) -> Batch:
     """A batch of `lead` cells of padding.
 
@@ -179,6 +195,9 @@ def _empty(
 
     def tokens() -> np.ndarray:
         return np.zeros((lead, rows, row_length), np.int32)
+
+    def zeros(stats: Iterable[str]) -> dict[str, np.ndarray]:
+        return {name: np.zeros((lead, *answers), np.float32) for name in stats}
 
     return Batch(
         ids=tokens(),
@@ -192,13 +211,14 @@ def _empty(
         weight=np.zeros((lead, b), np.float32),
         example=np.full((lead, b), -1, np.int32),
         columns={k: np.zeros((lead, b, *np.shape(v)), np.float32) for k, v in columns.items()},
-        ref={name: np.zeros((lead, *answers), np.float32) for name in stats},
+        ref=zeros(cached.ref),
+        start=zeros(cached.start),
     )
 
 
 def _map(batch: Batch, fn: Callable[[np.ndarray], np.ndarray]) -> Batch:
-    columns, ref = ({name: fn(x) for name, x in d.items()} for d in (batch.columns, batch.ref))
-    return Batch(*map(fn, batch[:10]), columns=columns, ref=ref)
+    columns, ref, start = ({name: fn(x) for name, x in d.items()} for d in batch[10:])
+    return Batch(*map(fn, batch[:10]), columns=columns, ref=ref, start=start)
 
 
 def _fill(
@@ -247,11 +267,16 @@ def _fill(
             at, done = at + n, done + scored
 
 
-def _fill_ref(cell: Batch, ref: Mapping[str, np.ndarray], offsets: np.ndarray) -> None:
-    """Write the reference statistics of one cell's scored tokens, in place."""
+def _fill_cached(
+    cell: Batch,
+    into: Mapping[str, np.ndarray],
+    cached: Mapping[str, np.ndarray],
+    offsets: np.ndarray,
+) -> None:
+    """Write the cached statistics of one cell's scored tokens, in place."""
     n_responses = cell.mask.shape[1]
     for e in np.flatnonzero(cell.weight):
         for r in range(n_responses):
             first, end = offsets[cell.example[e] * n_responses + r :][:2]
-            for name, values in ref.items():
-                cell.ref[name][e, r, : end - first] = values[first:end]
+            for name, values in cached.items():
+                into[name][e, r, : end - first] = values[first:end]

@@ -20,11 +20,10 @@ from jax.sharding import Mesh
 
 from ..core.batch import Batch
 from ..core.sharding import batch_layout, batch_shards
-from ..data.pack import cell_size
+from ..data.pack import CachedStats, cell_size
 from ..errors import UserError
 from ..files import read_json, write_whole
 from ..models.quantized import Quantized, quantize
-from ..update.forward import START
 from ..update.optimizer import optimizer
 from ..update.state import abstract_state
 from ..update.step import jitted_step
@@ -151,11 +150,12 @@ def update_bytes(prepared: Prepared) -> int | None:
 def _costliest(prepared: Prepared) -> Batch:
     """A batch of the costliest shape, with zeros for what a cached reference gives."""
     objective = prepared.task.objective
-    before = [""] if prepared.reference_mode == "cached" else []
-    before += [START] if objective.uses_start else []
-    zeros = np.zeros(prepared.train.offsets[-1], np.float32)
-    ref = {b + stat.name: zeros for b in before for stat in objective.needs}
-    loader = prepared.loader(prepared.train, ref)
+    zeros = {s.name: np.zeros(prepared.train.offsets[-1], np.float32) for s in objective.needs}
+    cached = CachedStats(
+        ref=zeros if prepared.reference_mode == "cached" else {},
+        start=zeros if objective.uses_start else {},
+    )
+    loader = prepared.loader(prepared.train, cached)
     batch, shape = loader.batch(0), loader.shapes[-1]
 
     def zeros_of(*sizes: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from ..core.batch import Batch
 from ..core.objective import Objective
 from ..core.sharding import batch_shards, put_batch, replicated
 from ..data.loader import Loader
-from ..data.pack import cell_size, head_chunks
+from ..data.pack import CachedStats, cell_size, head_chunks
 from ..data.tokenize import Examples, load_examples, preview
 from ..errors import UserError
 from ..files import read_json, write_whole
@@ -35,7 +35,7 @@ from ..models.decoder import Model, Params, build
 from ..models.quantized import Kind, quantize
 from ..recipe.schema import objective_settings, reference_mode
 from ..settings import Recipe, Stage
-from ..update.forward import START, Task, sequence_stats
+from ..update.forward import Task, sequence_stats
 from . import reference
 
 
@@ -92,7 +92,7 @@ class Prepared:
             return self.task
         return dataclasses.replace(self.task, forward=self.adapted.forward, trains_head=False)
 
-    def loader(self, examples: Examples, ref: dict[str, np.ndarray] | None = None) -> Loader:
+    def loader(self, examples: Examples, cached: CachedStats | None = None) -> Loader:
         """Batches of a data set as this stage's mesh, microbatches and vocabulary want them."""
         size, microbatches = self.stage.batch_size, self.stage.microbatches
         assert microbatches != "auto", "plan.settled comes first"
@@ -109,7 +109,7 @@ class Prepared:
             row_length=self.stage.data.row_length,
             shapes=self.stage.data.shapes,
             seed=self.recipe.run.seed,
-            ref=ref,
+            cached=cached,
         )
 
     def held_out_loader(self) -> Loader | None:
@@ -324,26 +324,25 @@ def live_reference(prepared: Prepared, frozen: Params | None = None) -> Params |
     return load.load_params(source, prepared.model)
 
 
-def cached_reference(prepared: Prepared, split: str) -> dict[str, np.ndarray] | None:
-    """The reference statistics of a data set, computed now if they are not on disk.
+def cached_reference(prepared: Prepared, split: str) -> CachedStats | None:
+    """The cached statistics of a data set, computed now if they are not on disk.
 
     Args:
       prepared: the stage.
       split: "train" or "held_out".
 
     Returns:
-      {statistic: flat float32} by example, response, scored token, those under the weights the
-      stage starts from named `start/...`; None where the objective has no reference or it runs
-      live, and reads no `start`.
+      Statistics under the reference and under the weights that the stage starts from; None where
+      the objective has no reference or it runs live, and reads no `start`.
     """
     found: dict[str, np.ndarray] = {}
+    start: dict[str, np.ndarray] = {}
     if prepared.reference_mode == "cached":
         found = _pass(prepared, split, reference_source(prepared), "reference")
     if prepared.task.objective.uses_start:
         same = found and reference_source(prepared) == prepared.source
         start = found if same else _pass(prepared, split, prepared.source, "start")
-        found = found | {START + name: values for name, values in start.items()}
-    return found or None
+    return CachedStats(found, start) if found or start else None
 
 
 def _pass(prepared: Prepared, split: str, source: Path, name: str) -> dict[str, np.ndarray]:

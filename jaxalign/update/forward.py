@@ -165,21 +165,12 @@ def _layer_stats(task: Task, means: Array, cells: Batch) -> dict[str, Array]:
     return jax.tree.map(join, jax.lax.map(one, (means, Chunk.of(cells))))
 
 
-START = "start/"
-"""What names of cached statistics begin with if they are of the weights the stage starts from."""
+def cached_stats(token: dict[str, Array], mask: Array) -> SequenceStats | None:
+    """`Batch.ref` or `Batch.start`, and the mask of the batch -> statistics; None if it is empty.
 
-
-def cached_stats(batch: Batch) -> SequenceStats | None:
-    """The reference statistics that travel with a batch, if any; leading axes as the mask's."""
-    token = {name: x for name, x in batch.ref.items() if not name.startswith(START)}
-    return reduce_tokens(token, batch.mask) if token else None
-
-
-def start_stats(batch: Batch) -> SequenceStats | None:
-    """As `cached_stats`, under the weights that the stage starts from."""
-    named = {name for name in batch.ref if name.startswith(START)}
-    token = {name.removeprefix(START): batch.ref[name] for name in sorted(named)}
-    return reduce_tokens(token, batch.mask) if token else None
+    Leading axes are the mask's, less T.
+    """
+    return reduce_tokens(token, mask) if token else None
 
 
 def reference_of(
@@ -192,7 +183,7 @@ def reference_of(
     if ref_params is None:
         if reference == "live":
             raise ValueError(f"objective '{task.objective.name}' needs a live reference")
-        return cached_stats(cells), None
+        return cached_stats(cells.ref, cells.mask), None
     if not task.objective.layers:
         hidden = scored_hidden(task, ref_params, cells)
         stats = _all_stats(task, hidden, cells)

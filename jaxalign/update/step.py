@@ -27,7 +27,6 @@ from .forward import (
     join,
     reference_of,
     scored_hidden,
-    start_stats,
 )
 from .head import accumulate, sum_over_chunks
 
@@ -59,7 +58,7 @@ class Side:
     def of(cls, task: Task, batch: Batch, ref: SequenceStats | None, step: Array | int = 0) -> Side:
         """That of a batch, or of a microbatch, at an update."""
         columns = batch.columns | {"weight": batch.weight}
-        start = start_stats(batch)
+        start = cached_stats(batch.start, batch.mask)
         return cls(ref, start, columns, batch.weight, task.keys(batch.example, step))
 
 
@@ -136,7 +135,7 @@ def _separable(
     zero = jnp.zeros(batch.mask.shape, jnp.float32)
     read = (*task.objective.needs, *task.objective.layers)
     blank = reduce_tokens({s.name: zero for s in read}, batch.mask)
-    ref = (cached_stats(batch) or blank) if task.objective.uses_ref else None
+    ref = (cached_stats(batch.ref, batch.mask) or blank) if task.objective.uses_ref else None
     counts = [c for _, c in loss_and_metrics(task, blank, Side.of(task, batch, ref), None)[1][1]]
 
     def one(cells: Batch) -> Any:

@@ -12,6 +12,7 @@ from lib.packing import contexts, expected_contexts, hh_like, make_example
 
 from jaxalign.data.examples import Examples, Report
 from jaxalign.data.loader import AHEAD, Loader, order
+from jaxalign.data.pack import CachedStats
 from jaxalign.errors import UserError
 
 NOTHING = Report(0, {}, 0, {}, {})
@@ -158,7 +159,7 @@ def test_a_batch_shows_the_contexts_of_its_examples():
 def test_reference_statistics_follow_their_examples_into_any_batch():
     examples = data()
     flat = np.arange(examples.offsets[-1], dtype=np.float32)
-    one = loader(examples, ref={"logp": flat})
+    one = loader(examples, cached=CachedStats({"logp": flat}))
     for batch in one.batches(0, 5):
         for cell in np.ndindex(*batch.example.shape):
             for r in range(2):
@@ -203,6 +204,8 @@ def test_a_batch_size_that_cannot_be_divided_is_refused_at_once():
         loader(batch_size=5)
 
 
-def test_a_reference_of_another_length_is_refused():
-    with pytest.raises(ValueError, match=r"ref\['logp'\] has shape \(3,\); the data set has 60"):
-        loader(ref={"logp": np.zeros(3, np.float32)})
+@pytest.mark.parametrize("model", ["ref", "start"])
+def test_cached_statistics_of_another_length_are_refused(model):
+    said = rf"{model}\['logp'\] has shape \(3,\); the data set has 60"
+    with pytest.raises(ValueError, match=said):
+        loader(cached=CachedStats(**{model: {"logp": np.zeros(3, np.float32)}}))

@@ -9,7 +9,7 @@ from lib.packing import contexts, expected_contexts, hh_like, make_example, unsh
 
 from jaxalign.core import types
 from jaxalign.data.examples import RESPONSES, Examples, Report
-from jaxalign.data.pack import cell_size, head_chunks, pack, token_counts
+from jaxalign.data.pack import CachedStats, cell_size, head_chunks, pack, token_counts
 from jaxalign.data.rows import Shape
 from jaxalign.errors import UserError
 
@@ -266,12 +266,13 @@ def test_a_prompt_is_encoded_once_however_many_responses_share_it():
     assert token_counts(one_batch(items)).real == (3 + 4) + (1 + 3)
 
 
-def test_reference_statistics_go_where_their_tokens_go():
+@pytest.mark.parametrize("model", ["ref", "start"])
+def test_cached_statistics_go_where_their_tokens_go(model):
     items = [make_example([1, 2], [3, 4], [5]), make_example([], [6, 7], [8, 9, 10])]
     data = Examples(items, "Pairs", NOTHING)
     flat = np.arange(1, data.offsets[-1] + 1, dtype=np.float32)
-    batch = one_batch(items, ref={"logp": flat}, offsets=data.offsets)
-    values = batch.ref["logp"]
+    batch = one_batch(items, cached=CachedStats(**{model: {"logp": flat}}), offsets=data.offsets)
+    values = getattr(batch, model)["logp"]
     assert (values != 0).tolist() == batch.mask.tolist()
     order = np.argsort(batch.example[0, 0])
     assert values[0, 0][order][batch.mask[0, 0][order]].tolist() == flat.tolist()

@@ -85,7 +85,9 @@ def unshared_batch(
                 slot[i, s, 0, m] = m
                 mask[i, s, e, r, t] = True
     rows = ids, positions, segment, branch
-    return Batch(*rows, source, target, slot, mask, weight, example, columns=columns, ref={})
+    return Batch(
+        *rows, source, target, slot, mask, weight, example, columns=columns, ref={}, start={}
+    )
 
 
 Scored = dict[tuple[int, int, int], tuple[list[int], int]]

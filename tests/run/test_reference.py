@@ -8,6 +8,7 @@ from lib import runs as h
 from rich.console import Console
 
 from jaxalign.core.sharding import put_batch
+from jaxalign.data.pack import CachedStats
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
 from jaxalign.run import reference
@@ -96,15 +97,15 @@ def assert_equal_where_scored(got, want, mask):
 
 @pytest.mark.parametrize("step", [0, 1, 5, 17])
 def test_any_batch_gets_the_statistics_of_its_own_examples(stage, cached, step):
-    batch = stage.loader(stage.train, cached()).batch(step)
+    batch = stage.loader(stage.train, CachedStats(cached())).batch(step)
     assert_equal_where_scored(batch.ref, live(stage, batch), batch.mask)
-    stats = cached_stats(batch)
+    stats = cached_stats(batch.ref, batch.mask)
     assert stats is not None
     np.testing.assert_array_equal(stats.token["logp"], np.where(batch.mask, batch.ref["logp"], 0))
 
 
 def test_a_pass_over_the_same_batch_gives_the_same_bits(stage, forward, cached):
-    loader = stage.loader(stage.train, cached())
+    loader = stage.loader(stage.train, CachedStats(cached()))
     batch = next(loader.sequential())
     again = forward(batch._replace(ref={}))
     for name, values in batch.ref.items():

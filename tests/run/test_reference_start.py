@@ -14,7 +14,7 @@ from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.inpo import inpo
 from jaxalign.run.stage import cached_reference, prepare
-from jaxalign.update.forward import cached_stats, start_stats
+from jaxalign.update.forward import cached_stats
 
 MESH = h.one_device()
 REFERENCE = "stages__inpo__reference__path"
@@ -38,8 +38,9 @@ def prepared(inputs, folder, **changes):
 def logps(stage, split="train"):
     """The flat log-probabilities under the reference and under the start."""
     found = cached_reference(stage, split)
-    assert set(found) <= {"logp", "start/logp"}
-    return found.get("logp"), found["start/logp"]
+    assert set(found.ref) <= {"logp"}
+    assert set(found.start) == {"logp"}
+    return found.ref.get("logp"), found.start["logp"]
 
 
 def test_the_start_is_not_the_reference_where_that_has_a_path(inputs, other, tmp_path):
@@ -94,13 +95,13 @@ def test_the_start_is_cached_beside_a_live_reference(inputs, tmp_path):
 
 def test_an_objective_without_start_has_none(inputs, tmp_path):
     stage = h.prepared(h.recipe(inputs, tmp_path / "run", "dpo"), "dpo", MESH)
-    assert set(cached_reference(stage, "train")) == {"logp"}
+    assert cached_reference(stage, "train").start == {}
 
 
 def test_a_batch_keeps_them_apart(inputs, other, tmp_path):
     stage = prepared(inputs, tmp_path, **{REFERENCE: str(other)})
     batch = stage.loader(stage.train, cached_reference(stage, "train")).batch(0)
-    ref, start = cached_stats(batch), start_stats(batch)
+    ref, start = (cached_stats(token, batch.mask) for token in (batch.ref, batch.start))
     assert set(ref.token) == set(start.token) == {"logp"}
     assert np.abs(ref.logp - start.logp).max() > 0.1
 
@@ -122,7 +123,8 @@ def test_a_recipe_trains_from_two_references(inputs, other, tmp_path, mode):
         inputs, tmp_path / "b", **changes | {"stages__inpo__reference__mode": "cached"}
     )
     batch = stage.loader(stage.train, cached_reference(stage, "train")).batch(0)
-    gap = np.asarray(start_stats(batch).logp - cached_stats(batch).logp)[0, 0]
+    start, ref = (cached_stats(token, batch.mask) for token in (batch.start, batch.ref))
+    gap = np.asarray(start.logp - ref.logp)[0, 0]
     want = (((gap[:, 0] - gap[:, 1]) / 3 - 5.0) ** 2).mean()
     np.testing.assert_allclose(losses[0], want, rtol=1e-4)
     assert losses[-1] < losses[0]

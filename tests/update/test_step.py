@@ -12,7 +12,7 @@ from jaxalign.data.pack import pack
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.update import step
-from jaxalign.update.forward import START, Task, sequence_stats
+from jaxalign.update.forward import Task, sequence_stats
 from jaxalign.update.state import abstract_state
 from jaxalign.update.step import (
     TrainState,
@@ -31,7 +31,7 @@ KINDS = ["sft", "dpo", "slpo", "bco", "kto", "info_nca", "rdpo", "gpm"]
 SOME = [pytest.param(k, marks=() if k in ("dpo", "kto") else pytest.mark.slow) for k in KINDS]
 
 
-def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None, scores=0):
+def batch_of(items, n=1, shards=1, chunks=1, scores=0):
     return pack(
         items,
         np.arange(len(items)),
@@ -42,8 +42,6 @@ def batch_of(items, n=1, shards=1, chunks=1, ref=None, offsets=None, scores=0):
         row_length=64,
         max_scored=T,
         scores=scores,
-        ref=ref,
-        offsets=offsets,
     )
 
 
@@ -70,14 +68,13 @@ def gradient(name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached
         task = Task(objective, {}, model.forward)
         if batch is None:
             batch = batch_of(items, n, batch_shards(mesh), chunks, scores=scores)
-        found = {}
-        for prefix, wanted, seed in (("", cached, 1), (START, objective.uses_start, 2)):
+        for field, wanted, seed in (("ref", cached, 1), ("start", objective.uses_start, 2)):
             if wanted:
                 stats = jax.jit(
                     lambda p, b: jax.lax.map(lambda c: sequence_stats(task, p, c).token, b)
                 )(parameters(model, seed), put_batch(batch, mesh))
-                found |= {prefix + k: np.asarray(v) for k, v in stats.items()}
-        batch = batch._replace(ref=found)
+                found = {k: np.asarray(v) for k, v in stats.items()}
+                batch = batch._replace(**{field: found})
         state = objective.init_state() if objective.init_state else None
         run = jax.jit(lambda p, r, b: value_and_grad(task, p, b, state=state, ref_params=r))
         live = None if cached or not objective.uses_ref else ref_params
