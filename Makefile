@@ -6,7 +6,7 @@ CONSTRAINTS ?=
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: quickstart test slow lint check format
+.PHONY: quickstart test slow lint check format docs
 
 # Train, align and report a small model on this machine.
 quickstart: $(VENV)/run.stamp
@@ -29,6 +29,10 @@ lint: $(VENV)/dev.stamp
 # What a change must pass.
 check: lint test
 
+# The documentation site, in site/.
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # Format, and fix what the linter can.
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
@@ -41,6 +45,7 @@ $(BIN)/python:
 $(VENV)/run.stamp: extras :=
 $(VENV)/test.stamp: extras := [test]
 $(VENV)/dev.stamp: extras := [dev]
+$(VENV)/docs.stamp: extras := [docs]
 $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.$(extras)' $(CONSTRAINTS:%=--constraint %)
 	touch $@

@@ -21,18 +21,19 @@ PAGE = Path(__file__).with_name("objectives.md")
 DATA = {
     "Demos": "demonstrations",
     "Pairs": "pairs",
-    "Labeled": "labelled",
-    "Mismatched": "labelled",
+    "Labeled": "labeled",
+    "Mismatched": "labeled",
     "Rationales": "pairs with rationales",
     "Revised": "pairs",
     "Dispreferred": "to forget, with samples",
 }
-"""What a layout is called here, where its own name says too little."""
+"""Names of layouts in the table, if the name of the class says too little."""
 HEAD = """\
 # Objectives
 
-Written by `docs/build.py` from the objectives themselves; [choosing.md](choosing.md) says which of
-them suits which data, [names.md](names.md) what those of other libraries are called here.
+`docs/build.py` writes this page from the docstrings of the objectives. [Choosing](choosing.md) says
+which objective suits which data; [Coming from TRL](coming-from-trl.md) lists the names of other
+libraries.
 
 A recipe names an objective under `objective.name`; the other keys of that section are its
 hyper-parameters. From Python:
@@ -44,9 +45,9 @@ loss_fn = OBJECTIVES["dpo"].bind(beta=0.1)
 loss, metrics = loss_fn(policy=policy, ref=ref)
 ```
 
-x is the prompt, y a response, w and l the chosen and the rejected one; pi and pi_ref are policy and
-reference. Log-probabilities are sums over scored tokens, nats. A loss is averaged over the examples
-of the whole batch, whatever the number of microbatches and devices, unless its section says
+x is the prompt, y a response, y_w the chosen and y_l the rejected one; pi and pi_ref are policy and
+reference. Log-probabilities are sums over scored tokens, in nats. A loss is averaged over the
+examples of the whole batch, for any number of microbatches and devices, unless its section says
 otherwise.
 
 """
@@ -55,7 +56,7 @@ SECTIONS = ("Args", "Returns", "Raises", "Source")
 
 def page() -> str:
     """The whole page."""
-    rows = [["name", "data", "reference", "token statistics", "columns", "examples meet"]]
+    rows = [["name", "data", "reference", "token statistics", "columns", "couples examples"]]
     rows += [row(o) for o in OBJECTIVES.values()]
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
@@ -63,9 +64,9 @@ def page() -> str:
 
 
 def row(o: Objective[...]) -> list[str]:
-    """What an objective needs, for the table."""
+    """The requirements of an objective, a row of the table."""
     meet = "yes" if o.couples_examples and not o.init_state else ""
-    meet = "in its running state" if o.init_state else meet
+    meet = "through its running state" if o.init_state else meet
     columns = ", ".join(f"`{c}`" for c in o.columns if c != "weight")
     needs = ", ".join(f"`{s.name}`" for s in (*o.needs, *o.layers))
     link = f"[`{o.name}`](#{o.name})"
@@ -73,12 +74,12 @@ def row(o: Objective[...]) -> list[str]:
 
 
 def data(o: Objective[...]) -> str:
-    """The kind of data, as the table calls it."""
+    """The name of the kind of data in the table."""
     return DATA.get(o.data.__name__, o.data.__name__.lower())
 
 
 def section(o: Objective[...]) -> str:
-    """What the docstring says, without what it says of arrays."""
+    """The docstring without its array arguments."""
     parts = docstring(o)
     hyper = ""
     if o.hyper:
@@ -94,7 +95,7 @@ def section(o: Objective[...]) -> str:
 
 
 def docstring(o: Objective[...]) -> dict[str, str]:
-    """The sections of a docstring, dedented; '' is what comes before them."""
+    """The sections of a docstring, dedented; '' is the text before them."""
     pieces = re.split(
         rf"^({'|'.join(SECTIONS)}):\n", inspect.cleandoc(o.fn.__doc__ or ""), flags=re.M
     )
@@ -133,7 +134,7 @@ def bound(limits: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """Without line breaks, and with no bar that would end a cell."""
+    """The text without line breaks, and with its bars escaped for a table cell."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

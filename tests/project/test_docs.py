@@ -1,7 +1,8 @@
-"""What the documentation names exists, and what it shows runs."""
+"""Names in the documentation exist, examples run, messages are real, and the language is plain."""
 
 import dataclasses
 import io
+import itertools
 import re
 import runpy
 import tomllib
@@ -35,6 +36,10 @@ SECTIONS = {
     "optimizer": settings.Optimizer,
     "lora": settings.Lora,
 }
+RECIPES = [
+    README,
+    *(ROOT / "docs" / f"{page}.md" for page in ("own-model", "coming-from-trl", "choosing")),
+]
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
 
 
@@ -74,15 +79,19 @@ def test_every_command_named_is_one(path):
     assert set(named) <= set(COMMANDS)
 
 
-@each_document
+@pytest.mark.parametrize(
+    "path",
+    [path for path in DOCS if path.name != "CHANGELOG.md"],  # it names old settings too
+    ids=lambda p: p.name,
+)
 def test_every_setting_named_is_one(path):
     named = re.findall(rf"`({'|'.join(SECTIONS)})\.(\w+)[:`]", path.read_text())
     known = {(s, f.name) for s, record in SECTIONS.items() for f in dataclasses.fields(record)}
     assert set(named) <= known
 
 
-def test_the_readme_lists_every_command():
-    rows = re.findall(r"^\| `jaxalign (\w+) ", README.read_text(), re.M)
+def test_the_page_about_running_lists_every_command():
+    rows = re.findall(r"^\| `jaxalign (\w+) ", (ROOT / "docs" / "running.md").read_text(), re.M)
     assert sorted(rows) == sorted(COMMANDS)
 
 
@@ -96,14 +105,19 @@ def test_python_of_the_readme_prints_what_it_says(number):
     assert out.getvalue().splitlines() == said
 
 
-@pytest.mark.parametrize("text", blocks(README, "yaml"))
-def test_every_recipe_of_the_readme_is_one(text):
+@pytest.mark.parametrize(
+    "text",
+    [text for page in RECIPES for text in blocks(page, "yaml") if "run:" in text],
+    ids=itertools.count(),
+)
+def test_every_recipe_shown_is_one(text):
     assert parse(yaml.safe_load(text)).stages
 
 
-def test_every_flag_of_the_readme_is_one_of_its_recipe():
-    (text,) = blocks(README, "yaml")
-    flags = re.findall(r"--([a-z]+\.[a-z_.-]+)", README.read_text())
+@pytest.mark.parametrize("path", [README, ROOT / "docs" / "own-model.md"], ids=lambda p: p.name)
+def test_every_flag_shown_is_one_of_the_recipe_above_it(path):
+    text = blocks(path, "yaml")[0]
+    flags = re.findall(r"--([a-z]+\.[a-z_.-]+)", path.read_text())
     assert flags
     for flag in flags:
         value = resolved(parse(yaml.safe_load(text)))
@@ -129,7 +143,7 @@ def test_every_objective_has_its_place_in_the_guide():
 
 
 def test_every_name_given_for_another_library_is_one_of_ours():
-    page = (ROOT / "docs" / "names.md").read_text()
+    page = (ROOT / "docs" / "coming-from-trl.md").read_text()
     cells = [row.split("|")[2] for row in page.splitlines() if row.startswith("| ")]
     known = {*OBJECTIVES, *(k for o in OBJECTIVES.values() for k in o.hyper)}
     known |= {f"reference.{f.name}" for f in dataclasses.fields(settings.Reference)}
@@ -178,7 +192,17 @@ def test_the_design_lists_the_layers_of_the_package():
     assert listed == [set(layer) for layer in LAYERS]
 
 
-def test_the_readme_names_every_recipe():
+def test_the_documentation_names_every_recipe():
     recipes = [f"configs/{path.name}" for path in ROOT.glob("configs/*.yaml")]
     assert recipes
-    assert [name for name in recipes if name not in README.read_text()] == []
+    text = "".join(path.read_text() for path in DOCS)
+    assert [name for name in recipes if name not in text] == []
+
+
+def test_the_readme_stays_under_150_lines():
+    assert len(README.read_text().splitlines()) < 150
+
+
+def test_the_site_has_every_page():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    assert sorted(re.findall(r"[\w-]+\.md", nav)) == sorted(p.name for p in ROOT.glob("docs/*.md"))
