@@ -3,9 +3,9 @@
     python tests/mutation.py [--every N] [OBJECTIVE ...]
 
 A mistake is a flipped sign or a dropped term: `a + b` becomes `a - b`, `a` or `b`, and `-a` becomes
-`a`. The mutant is called as `test_worked_values.py` calls the objective, with every set of
+`a`. The mutant is called as the tests call the objective, with every set of
 hyper-parameters of its oracle. It is caught where loss, gradient or metrics differ by more than the
-tolerance of that test, or the call fails. One that lives is written into a copy of the project,
+tolerance of those tests, or the call fails. One that lives is written into a copy of the project,
 where those tests of objectives run whose name has the objective's in it. Prints what lived through
 both, and caught/planted; exits with 1 if anything did.
 """
@@ -25,7 +25,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from lib import objectives as h
-from objectives.test_worked_values import assert_matches
 from oracles import HYPER, ORACLES
 
 from jaxalign.objectives import OBJECTIVES
@@ -99,7 +98,7 @@ def caught(name, o, known):
         for (seed, i), metrics in known.items():
             hyper = HYPER[name][i]
             case, previous, ((loss, found), grad) = outcome(o, seed, hyper)
-            assert_matches(
+            h.assert_matches(
                 (loss, grad), h.oracle_value_and_grad(ORACLES[name], case, previous, **hyper)
             )
             for key, value in metrics.items():

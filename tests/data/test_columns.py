@@ -3,10 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from data.test_tokenize import load, pair
 from lib import runs as h
-from lib.steps import dense_loss, parameters, small_model, some_examples
-from update.test_step import assert_same, batch_of
+from lib.rows import load, pair
+from lib.steps import assert_same, batch_of, dense_loss, parameters, small_model, some_examples
 
 from jaxalign.core.objective import objective
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch

@@ -1,16 +1,14 @@
 """Rationales, revisions and samples: from the file to the loss."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from data.test_schema import CHAT_Q, DEMO, LABELED, PAIR, one, read, write
-from data.test_tokenize import PLAIN, load, texts, words
 from lib import runs as h
-from lib.objectives import draw, oracle_value_and_grad, value_and_grad
-from objectives.test_worked_values import assert_matches
+from lib.objectives import assert_matches, draw, oracle_value_and_grad, value_and_grad
+from lib.rows import CHAT_Q, DEMO, LABELED, PAIR, PLAIN, load, one, read, texts, words, write
+from lib.worked import single_tokens
 from oracles import HYPER, ORACLES
 
-from jaxalign.core.types import Dispreferred, Pairs, Rationales, Revised, SequenceStats
+from jaxalign.core.types import Dispreferred, Pairs, Rationales, Revised
 from jaxalign.data.prompts import with_prompts
 from jaxalign.data.tokenize import preview
 from jaxalign.errors import UserError
@@ -192,13 +190,6 @@ def test_cuts_of_samples_are_counted_together(tmp_path):
 # Anchors
 
 
-def stats(logps):
-    """[...] summed log-probabilities -> statistics of one example, of responses of one token."""
-    logp = jnp.asarray(logps, jnp.float32)[None]
-    ones = jnp.ones_like(logp)
-    return SequenceStats(logp, ones, ones[..., None], {"logp": logp[..., None]})
-
-
 def value(name, policy, ref, **hyper):
     return float(OBJECTIVES[name].bind(**hyper)(policy=policy, ref=ref)[0].terms[0].total[0])
 
@@ -207,7 +198,7 @@ W, L, REF_W, REF_L, R = -12.3, -14.1, -13.0, -13.7, -20.0
 
 
 def rationales(w, l, r):  # noqa: E741
-    return Rationales(stats(w), stats(l), stats(r))
+    return Rationales(single_tokens(w), single_tokens(l), single_tokens(r))
 
 
 @pytest.mark.parametrize(
@@ -216,25 +207,31 @@ def rationales(w, l, r):  # noqa: E741
 )
 def test_rdpo_is_dpo_and_a_term_of_the_rationale(form, more):
     policy, ref = rationales(W, L, R), rationales(REF_W, REF_L, -1.0)
-    dpo = value("dpo", Pairs(stats(W), stats(L)), Pairs(stats(REF_W), stats(REF_L)))
+    dpo = value(
+        "dpo",
+        Pairs(single_tokens(W), single_tokens(L)),
+        Pairs(single_tokens(REF_W), single_tokens(REF_L)),
+    )
     np.testing.assert_allclose(dpo, np.logaddexp(0, -0.11), rtol=1e-6)
     got = value("rdpo", policy, ref, gamma=0.5, form=form)
     np.testing.assert_allclose(got, dpo + more, rtol=1e-6)
 
 
 def test_d2o_of_one_sample_is_dpo_with_it_as_the_chosen_response():
-    bad = [Dispreferred(stats(x), stats([y])) for x, y in ((L, W), (REF_L, REF_W))]
-    pairs = [Pairs(stats(w), stats(x)) for w, x in ((W, L), (REF_W, REF_L))]
+    bad = [Dispreferred(single_tokens(x), single_tokens([y])) for x, y in ((L, W), (REF_L, REF_W))]
+    pairs = [Pairs(single_tokens(w), single_tokens(x)) for w, x in ((W, L), (REF_W, REF_L))]
     np.testing.assert_allclose(value("d2o", *bad), value("dpo", *pairs), rtol=1e-6)
 
 
 def test_d2o_at_the_reference_is_log_two():
-    same = Dispreferred(stats(L), stats([W, R]))
+    same = Dispreferred(single_tokens(L), single_tokens([W, R]))
     np.testing.assert_allclose(value("d2o", same, same), np.log(2), rtol=1e-6)
 
 
 def test_d2o_averages_its_samples():
-    policy, ref = (Dispreferred(stats(-1.0), stats(x)) for x in ([-5.0, -9.0], [-6.0, -6.0]))
+    policy, ref = (
+        Dispreferred(single_tokens(-1.0), single_tokens(x)) for x in ([-5.0, -9.0], [-6.0, -6.0])
+    )
     want = np.logaddexp(0, -0.3 * ((1.0 - 3.0) / 2))
     np.testing.assert_allclose(value("d2o", policy, ref, beta=0.3), want, rtol=1e-6)
 
@@ -265,7 +262,7 @@ def test_the_solution_of_srpo_has_no_loss(alpha):
 
     def rows(y, a):
         logps = (y[0], y[1], a[0, 1], a[1, 0], a[1, 1], a[0, 0])
-        return Revised(*map(stats, logps))
+        return Revised(*map(single_tokens, logps))
 
     policy, reference = rows(answer, reviser), rows(ref, revised)
     assert value("srpo", policy, reference, beta=0.3, alpha=alpha) < 1e-11

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data.test_schema import DEMO, LABELED, PAIR, one, read, write
 from lib import runs as h
-from objectives.test_worked_values import KL, LP, RP, rows
+from lib.rows import DEMO, LABELED, PAIR, one, read, write
+from lib.worked import KL, LP, RP, rows
 
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import Pairs, Ranked

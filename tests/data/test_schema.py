@@ -5,33 +5,9 @@ import json
 from collections import Counter
 
 import pytest
+from lib.rows import CHAT_A, CHAT_B, CHAT_Q, DEMO, LABELED, PAIR, one, read, write
 
-from jaxalign.data.schema import Row, read_rows
 from jaxalign.errors import UserError
-from jaxalign.settings import Data
-
-PAIR = {"prompt": "Q", "chosen": " yes", "rejected": " no"}
-LABELED = {"prompt": "Q", "completion": " yes", "label": True}
-DEMO = {"prompt": "Q", "completion": " yes"}
-CHAT_Q = [{"role": "user", "content": "Q"}]
-CHAT_A = [{"role": "assistant", "content": "yes"}]
-CHAT_B = [{"role": "assistant", "content": "no"}]
-
-
-def write(folder, *records, name="data.jsonl"):
-    lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
-    (folder / name).write_text("\n".join(lines) + "\n")
-    return str(folder / name)
-
-
-def read(path, layout="Pairs", dropped=None, split="train", **changes):
-    settings = Data(path=path, **changes)
-    return list(read_rows(settings, path, split, layout, Counter() if dropped is None else dropped))
-
-
-def one(folder, record, layout="Pairs", **changes) -> Row:
-    (row,) = read(write(folder, record), layout, **changes)
-    return row
 
 
 def test_a_pair_has_its_prompt_and_both_responses(tmp_path):

@@ -1,48 +1,24 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lib.rows import PLAIN, load, pair, texts, words
 from lib.tokenizers import EOS, make_tokenizer
 
-from jaxalign.data.tokenize import CHUNK, load_examples, preview
+from jaxalign.data.tokenize import CHUNK, preview
 from jaxalign.errors import UserError
-from jaxalign.settings import Data
 
-PLAIN = make_tokenizer()
 WITH_BOS = make_tokenizer(adds_bos=True)
 PAD_IS_EOS = make_tokenizer(pad_token=EOS)
 NO_EOS = make_tokenizer()
 NO_EOS.eos_token = None
 
 
-def load(folder, *records, layout="Pairs", tokenizer=PLAIN, seed=0, columns=(), **changes):
-    path = folder / "data.jsonl"
-    path.write_text("\n".join(map(json.dumps, records)))
-    given_settings = Data(path=str(path), **changes)
-    return load_examples(
-        given_settings, str(path), "train", tokenizer, layout, seed=seed, columns=columns
-    )
-
-
-def pair(prompt, chosen=" yes", rejected=" no"):
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
 def one(folder, prompt, chosen=" yes", rejected=" no", **options):
     (item,) = load(folder, pair(prompt, chosen, rejected), **options).items
     return item
-
-
-def texts(item, tokenizer=PLAIN):
-    return [tokenizer.decode(ids) for ids in (item.prompt, *item.responses)]
-
-
-def words(n, word=" yes"):
-    return word * n
 
 
 # Where the prompt ends

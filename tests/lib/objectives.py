@@ -202,6 +202,19 @@ def oracle_value_and_grad(oracle, case, previous=None, **hyper):
     return loss, dense
 
 
+def flat(grad):
+    return np.concatenate([np.asarray(grad[r], np.float64).ravel() for r in sorted(grad)])
+
+
+def assert_matches(ours, oracle):
+    """1e-5 relative; the absolute part is for gradients that are differences of float32 sums."""
+    # 3e-7: a loss that may be negative, such as robust DPO's, is a difference of two near log 2.
+    np.testing.assert_allclose(ours[0], oracle[0], rtol=1e-5, atol=3e-7)
+    a, b = flat(ours[1]), flat(oracle[1])
+    # 1e-30: what is much smaller is 0 in float32.
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max() + 1e-30)
+
+
 LOGITS = {
     "chosen": [[1, 0.5, -0.5, 0.2], [0.1, 1.2, -0.3, 0.4], [0.7, -0.2, 0.3, 0.9]],
     "rejected": [[0.2, 0.9, 0.1, -0.6], [1.1, -0.4, 0.6, 0.0]],

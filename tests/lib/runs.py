@@ -15,16 +15,16 @@ from typing import Any
 
 import jax
 import yaml
+from lib.steps import one_device
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from jaxalign.core.sharding import make_mesh
 from jaxalign.hf.save import save_checkpoint
 from jaxalign.quickstart import world
 from jaxalign.recipe.read import parse
 from jaxalign.run.stage import open_model, prepare
 from jaxalign.run.train import train
-from jaxalign.settings import Mesh, Model, Recipe
+from jaxalign.settings import Model, Recipe
 
 MODEL = world.model_config() | {
     "hidden_size": 32,
@@ -37,10 +37,6 @@ MODEL = world.model_config() | {
 BATCH = 8
 TRAIN, HELD_OUT = 24, 13
 STEPS = {"sft": 4, "dpo": 6}
-
-
-def one_device() -> jax.sharding.Mesh:
-    return make_mesh(Mesh(), jax.devices()[:1])
 
 
 def write_inputs(folder: Path, train: int = TRAIN) -> Path:

@@ -1,21 +1,36 @@
 """A small decoder and examples for it, and the step's mathematics done the plain way."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from lib.objectives import draw_columns
 from lib.packing import first_scored
 
 from jaxalign.core import types
+from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import MANY, SequenceStats, select_rows
 from jaxalign.data.examples import RESPONSES, Example
+from jaxalign.data.pack import pack
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
+from jaxalign.objectives import OBJECTIVES
+from jaxalign.settings import Mesh
+from jaxalign.update.forward import Task, sequence_stats
+from jaxalign.update.step import value_and_grad
 
+B = 8
 T = 16
 VOCAB = 64
+MESHES = {
+    "data": Mesh(data=8),
+    "fsdp": Mesh(data=1, fsdp=8),
+    "tensor": Mesh(data=4, tensor=2),
+    "mixed": Mesh(data=2, fsdp=2, tensor=2),
+}
 LLAMA = {
     "model_type": "llama",
     "vocab_size": VOCAB,
@@ -30,6 +45,10 @@ LLAMA = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
+
+
+def one_device():
+    return make_mesh(Mesh(), jax.devices()[:1])
 
 
 def small_model(mesh, remat="none", scores=0):
@@ -74,6 +93,31 @@ def some_examples(layout, n, seed=0):
         return Example(prompt, answers, columns(i), f"example {i}", context)
 
     return [example(i) for i in range(n)]
+
+
+def examples_of(objective):
+    """Examples with every column that the objective reads from the data."""
+    columns = draw_columns(np.random.default_rng(0), B)
+    return [
+        e._replace(
+            columns=e.columns | {k: float(columns[k][i]) for k in objective.columns if k in columns}
+        )
+        for i, e in enumerate(some_examples(objective.data.__name__, B))
+    ]
+
+
+def batch_of(items, n=1, shards=1, chunks=1, scores=0):
+    return pack(
+        items,
+        np.arange(len(items)),
+        responses=len(items[0].responses),
+        microbatches=n,
+        shards=shards,
+        chunks=chunks,
+        row_length=64,
+        max_scored=T,
+        scores=scores,
+    )
 
 
 def dense_activation(means, scored):
@@ -152,3 +196,55 @@ def dense_loss(objective, hyper, model, params, ref_params, items, state=None, s
     given = {"policy": policy, "ref": ref, "start": start}
     loss = bound(**given, batch=columns, state=state, key=key)[0]
     return sum(t.total.sum() / t.count.sum() for t in loss.terms)
+
+
+@functools.cache
+def dense_gradient(name):
+    """Loss and gradient of an objective by the plain mathematics, computed once."""
+    objective = OBJECTIVES[name]
+    mesh = one_device()
+    model = small_model(mesh, scores=objective.head({}))
+    params, ref_params, start = (parameters(model, seed) for seed in (0, 1, 2))
+    items = examples_of(objective)
+    state = objective.init_state() if objective.init_state else None
+
+    def loss(params):
+        return dense_loss(objective, {}, model, params, ref_params, items, state, start)
+
+    with jax.set_mesh(mesh):
+        return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(params))
+
+
+def gradient(name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached=False):
+    """((loss, gradient, next state), gradient of the dense mathematics) of one objective."""
+    objective = OBJECTIVES[name]
+    mesh = mesh or one_device()
+    items = examples_of(objective)
+    with jax.set_mesh(mesh):
+        scores = objective.head({})
+        model = small_model(mesh, remat, scores)
+        params, ref_params = parameters(model, 0), parameters(model, 1)
+        task = Task(objective, {}, model.forward)
+        if batch is None:
+            batch = batch_of(items, n, batch_shards(mesh), chunks, scores=scores)
+        for field, wanted, seed in (("ref", cached, 1), ("start", objective.uses_start, 2)):
+            if wanted:
+                stats = jax.jit(
+                    lambda p, b: jax.lax.map(lambda c: sequence_stats(task, p, c).token, b)
+                )(parameters(model, seed), put_batch(batch, mesh))
+                found = {k: np.asarray(v) for k, v in stats.items()}
+                batch = batch._replace(**{field: found})
+        state = objective.init_state() if objective.init_state else None
+        run = jax.jit(lambda p, r, b: value_and_grad(task, p, b, state=state, ref_params=r))
+        live = None if cached or not objective.uses_ref else ref_params
+        (loss, (_, state)), grads = run(params, live, put_batch(batch, mesh))
+    return jax.tree.map(np.asarray, (loss, grads, state))
+
+
+def assert_same(got, want):
+    """Losses and gradients agree to 1e-5 of the largest entry of each parameter."""
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    for path, w in jax.tree_util.tree_leaves_with_path(want[1]):
+        g = dict(jax.tree_util.tree_leaves_with_path(got[1]))[path]
+        error = np.abs(g - w).max() / np.abs(w).max()
+        assert error < 1e-5, f"{jax.tree_util.keystr(path)}: {error}"

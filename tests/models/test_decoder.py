@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lib.checkpoints import CONFIGS, LLAMA3, SMALL, logits, plain_rows
+from lib.steps import one_device
 
 from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
@@ -26,12 +27,12 @@ ROW_KEYS = ("ids", "positions", "segment", "branch")
 @functools.cache
 def host_params(family):
     config = ModelConfig.from_hf(FAMILIES[family])
-    model = build(config, make_mesh(Mesh(), jax.devices()[:1]))
+    model = build(config, one_device())
     return jax.device_get(model.init(jax.random.key(0)))
 
 
 def random_model(family="llama", mesh=None, **options):
-    mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
+    mesh = mesh or one_device()
     model = build(ModelConfig.from_hf(FAMILIES[family]), mesh, **options)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, model.abstract)
     return model, jax.device_put(host_params(family), shardings)
@@ -294,7 +295,7 @@ def test_remat_dots_computes_no_attention_again():
     """Backward over forward products of scores: none, dots and full remat."""
 
     def products(remat):
-        model = build(ModelConfig.from_hf(LLAMA), make_mesh(Mesh(), jax.devices()[:1]), remat=remat)
+        model = build(ModelConfig.from_hf(LLAMA), one_device(), remat=remat)
         rows = [jnp.ones((1, 16), int)] * 4
 
         def loss(params):

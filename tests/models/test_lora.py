@@ -11,8 +11,7 @@ import optax
 import pytest
 from lib import steps as helpers_step
 from lib.adapters import randomised
-from lib.steps import dense_loss, some_examples
-from update.test_step import MESHES, assert_same, batch_of
+from lib.steps import MESHES, B, assert_same, batch_of, dense_loss, one_device, some_examples
 
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.errors import UserError
@@ -22,12 +21,11 @@ from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.run.evaluate import evaluator
-from jaxalign.settings import Lora, Mesh
+from jaxalign.settings import Lora
 from jaxalign.update.forward import Task, sequence_stats
 from jaxalign.update.state import abstract_state, initial_state
 from jaxalign.update.step import train_step, value_and_grad
 
-B = 8
 NEOX = {
     "model_type": "gpt_neox",
     "vocab_size": helpers_step.VOCAB,
@@ -41,10 +39,6 @@ NEOX = {
 FAMILIES = {"llama": helpers_step.LLAMA | {"intermediate_size": 48}, "gpt_neox": NEOX}
 SOME = ["llama", pytest.param("gpt_neox", marks=pytest.mark.slow)]
 SETTINGS = Lora(rank=4, alpha=6)
-
-
-def one_device():
-    return make_mesh(Mesh(), jax.devices()[:1])
 
 
 def adapted_model(family="llama", mesh=None, settings=SETTINGS, **options):

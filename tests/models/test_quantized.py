@@ -9,9 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from lib import runs as h
 from lib import steps as helpers_step
 from lib.adapters import randomised
-from lib.steps import dense_loss, some_examples
+from lib.steps import MESHES, B, assert_same, batch_of, dense_loss, one_device, some_examples
 from safetensors.numpy import load_file
-from update.test_step import MESHES, assert_same, batch_of
 
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.errors import UserError
@@ -22,7 +21,7 @@ from jaxalign.models.decoder import build
 from jaxalign.models.quantized import BLOCK, Quantized, quantize
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe.read import parse
-from jaxalign.settings import Lora, Mesh
+from jaxalign.settings import Lora
 from jaxalign.update.forward import Task
 from jaxalign.update.step import value_and_grad
 
@@ -30,14 +29,13 @@ pytestmark = pytest.mark.slow
 
 WIDE = helpers_step.LLAMA | {"hidden_size": 128, "intermediate_size": 192}
 KINDS = ("int8", "nf4")
-B = 8
 # Relative to the norm of all logits. Both follow from the rounding of the weights: at most 1/255
 # of the largest magnitude of a column, and 0.152 of that of a block.
 LOGITS = {"int8": 0.01, "nf4": 0.1}
 
 
 def wide(mesh=None, **options):
-    mesh = mesh or make_mesh(Mesh(), jax.devices()[:1])
+    mesh = mesh or one_device()
     model = build(ModelConfig.from_hf(WIDE), mesh, **options)
     adapted = adapt(model, low_rank(Lora(rank=4), model.config, "lora"))
     return adapted, helpers_step.parameters(model), randomised(adapted, 0.1)

@@ -6,15 +6,13 @@ import numpy as np
 import optax
 import pytest
 from lib.objectives import reduce
-from lib.steps import parameters, small_model
-from objectives.test_worked_wider import sums
+from lib.steps import one_device, parameters, small_model
+from lib.worked import sums
 
-from jaxalign.core.sharding import make_mesh
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.beta_dpo import add_batch, no_gaps
 from jaxalign.objectives.f_dpg import Baseline
 from jaxalign.objectives.spa import no_margins
-from jaxalign.settings import Mesh
 from jaxalign.update.state import abstract_state, initial_state
 
 VOCAB = 4
@@ -197,7 +195,7 @@ def test_beta_dpo_draws_in_proportion_to_the_weights():
 
 @pytest.mark.parametrize("name", [n for n, o in OBJECTIVES.items() if o.init_state])
 def test_nothing_in_the_first_state_is_donated_twice(name):
-    model = small_model(make_mesh(Mesh(), jax.devices()[:1]))
+    model = small_model(one_device())
     tx, params = optax.sgd(1.0), parameters(model)
     abstract = abstract_state(model, tx, OBJECTIVES[name])
     state = initial_state(params, OBJECTIVES[name], tx, abstract)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lib.objectives import call, draw, reduce
-from objectives.test_worked_values import PAIR, REF_PAIR, at_reference, rows, worked
+from lib.worked import PAIR, REF_PAIR, at_reference, rows, worked
 
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import Pairs

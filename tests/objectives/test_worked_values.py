@@ -1,23 +1,22 @@
 """Every objective against its float64 oracle, the worked values, and closed-form anchors."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lib.objectives import (
+    assert_matches,
     call,
     draw,
     logit_grads,
     oracle_columns,
     oracle_value_and_grad,
     ragged_logp,
-    reduce,
     rows_of,
-    train_call,
     value_and_grad,
 )
+from lib.worked import CHOSEN, KL, LP, PAIR, REF_KL, REF_PAIR, RP, at_reference, rows, worked
 from oracles import HYPER, ORACLES, SURROGATES, UNDIRECTED, WORKED
 
 from jaxalign.core.stats import reduce_tokens
@@ -25,19 +24,6 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.bco import ClassMeans
 
 ALL = pytest.mark.parametrize("name", OBJECTIVES)
-
-
-def flat(grad):
-    return np.concatenate([np.asarray(grad[r], np.float64).ravel() for r in sorted(grad)])
-
-
-def assert_matches(ours, oracle):
-    """1e-5 relative; the absolute part is for gradients that are differences of float32 sums."""
-    # 3e-7: a loss that may be negative, such as robust DPO's, is a difference of two near log 2.
-    np.testing.assert_allclose(ours[0], oracle[0], rtol=1e-5, atol=3e-7)
-    a, b = flat(ours[1]), flat(oracle[1])
-    # 1e-30: what is much smaller is 0 in float32.
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max() + 1e-30)
 
 
 def test_every_objective_has_an_oracle():
@@ -96,45 +82,6 @@ def test_oracle_gradient_equals_differences_of_its_value(name):
     np.testing.assert_allclose(measured, slope, rtol=1e-7, atol=1e-12 + rounding)
 
 
-CHOSEN = [-2.1, -3.0, -1.2, -4.0, -2.0]
-REF_CHOSEN = [-2.5, -2.8, -1.5, -4.2, -2.0]
-REJECTED = [-1.0, -2.6, -2.0, -3.1, -1.9, -2.2, -1.3]
-REF_REJECTED = [-1.2, -2.0, -2.1, -3.3, -1.5, -2.4, -1.2]
-
-
-def rows(**tokens):
-    """Token log-probabilities {row: [[...]]} -> [B, 7] arrays and masks."""
-    width = 7
-    values, masks = {}, {}
-    for row, examples in tokens.items():
-        padded = [list(y) + [0.0] * (width - len(y)) for y in examples]
-        values[row] = jnp.asarray(padded, jnp.float32)
-        masks[row] = jnp.asarray([[t < len(y) for t in range(width)] for y in examples])
-    return values, masks
-
-
-def worked(o, policy, ref, columns=None, state=None, **hyper):
-    """Loss, and {row: [B]} gradient with respect to each row's summed log-probability."""
-    values, masks = rows(**policy)
-    ref_values, _ = rows(**ref)
-
-    def build(values):
-        return o.data(**{r: reduce_tokens({"logp": values[r]}, masks[r]) for r in values})
-
-    def fn(values):
-        out = o.bind(**hyper)(
-            policy=build(values), ref=build(ref_values), batch=columns, state=state
-        )
-        return reduce(out[0], jnp.ones(len(next(iter(values.values())))))
-
-    loss, grad = jax.value_and_grad(fn)(values)
-    return float(loss), {r: np.asarray(g)[:, 0] for r, g in grad.items()}
-
-
-PAIR = {"chosen": [CHOSEN], "rejected": [REJECTED]}
-REF_PAIR = {"chosen": [REF_CHOSEN], "rejected": [REF_REJECTED]}
-
-
 @pytest.mark.parametrize(
     ("name", "hyper", "loss", "chosen", "rejected"), WORKED, ids=[w[0] for w in WORKED]
 )
@@ -151,10 +98,6 @@ def test_worked_value_of_sft():
     value, grad = worked(OBJECTIVES["sft"], policy, policy)
     np.testing.assert_allclose(value, 2.271428571429, rtol=1e-6)
     np.testing.assert_allclose(grad["response"], [-1 / 7, -1 / 7], rtol=1e-6)
-
-
-LP, RP = [-12.3, -14.1, -20.0, -8.5], [-13.0, -13.7, -19.2, -9.9]
-KL, REF_KL = [-30.0, -28.4, -25.1, -33.0], [-30.6, -28.1, -25.9, -33.3]
 
 
 def test_worked_value_of_kto():
@@ -223,12 +166,6 @@ BNF_GRAD = {
 def test_bnf_gradient_is_that_of_the_whole_vocabulary(row):
     _, grad = logit_grads("bnf_pair")
     np.testing.assert_allclose(grad[row], BNF_GRAD[row], rtol=3e-6)
-
-
-def at_reference(name, **hyper):
-    case = draw(OBJECTIVES[name], 0)
-    case["policy"] = case["ref"]
-    return case, train_call(OBJECTIVES[name], case, **hyper)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lib.objectives import call, draw, layout, logit_grads, ragged_logp, value_and_grad
-from objectives.test_worked_values import KL, LP, PAIR, REF_KL, REF_PAIR, RP, worked
+from lib.worked import KL, LP, PAIR, REF_KL, REF_PAIR, RP, sums, worked
 
-from jaxalign.core.stats import reduce_tokens
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.dco import log_coverage
 from jaxalign.objectives.implicit_prm import process_rewards
@@ -103,11 +102,6 @@ def bco_after(batches, name="bco", **hyper):
         )
         state = out[2]
     return worked(o, *batches[-1], state, **hyper), state
-
-
-def sums(tokens):
-    logp = jnp.stack([jnp.asarray(y, jnp.float32) for y in tokens["response"]])
-    return reduce_tokens({"logp": logp}, jnp.ones(logp.shape, bool))
 
 
 def test_worked_value_of_bco_with_the_mean_of_all_rewards():

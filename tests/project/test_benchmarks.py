@@ -4,20 +4,18 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
+from lib.steps import one_device
 
 from benchmarks import aot, shapes
 from benchmarks.gpu_check.speed import useful_flops
 from benchmarks.race import work
 from benchmarks.race_cpu import MODELS, SIDES, differences, entered, per_step
 from benchmarks.tables import table
-from jaxalign.core.sharding import make_mesh
 from jaxalign.data.examples import Example
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
-from jaxalign.settings import Mesh
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,7 +122,7 @@ def test_pairs_are_as_long_as_they_say():
 
 
 def test_shapes_have_the_parameters_of_their_names():
-    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    mesh = one_device()
     found = {
         name: shapes.parameters(build(ModelConfig.from_hf(raw), mesh).abstract)
         for name, raw in shapes.SHAPES.items()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project.test_imports import LAYERS
+from lib.layers import LAYERS
 
 from jaxalign import settings
 from jaxalign.cli import COMMANDS

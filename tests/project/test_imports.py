@@ -8,23 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from lib.layers import LAYERS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "jaxalign"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-# A module imports only from its own folder and from layers above its own in this list. `cli` alone
-# imports the door, which is in its layer.
-LAYERS = (
-    ("errors", "settings"),
-    ("core", "files"),
-    ("objectives", "diagnostics", "data", "models", "report"),
-    ("hf", "update", "recipe"),
-    ("collect",),
-    ("run",),
-    ("quickstart",),
-    ("api", "cli"),
-)
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 WITHOUT_JAX = ("errors", "settings", "data")
 DATA_READS = ("errors", "settings", "data", "core.batch")

@@ -4,9 +4,8 @@ import io
 
 import numpy as np
 import pytest
-from data.test_prompts import stats
 from lib import runs as h
-from objectives.test_worked_values import PAIR, REF_PAIR, worked
+from lib.worked import PAIR, REF_PAIR, single_tokens, worked
 from rich.console import Console
 
 from jaxalign.core.types import Pairs
@@ -137,7 +136,7 @@ def test_a_missing_start_is_named():
 
 
 def summed(rows):
-    return Pairs(*(stats(float(np.sum(rows[row][0]))) for row in ("chosen", "rejected")))
+    return Pairs(*(single_tokens(float(np.sum(rows[row][0]))) for row in ("chosen", "rejected")))
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.4, 1.0])
@@ -151,7 +150,7 @@ def test_inpo_with_one_reference_is_ipo_with_sums(ratio):
 @pytest.mark.parametrize(("ratio", "unread"), [(0.0, "ref"), (1.0, "start")])
 def test_inpo_at_the_ends_of_its_mixture_has_one_reference(ratio, unread):
     given = {"policy": summed(PAIR), "ref": summed(REF_PAIR), "start": summed(REF_PAIR)}
-    other = given | {unread: Pairs(stats(-1.0), stats(-50.0))}
+    other = given | {unread: Pairs(single_tokens(-1.0), single_tokens(-50.0))}
     losses = [inpo.bind(ratio=ratio)(**x)[0].terms[0].total[0] for x in (given, other)]
     np.testing.assert_allclose(*losses, rtol=1e-6)
 

@@ -12,8 +12,7 @@ import torch
 import transformers
 from lib import runs as h
 from lib.packing import make_example
-from lib.steps import T, some_examples
-from update.test_step import B, assert_same, batch_of, gradient
+from lib.steps import B, T, assert_same, batch_of, gradient, some_examples
 
 from jaxalign.core import stats
 from jaxalign.core.objective import objective

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 from lib import runs as h
 from lib.objectives import logit_grads
-from lib.steps import parameters, small_model, some_examples
-from update.test_step import MESHES, B, assert_same, batch_of, dense, gradient
+from lib.steps import (
+    MESHES,
+    B,
+    assert_same,
+    batch_of,
+    dense_gradient,
+    gradient,
+    one_device,
+    parameters,
+    small_model,
+    some_examples,
+)
 
 from jaxalign.core import stats
 from jaxalign.core.objective import objective
@@ -15,11 +25,9 @@ from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.core.types import Pairs
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
-from jaxalign.settings import Mesh
 from jaxalign.update.forward import Task
 from jaxalign.update.step import eval_step, value_and_grad
 
-__all__ = ["dense"]  # a fixture
 LIVE = {"mode": "live"}
 
 
@@ -138,39 +146,39 @@ def test_worked_gradient_of_wpo():
         (2, 4),
     ],
 )
-def test_microbatches_and_chunks_give_the_dense_gradient(dense, name, n, chunks):
-    assert_same(gradient(name, n=n, chunks=chunks), dense(name))
+def test_microbatches_and_chunks_give_the_dense_gradient(name, n, chunks):
+    assert_same(gradient(name, n=n, chunks=chunks), dense_gradient(name))
 
 
 @pytest.mark.parametrize("axes", [pytest.param("tensor", marks=pytest.mark.slow), "mixed"])
-def test_eight_devices_give_the_dense_gradient(dense, axes):
-    assert_same(gradient("tdpo1", mesh=make_mesh(MESHES[axes])), dense("tdpo1"))
-    assert_same(gradient("sparse_po", mesh=make_mesh(MESHES[axes])), dense("sparse_po"))
+def test_eight_devices_give_the_dense_gradient(axes):
+    assert_same(gradient("tdpo1", mesh=make_mesh(MESHES[axes])), dense_gradient("tdpo1"))
+    assert_same(gradient("sparse_po", mesh=make_mesh(MESHES[axes])), dense_gradient("sparse_po"))
 
 
 @pytest.mark.parametrize("remat", [pytest.param("full", marks=pytest.mark.slow), "dots"])
-def test_remat_does_not_change_what_is_read_of_layers(dense, remat):
-    assert_same(gradient("sparse_po", remat=remat), dense("sparse_po"))
+def test_remat_does_not_change_what_is_read_of_layers(remat):
+    assert_same(gradient("sparse_po", remat=remat), dense_gradient("sparse_po"))
 
 
 @pytest.mark.slow
-def test_unpacked_rows_give_the_dense_gradient(dense):
+def test_unpacked_rows_give_the_dense_gradient():
     from lib.packing import unshared_batch
     from lib.steps import T
 
     items = some_examples("Pairs", B)
     batch = unshared_batch(items, np.arange(B), responses=2, microbatches=2, shards=1, max_scored=T)
-    assert_same(gradient("tdpo2", batch=batch), dense("tdpo2"))
-    assert_same(gradient("sparse_po", batch=batch), dense("sparse_po"))
+    assert_same(gradient("tdpo2", batch=batch), dense_gradient("tdpo2"))
+    assert_same(gradient("sparse_po", batch=batch), dense_gradient("sparse_po"))
 
 
-def test_a_cached_reference_gives_the_gradient_of_a_live_one(dense):
-    assert_same(gradient("wpo", cached=True), dense("wpo"))
+def test_a_cached_reference_gives_the_gradient_of_a_live_one():
+    assert_same(gradient("wpo", cached=True), dense_gradient("wpo"))
 
 
 @pytest.mark.parametrize("name", ["tdpo1", "sparse_po"])
 def test_a_joint_statistic_without_a_live_reference_is_refused(name):
-    mesh = make_mesh(Mesh(), jax.devices()[:1])
+    mesh = one_device()
     with jax.set_mesh(mesh):
         model = small_model(mesh)
         task = Task(OBJECTIVES[name], {}, model.forward)
@@ -180,8 +188,8 @@ def test_a_joint_statistic_without_a_live_reference_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["tdpo1", "sparse_po"])
-def test_evaluation_reads_the_loss_of_the_step(dense, name):
-    mesh = make_mesh(Mesh(), jax.devices()[:1])
+def test_evaluation_reads_the_loss_of_the_step(name):
+    mesh = one_device()
     with jax.set_mesh(mesh):
         model = small_model(mesh)
         params, ref = parameters(model, 0), parameters(model, 1)
@@ -190,7 +198,7 @@ def test_evaluation_reads_the_loss_of_the_step(dense, name):
         ((total, count),) = jax.jit(lambda p, r, b: eval_step(task, p, None, b, r))(
             params, ref, batch
         )["terms"]
-    np.testing.assert_allclose(total / count, dense(name)[0], rtol=1e-5)
+    np.testing.assert_allclose(total / count, dense_gradient(name)[0], rtol=1e-5)
 
 
 # Runs
@@ -201,14 +209,14 @@ def test_evaluation_reads_the_loss_of_the_step(dense, name):
 def test_a_recipe_trains_with_a_live_reference(inputs, tmp_path, name, lora):
     changes = {f"stages__{name}__reference": LIVE, f"stages__{name}__lora": lora}
     changes[f"stages__{name}__data__eval_path"] = f"{inputs}/held_out.jsonl"
-    h.run(h.recipe(inputs, tmp_path / "run", name, **changes), h.one_device())
+    h.run(h.recipe(inputs, tmp_path / "run", name, **changes), one_device())
     losses = [x["loss"] for x in h.metrics(tmp_path / "run" / name) if "loss" in x]
     np.testing.assert_allclose(losses[0], np.log(2), rtol=1e-6)
     assert losses[-1] < losses[0]
 
 
 def test_a_recipe_trains_wpo_with_a_cached_reference(inputs, tmp_path):
-    h.run(h.recipe(inputs, tmp_path / "run", "wpo"), h.one_device())
+    h.run(h.recipe(inputs, tmp_path / "run", "wpo"), one_device())
     losses = [x["loss"] for x in h.metrics(tmp_path / "run" / "wpo") if "loss" in x]
     assert losses[-1] < losses[0]
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from lib import runs as h
 from lib.objectives import call, draw
-from lib.steps import parameters, small_model, some_examples
-from objectives.test_worked_values import PAIR, REF_PAIR, rows
-from update.test_step import B, batch_of
+from lib.steps import B, batch_of, parameters, small_model, some_examples
+from lib.worked import PAIR, REF_PAIR, rows
 
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.core.stats import reduce_tokens

@@ -1,0 +1,14 @@
+"""The layers of the package, the lowest first."""
+
+# A module imports only from its own folder and from layers above its own in this list. `cli` alone
+# imports the door, which is in its layer.
+LAYERS = (
+    ("errors", "settings"),
+    ("core", "files"),
+    ("objectives", "diagnostics", "data", "models", "report"),
+    ("hf", "update", "recipe"),
+    ("collect",),
+    ("run",),
+    ("quickstart",),
+    ("api", "cli"),
+)

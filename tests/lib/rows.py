@@ -1,0 +1,55 @@
+"""Records of preference data, and how a test reads and tokenizes them."""
+
+import json
+from collections import Counter
+
+from lib.tokenizers import make_tokenizer
+
+from jaxalign.data.schema import Row, read_rows
+from jaxalign.data.tokenize import load_examples
+from jaxalign.settings import Data
+
+PAIR = {"prompt": "Q", "chosen": " yes", "rejected": " no"}
+LABELED = {"prompt": "Q", "completion": " yes", "label": True}
+DEMO = {"prompt": "Q", "completion": " yes"}
+CHAT_Q = [{"role": "user", "content": "Q"}]
+CHAT_A = [{"role": "assistant", "content": "yes"}]
+CHAT_B = [{"role": "assistant", "content": "no"}]
+PLAIN = make_tokenizer()
+
+
+def write(folder, *records, name="data.jsonl"):
+    lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return str(folder / name)
+
+
+def read(path, layout="Pairs", dropped=None, split="train", **changes):
+    settings = Data(path=path, **changes)
+    return list(read_rows(settings, path, split, layout, Counter() if dropped is None else dropped))
+
+
+def one(folder, record, layout="Pairs", **changes) -> Row:
+    (row,) = read(write(folder, record), layout, **changes)
+    return row
+
+
+def load(folder, *records, layout="Pairs", tokenizer=PLAIN, seed=0, columns=(), **changes):
+    path = folder / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    given_settings = Data(path=str(path), **changes)
+    return load_examples(
+        given_settings, str(path), "train", tokenizer, layout, seed=seed, columns=columns
+    )
+
+
+def pair(prompt, chosen=" yes", rejected=" no"):
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def texts(item, tokenizer=PLAIN):
+    return [tokenizer.decode(ids) for ids in (item.prompt, *item.responses)]
+
+
+def words(n, word=" yes"):
+    return word * n

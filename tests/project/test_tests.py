@@ -1,0 +1,25 @@
+"""What tests import from one another."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+MODULES = sorted(TESTS.rglob("*.py"))
+SHARED = {"lib", "oracles", "mutation"}
+OURS = {path.relative_to(TESTS).parts[0].removesuffix(".py") for path in MODULES} | {"tests"}
+
+
+def imported(path):
+    """The names of all modules that a file imports, at any depth."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module or "." for node in nodes if isinstance(node, ast.ImportFrom)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_module_imports_a_test(path):
+    ours = {name for name in imported(path) if name.partition(".")[0] in OURS}
+    assert {name for name in ours if name.partition(".")[0] not in SHARED} == set()
+    assert not any(part.startswith("test_") for name in ours for part in name.split("."))
