@@ -1,7 +1,7 @@
-"""Frozen dataclasses for every part of a recipe; one per subsystem, each field with its unit.
+"""Every value of a recipe: one frozen dataclass per section, each field with its unit.
 
-They hold plain values and import nothing of jax, so that data code can read them too. `config.py`
-reads YAML and flags into them. The string under a field is its help on the command line.
+The records hold plain values and this module never imports jax, so that data code can read them.
+`recipe/` fills them from YAML and flags. The string under a field is its help on the command line.
 """
 
 from __future__ import annotations
@@ -21,185 +21,190 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Where a run lives and what it reports."""
+    """The folder of the run, its seed and its logs."""
 
     dir: Text
-    """Folder of the run: resolved recipe, metrics, checkpoints, exported models."""
+    """Folder for the resolved recipe, the metrics, the checkpoints and the exported models."""
     seed: int = 0
     """Seed of the data order and of sampling."""
     log_every: Count = 1
-    """Updates between two lines of metrics."""
+    """Log the training metrics every this many updates."""
     tensorboard: bool = False
-    """Also write TensorBoard event files to each stage's folder."""
+    """Also write TensorBoard event files to the folder of each stage."""
     wandb: str | None = None
     """Also log to this Weights & Biases project (needs the extra `wandb`)."""
     distributed: bool = False
-    """Join the other hosts of a pod with `jax.distributed.initialize` before anything else."""
+    """Join the other hosts with `jax.distributed.initialize` first."""
     compile_cache: str | None = None
-    """Folder of compiled programs, or `off`; none: $JAX_COMPILATION_CACHE_DIR, or beside `dir`."""
+    """Folder for compiled programs, or `off`; none: $JAX_COMPILATION_CACHE_DIR if set, else
+    `compile_cache` next to `dir`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Sizes of the mesh axes; one of them may be -1, which takes the devices that are left."""
+    """Sizes of the axes of the device mesh; one may be -1: all remaining devices."""
 
     data: int = -1
-    """Replicas: each holds all parameters and a share of the batch."""
+    """Data parallelism: each replica has all parameters and a part of the batch."""
     fsdp: int = 1
-    """Shards of the parameters, each with its share of the batch."""
+    """Fully sharded data parallelism: each shard has a part of the parameters and of the batch."""
     tensor: int = 1
-    """Shards of heads, feed-forward width and vocabulary."""
+    """Tensor parallelism: attention heads, feed-forward width and vocabulary are sharded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The starting checkpoint and how to compute with it."""
+    """The starting checkpoint, its dtypes and its memory."""
 
     path: Text
-    """Hugging Face checkpoint: a local folder or a hub repository."""
+    """Hugging Face checkpoint: a local folder or a repository on the hub."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of activations and matrix products; statistics and losses are float32."""
+    """Dtype of activations and matrix products; log-probabilities and losses are float32."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype in which parameters and optimizer moments are kept; those of adapters are float32."""
+    """Dtype of the stored parameters and optimizer moments; adapters are always float32."""
     remat: Literal["none", "full", "dots"] = "full"
-    """What the backward pass computes again: nothing, whole layers, or all but matrix products and
-    attention."""
+    """Rematerialization: the backward pass recomputes nothing (`none`), whole layers (`full`), or
+    everything except matrix products and attention (`dots`). Less memory costs more time."""
     export_dtype: Dtype | None = None
-    """Dtype of the exported checkpoint; none: that of the starting checkpoint."""
+    """Dtype of the exported checkpoint; none: the dtype of the starting checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set and how its text becomes tokens."""
+    """A data set, and how to tokenize and pack it."""
 
     path: Text
-    """A .jsonl, .jsonl.gz or .parquet file, or a data set of the hub."""
+    """A .jsonl, .jsonl.gz or .parquet file, or a data set on the hub."""
     split: str = "train"
-    """Split to read, where `path` is on the hub."""
+    """Split to read if `path` is on the hub."""
     eval_path: str | None = None
-    """Held-out data in the same form; none: no evaluation."""
+    """Held-out data in the same format; none: no evaluation."""
     eval_split: str = "test"
-    """Split of `eval_path` to read, where it is on the hub."""
+    """Split to read if `eval_path` is on the hub."""
     limit: Count | None = None
-    """Read at most this many rows of each file; none: all."""
+    """Maximum number of rows to read from each file; none: all."""
     max_length: Count = 1024
-    """Longest prompt + response, tokens; the response is cut on the right."""
+    """Maximum length of prompt + response, in tokens; the response is truncated on the right."""
     max_prompt: Count = 512
-    """Longest prompt, tokens; it is cut on the left."""
+    """Maximum length of the prompt, in tokens; it is truncated on the left."""
     too_long: Literal["truncate", "drop", "error"] = "truncate"
-    """What to do with a prompt or response over its limit."""
+    """What to do with a prompt or response that is longer than its maximum."""
     skip_empty: bool = False
-    """Drop rows with an empty response instead of stopping at them."""
+    """Drop rows with an empty response; otherwise such a row is an error."""
     row_length: Count = 2048
-    """Longest packed rows, tokens, of which shorter ones are made where less is padding; doubled,
-    and doubled again, where an example needs it."""
+    """Maximum length of a packed row, in tokens. Shorter rows are used if they waste less padding;
+    doubled automatically until the longest example fits."""
     shapes: Count = 4
-    """Shapes of batches; each is compiled, and the more there are, the less is padding."""
+    """Maximum number of batch shapes. Each is compiled once; more shapes mean less padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """The update rule, from optax."""
+    """The optimizer, from optax, and its learning rate."""
 
     name: Literal["adamw", "lion", "adafactor", "sgd"] = "adamw"
-    """Update rule."""
+    """Optimizer."""
     learning_rate: Rate = 1e-6
     """Peak learning rate."""
     b1: Decay | None = None
-    """Decay of the first moment (adamw, lion) or momentum (sgd); none: optax's default."""
+    """Decay of the first moment (adamw, lion) or momentum (sgd); none: the default of optax."""
     b2: Decay | None = None
-    """Decay of the second moment (adamw) or of the update's average (lion); none: optax's."""
+    """Decay of the second moment (adamw), or of the momentum (lion); none: the default of optax."""
     eps: Rate | None = None
-    """Added to the root of the second moment (adamw); none: optax's default."""
+    """Added to the root of the second moment (adamw); none: the default of optax."""
     moment_dtype: Literal["float32", "bfloat16"] | None = None
-    """Dtype of the first moment (adamw, lion); none: that of the parameters."""
+    """Dtype of the first moment (adamw, lion); none: the dtype of the parameters."""
     weight_decay: Rate = 0.0
-    """Decoupled weight decay of matrices, times the learning rate; never of biases and norms."""
+    """Decoupled weight decay of matrices, multiplied by the learning rate; biases and norms have
+    none."""
     clip_norm: Annotated[float, Gt(0)] | None = 1.0
-    """Largest global gradient norm; none: no clipping."""
+    """Maximum global norm of the gradient; none: no clipping."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Shape of the learning rate after warm-up."""
+    """Decay of the learning rate after the warm-up."""
     warmup: WholeNumber = 0
-    """Updates over which the learning rate rises from 0 to its peak."""
+    """Warm-up updates. The learning rate rises linearly, from peak / warmup at the first update to
+    the peak at update number `warmup`."""
     final: Annotated[float, Interval(ge=0, le=1)] = 0.0
-    """Learning rate at the last update as a fraction of the peak."""
+    """End of the decay, as a fraction of the peak; it is reached one update after the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """The model that the policy is compared with: frozen, or following it at a distance."""
+    """The model that the objective compares the policy with: frozen, or updated from the policy."""
 
     mode: Literal["cached", "live"] = "cached"
-    """`cached`: its statistics are computed once, on disk; `live`: a second model in memory."""
+    """`cached`: compute its log-probabilities once and store them on disk; `live`: keep a second
+    model in memory."""
     path: str | None = None
-    """Its checkpoint; none: the weights the stage starts from."""
+    """Checkpoint of the reference; none: the starting weights of the stage."""
     every: WholeNumber = 0
-    """Updates after which its weights move towards the policy's (TR-DPO); 0: never."""
+    """Update the reference from the policy every this many updates (TR-DPO); 0: never."""
     mix: Annotated[float, Interval(gt=0, le=1)] = 0.6
-    """Share of the policy's weights in those it then has; 1: it becomes the policy."""
+    """Fraction of the policy in the updated reference; 1: a copy of the policy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Low-rank adapters beside the frozen matrices of the starting checkpoint."""
+    """Low-rank adapters on the frozen matrices of the starting checkpoint."""
 
     rank: Count = 16
-    """Width of an adapter."""
+    """Rank of the adapters."""
     alpha: Annotated[float, Gt(0)] = 32.0
-    """What an adapter adds is multiplied by alpha / rank."""
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     rank_stabilized: bool = False
-    """Multiply by alpha / sqrt(rank) instead."""
+    """Multiply by alpha / sqrt(rank) instead (rsLoRA)."""
     targets: tuple[Text, ...] | None = None
-    """Linear layers with an adapter, named as here (query) or in PEFT (q_proj); none: all."""
+    """Linear layers with an adapter, by the names here (query) or in PEFT (q_proj); none: all."""
     quantize: Literal["int8", "nf4"] | None = None
-    """Keep the layers' frozen matrices in 8 or 4 bits (extra `quantize`); none: as they are."""
+    """Store the frozen matrices of the layers in 8 or 4 bits (needs the extra `quantize`); none: no
+    quantization."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training run of a recipe; it starts from the weights of the stage before it."""
+    """One stage of training; it starts from the model of the previous stage."""
 
     objective: Any
-    """Name and hyper-parameters of the objective, a record made by `config.section`."""
+    """Name and hyper-parameters of the objective, a record made by `recipe.schema.section`."""
     data: Data
     optimizer: Optimizer = field(default_factory=Optimizer)
     reference: Reference = field(default_factory=Reference)
     lora: Lora | None = None
-    """Train adapters alone, merged at the end of the stage; none: train all parameters."""
+    """Train adapters only and merge them at the end of the stage; none: train all parameters."""
     batch_size: Count = 64
-    """Examples per update, all devices and microbatches together."""
+    """Examples per update, over all devices and microbatches."""
     microbatches: Count | Literal["auto"] = 1
-    """Forward and backward passes per update, which never change the result; `auto`: the fewest
-    that fit in the devices' memory."""
+    """Gradient accumulation: forward and backward passes per update; the result does not depend on
+    it. `auto`: the smallest number that fits in memory."""
     epochs: Annotated[float, Gt(0)] = 1.0
     """Passes over the data."""
     steps: Count | None = None
-    """Updates; none: as many as `epochs` gives."""
+    """Number of updates; none: computed from `epochs`."""
     eval_every: WholeNumber = 0
-    """Updates between two evaluations; 0: only at the end."""
+    """Evaluate every this many updates; 0: only at the end."""
     save_every: WholeNumber = 0
-    """Updates between two checkpoints; 0: only at the end."""
+    """Save a checkpoint every this many updates; 0: only at the end."""
     keep: Count = 2
-    """Checkpoints kept."""
+    """Number of checkpoints to keep."""
     diagnostics: tuple[Text, ...] = ()
-    """What else to measure on the held-out data, by name: ranking, calibration, ..."""
+    """Additional measurements on the held-out data, by name: ranking, calibration, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The synthetic questions and answers of the quickstart, made in the folder of the run."""
+    """Synthetic questions and answers for the quickstart, written to the folder of the run."""
 
     seed: int = 0
     """Seed of the questions and answers."""
     train: Count = 4096
-    """Preference pairs to train on."""
+    """Number of preference pairs for training."""
     held_out: Count = 256
-    """Preference pairs to evaluate on."""
+    """Number of held-out preference pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A run: a starting checkpoint, and the stages that turn it into an aligned one.
+    """A run: a starting checkpoint, and the stages that train it, in order.
 
     A path in it may begin with `{world}`, the folder of the synthetic data.
     """
@@ -210,13 +215,13 @@ class Recipe:
     stages: dict[str, Stage]
     """The stages by name, in order."""
     world: World | None = None
-    """Synthetic data to make first; none: the data is the user's."""
+    """Synthetic data to make before training; none: use your own data."""
 
     @property
     def world_dir(self) -> str:
-        """The folder that `{world}` stands for."""
+        """The folder of the synthetic data."""
         return f"{self.run.dir}/world"
 
     def locate(self, path: str) -> str:
-        """A path as written in the recipe -> the path to open."""
+        """Replace `{world}` in a path of the recipe by its folder."""
         return path.replace("{world}", self.world_dir)

@@ -1,4 +1,4 @@
-"""The values of a recipe, checked: each by itself, then the rules across fields."""
+"""The checks of a recipe: each value by itself, then the rules across fields."""
 
 from __future__ import annotations
 
@@ -22,42 +22,57 @@ from .schema import Complaints, objective_settings, reference_mode
 def validate(
     schema: type[Recipe], values: Any, place: Callable[[str], str], complaints: Complaints
 ) -> Recipe:
-    """Values -> an instance of the schema, or one error with every complaint."""
+    """Check values and convert them to an instance of the schema.
+
+    Args:
+      schema: the class that `schema.schema` has made for these values.
+      values: a mapping, or an instance of the schema.
+      place: maps the dotted path of a setting to its name in messages.
+      complaints: complaints that were found before.
+
+    Raises:
+      UserError: a value is wrong; the message lists every complaint.
+    """
     recipe = None
     try:
         recipe = pydantic.TypeAdapter(schema).validate_python(values)
     except pydantic.ValidationError as e:
         complaints = _complaints(schema, e) | complaints
-    for name, stage in recipe.stages.items() if recipe is not None else ():
-        complaints |= _misfits(f"stages.{name}", stage)
     if recipe is not None:
-        complaints |= _misfit_heads(recipe.stages)
-    if recipe is not None and recipe.world is None:
-        for path, value in leaves(dataclasses.asdict(recipe)):
-            if "{world}" in str(value):
-                complaints[path] = f"only a recipe with a `world` has that folder (got {value!r})"
-    for name, stage in recipe.stages.items() if recipe is not None else ():
-        if wrong := _undiagnosable(stage):
-            complaints[f"stages.{name}.diagnostics"] = wrong
+        complaints = complaints | _misfits(recipe)
     if recipe is None or complaints:
         raise UserError("\n".join(f"{place(path)}: {what}" for path, what in complaints.items()))
     return recipe
 
 
-def _undiagnosable(stage: Stage) -> str:
-    """What is wrong with the diagnostics of a stage; empty if nothing is."""
+def _misfits(recipe: Recipe) -> Complaints:
+    """Values that are valid by themselves and do not fit together."""
+    found: Complaints = {}
+    # Where an objective is wrong, the schema has said so, and no rule about objectives applies.
+    named = all(dataclasses.is_dataclass(stage.objective) for stage in recipe.stages.values())
+    for name, stage in recipe.stages.items():
+        found |= _misfit_reference(f"stages.{name}", stage) if named else {}
+        if wrong := _wrong_diagnostics(stage, named):
+            found[f"stages.{name}.diagnostics"] = wrong
+    found |= _misfit_heads(recipe.stages) if named else {}
+    if recipe.world is None:
+        for path, value in leaves(dataclasses.asdict(recipe)):
+            if "{world}" in str(value):
+                found[path] = f"only a recipe with a `world` has that folder (got {value!r})"
+    return found
+
+
+def _wrong_diagnostics(stage: Stage, named: bool) -> str:
+    """A complaint about the diagnostics of a stage, or ""."""
     if stage.diagnostics and stage.data.eval_path is None:
-        return "they are computed on held-out data; give data.eval_path"
-    if not dataclasses.is_dataclass(stage.objective):
-        return ""  # the objective itself is wrong, which is said elsewhere
-    objective, _ = objective_settings(stage)
-    return problem(stage.diagnostics, objective, ref=reference_mode(stage))
+        return "diagnostics need held-out data; give data.eval_path"
+    if not named:
+        return ""
+    return problem(stage.diagnostics, objective_settings(stage)[0], ref=reference_mode(stage))
 
 
-def _misfits(where: str, stage: Stage) -> Complaints:
-    """Settings of a stage, right by themselves, that its objective cannot be trained with."""
-    if not dataclasses.is_dataclass(stage.objective):
-        return {}  # the objective itself is wrong, which is said elsewhere
+def _misfit_reference(where: str, stage: Stage) -> Complaints:
+    """Complaints about the reference, and the adapters, of a stage."""
     chosen, _ = objective_settings(stage)
     if chosen.scores is not None:
         return _misfits_of_scores(where, stage, chosen)
@@ -67,19 +82,19 @@ def _misfits(where: str, stage: Stage) -> Complaints:
     if stage.reference.every:
         said = ""
         if chosen.reference == "none":
-            said = f"{chosen.name} has no reference that could move; leave it out"
+            said = f"{chosen.name} has no reference to update; leave it out"
         elif stage.lora is not None:
-            said = "the reference of adapters is the model they stand beside; train without lora"
+            said = "with adapters the reference is the frozen base model; train without lora"
         elif stage.reference.mode != "live":
-            said = "a cached reference cannot move; set reference.mode to live"
+            said = "a cached reference cannot be updated; set reference.mode to live"
         return {f"{where}.reference.every": f"{said} (got {stage.reference.every})"} if said else {}
     return {}
 
 
 def _misfits_of_scores(where: str, stage: Stage, chosen: Objective[...]) -> Complaints:
-    """As `_misfits`, where a reward head is trained."""
+    """Complaints about a stage that trains a reward head."""
     if stage.lora is not None:
-        said = f"{chosen.name} trains a reward head, which adapters have no place for; leave it out"
+        said = f"{chosen.name} trains a reward head, which adapters do not support; leave it out"
         return {f"{where}.lora": said}
     if stage.reference != Reference():
         said = f"{chosen.name} gives scores and has no reference; leave it out"
@@ -88,25 +103,24 @@ def _misfits_of_scores(where: str, stage: Stage, chosen: Objective[...]) -> Comp
 
 
 def _misfit_heads(stages: Mapping[str, Stage]) -> Complaints:
-    """Stages that cannot start from the model of the stage before: its head is another."""
+    """Complaints about stages that cannot start from the model of the previous stage."""
     found: Complaints = {}
     before = 0
     for name, stage in stages.items():
-        if not dataclasses.is_dataclass(stage.objective):
-            return {}  # the objective itself is wrong, which is said elsewhere
         chosen, hyper = objective_settings(stage)
         scores = chosen.head(hyper)
         if before and scores != before:
             wanted = f"{scores} scores" if scores else "a causal language model"
             found[f"stages.{name}.objective"] = (
-                f"{chosen.name} reads {wanted}, and the stage before leaves a reward model of "
-                f"{before}; train it in a recipe of its own"
+                f"{chosen.name} reads {wanted}, and the previous stage trains a reward model with "
+                f"{before} scores; train it in a separate recipe"
             )
         before = scores
     return found
 
 
 def _complaints(schema: type[Recipe], error: pydantic.ValidationError) -> Complaints:
+    """The errors of pydantic in our words, one for each setting."""
     wanted: dict[str, list[str]] = {}
     got: dict[str, str] = {}
     for e in error.errors():
@@ -131,7 +145,7 @@ def _complaints(schema: type[Recipe], error: pydantic.ValidationError) -> Compla
 
 
 def _locate(schema: type, location: Sequence[int | str]) -> tuple[str, Mapping[str, Any]]:
-    """Pydantic's location -> the dotted path of its field, and that field with its siblings."""
+    """The dotted path of a location of pydantic, and the fields of the record that it is in."""
     path: list[str] = []
     siblings: Mapping[str, Any] = {}
     fields = _fields(schema)
@@ -145,7 +159,7 @@ def _locate(schema: type, location: Sequence[int | str]) -> tuple[str, Mapping[s
 
 
 def _fields(kind: Any) -> Mapping[str, Any]:
-    """The fields of a record, or of the record in `record | None`; of anything else, none."""
+    """The fields of a record, or of the record in `record | None`; else nothing."""
     for record in (kind, *typing.get_args(kind)):
         if dataclasses.is_dataclass(record) or typing_extensions.is_typeddict(record):
             return typing.get_type_hints(record)

@@ -39,9 +39,9 @@ def reference_mode(stage: Stage) -> str | None:
 
 @functools.cache
 def section(name: str) -> type:
-    """An objective's part of a recipe: `name` and its hyper-parameters, as a frozen dataclass.
+    """A frozen dataclass with the `name` and the hyper-parameters of an objective.
 
-    Fields, ranges and defaults are those of the signature; help is that of the docstring.
+    Fields, ranges and defaults come from the signature; help comes from the docstring.
     """
     chosen = OBJECTIVES[name]
     hints = typing.get_type_hints(chosen.fn, include_extras=True)
@@ -58,7 +58,7 @@ def section(name: str) -> type:
 def _stage(name: str) -> type:
     """`Stage` with the section of one objective; cached, so that equal stages compare equal."""
     record = section(name)
-    # All of the docstring before `Args`: tyro's own parser moves the first line of an equation.
+    # The whole docstring before `Args`: the parser of tyro moves the first line of an equation.
     about = tyro.conf.arg(help=(record.__doc__ or "").partition("\nArgs:")[0].rstrip())
     return dataclasses.make_dataclass(
         "Stage",
@@ -73,7 +73,7 @@ def _stage(name: str) -> type:
 def _stage_kind(where: str, given: Any, complaints: Complaints) -> type[Stage]:
     """The schema of one stage, chosen by the name of its objective."""
     if not isinstance(given, Mapping):
-        return Stage  # validation says what is wrong with it
+        return Stage  # validation reports it
     match given.get("objective"):
         case {"name": str(name)} if name in OBJECTIVES:
             return _stage(name)
@@ -88,17 +88,17 @@ def _stage_kind(where: str, given: Any, complaints: Complaints) -> type[Stage]:
 
 
 def schema(values: Mapping[str, Any]) -> tuple[type[Recipe], Complaints]:
-    """`Recipe` with the stages, and the objective of each, that these values name."""
+    """`Recipe` with the stages of these values, and complaints about their names."""
     complaints: Complaints = {}
     stages = values.get("stages")
     if not stages:
-        complaints["stages"] = "name at least one, such as sft: {objective: {name: sft}, ...}"
+        complaints["stages"] = "give at least one, such as sft: {objective: {name: sft}, ...}"
     kinds: dict[str, type[Stage]] = {}
     for name, given in stages.items() if isinstance(stages, Mapping) else ():
         if not _STAGE_NAME.fullmatch(name):
-            complaints[f"stages.{name}"] = "a stage is a folder and a flag; use a-z, 0-9, - and _"
+            complaints[f"stages.{name}"] = "the name is a folder and a flag; use a-z, 0-9, - and _"
         if name.replace("_", "-") in (other.replace("_", "-") for other in kinds):
-            complaints[f"stages.{name}"] = "flags read - and _ as one; give it another name"
+            complaints[f"stages.{name}"] = "flags do not distinguish - and _; choose another name"
         kinds[name] = _stage_kind(f"stages.{name}", given, complaints)
     config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
     made = dataclasses.make_dataclass(

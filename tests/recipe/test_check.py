@@ -14,17 +14,17 @@ from jaxalign.recipe.read import parse
         (minimal(run={}), r"^at: run.dir: missing; it has no default$"),
         (minimal(modle=1), r"^at: modle: unknown; did you mean 'model'\? \(got 1\)$"),
         (minimal(mesh=[1]), r"^at: mesh: Input should be a mapping \(got \[1\]\)$"),
-        (minimal(stages={}), r"^at: stages: name at least one, such as sft: "),
-        (minimal(stages=None), r"^at: stages: name at least one, such as sft: "),
+        (minimal(stages={}), r"^at: stages: give at least one, such as sft: "),
+        (minimal(stages=None), r"^at: stages: give at least one, such as sft: "),
         (minimal(stages=["dpo"]), r"^at: stages: Input should be a mapping \(got \['dpo'\]\)$"),
         (minimal(stages={"dpo": 3}), r"^at: stages.dpo: Input should be a mapping \(got 3\)$"),
         (
             minimal(stages={"My Stage": minimal()["stages"]["dpo"]}),
-            r"^at: stages.My Stage: a stage is a folder and a flag; use a-z, 0-9, - and _$",
+            r"^at: stages.My Stage: the name is a folder and a flag; use a-z, 0-9, - and _$",
         ),
         (
             minimal(stages=dict.fromkeys(("a-b", "a_b"), minimal()["stages"]["dpo"])),
-            r"^at: stages.a_b: flags read - and _ as one; give it another name$",
+            r"^at: stages.a_b: flags do not distinguish - and _; choose another name$",
         ),
         (
             with_stage(objective={"name": "dpoo"}),

@@ -115,15 +115,15 @@ def test_the_command_evaluates_against_the_moved_reference(whole, inputs, tmp_pa
     [
         (
             {"stages__dpo__reference": {"every": 2}},
-            r"dpo\.reference\.every: a cached reference cannot move; set reference\.mode to live",
+            r"dpo\.reference\.every: a cached reference cannot be updated; set reference\.mode to live",
         ),
         (
             {"stages__dpo__lora": {"rank": 2}},
-            "every: the reference of adapters is the model they stand beside; train without lora",
+            "every: with adapters the reference is the frozen base model; train without lora",
         ),
         (
             {"stages__dpo__objective": {"name": "simpo"}},
-            r"every: simpo has no reference that could move; leave it out \(got 1\)",
+            r"every: simpo has no reference to update; leave it out \(got 1\)",
         ),
         ({"stages__dpo__reference": {"mode": "live", "every": 1, "mix": 0.0}}, r"reference\.mix"),
     ],
