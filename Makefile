@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 
 # Train, align and report a small model on this machine.
 quickstart: $(VENV)/run.stamp
-	$(BIN)/jaxalign train configs/quickstart.yaml
+	$(BIN)/jaxalign train quickstart
 
 # The fast tests.
 test: $(VENV)/test.stamp

@@ -65,7 +65,7 @@ def quickstart(folder: str, cache: str) -> None:
     clock.lap(PHASES[0])
     if cache:
         jax.config.update("jax_compilation_cache_dir", cache)
-    recipe = read(str(ROOT / "configs/quickstart.yaml"), ["--run.dir", folder])
+    recipe = read("quickstart", ["--run.dir", folder])
     mesh = make_mesh(Mesh())
     with jax.set_mesh(mesh):
         make_world(recipe, mesh)

@@ -7,20 +7,18 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from .part import arguments, record, turn
 
 SMALL = "--world.train 64 --world.held-out 8"
 SMALL += "".join(f" --stages.{s}.steps 2 --stages.{s}.optimizer.warmup 0" for s in ("sft", "slpo"))
-ROOT = Path(__file__).parents[2]
 
 
 def main() -> None:
     """Run it and keep the report."""
     args = arguments(__doc__).parse_args()
     folder = args.work / "quickstart"
-    command = [sys.executable, "-m", "jaxalign.cli", "train", str(ROOT / "configs/quickstart.yaml")]
+    command = [sys.executable, "-m", "jaxalign.cli", "train", "quickstart"]
     command += ["--run.dir", str(folder), *(SMALL.split() if args.quick else ())]
     turn()
     began = time.monotonic()

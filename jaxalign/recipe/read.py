@@ -17,12 +17,15 @@ from .check import validate
 from .renamed import refuse_renamed
 from .schema import schema
 
+BUILT_IN = {"quickstart": Path(__file__).parents[1] / "quickstart" / "recipe.yaml"}
+"""Name of a recipe of the package -> its file."""
+
 
 def read(path: str, argv: Sequence[str], *, prog: str | None = None) -> Recipe:
     """A recipe file, with flags over it, to a checked recipe.
 
     Args:
-      path: a YAML file.
+      path: a YAML file, or the name of a recipe in `BUILT_IN`.
       argv: flags such as `--stages.slpo.objective.alpha 0.5`; `--help` prints them all and exits.
       prog: the command that the usage line shows.
 
@@ -89,11 +92,19 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _file(path: str) -> Path:
+    """The file of a recipe; a file of the user goes before a built-in recipe of its name."""
+    return Path(path) if Path(path).is_file() else BUILT_IN.get(path, Path(path))
+
+
 def _load(path: str) -> dict[str, Any]:
     try:
-        values = yaml.load(Path(path).read_bytes(), _Loader)
+        values = yaml.load(_file(path).read_bytes(), _Loader)
     except OSError as e:
-        raise UserError(f"{path}: {e.strerror}; give the path of a recipe, a YAML file") from None
+        known = ", ".join(BUILT_IN)
+        raise UserError(
+            f"{path}: {e.strerror}; give the path of a recipe, a YAML file, or {known}"
+        ) from None
     except yaml.MarkedYAMLError as e:
         line = f" line {e.problem_mark.line + 1}" if e.problem_mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {e.problem}") from None

@@ -13,6 +13,7 @@ from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe import read as config
 from jaxalign.recipe.diff import differences
+from jaxalign.recipe.read import BUILT_IN
 from jaxalign.recipe.schema import objective_settings, section
 from jaxalign.settings import Data, Lora, Model, Recipe, Run, Stage, World
 
@@ -247,7 +248,19 @@ def test_a_missing_file_is_named(tmp_path):
         config.read(str(tmp_path / "gone.yaml"), [])
 
 
-# The recipes of the repository
+# The recipes of the package and of the repository
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_recipe_of_the_package_is_read_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(config.read(name, []), Recipe)
+
+
+def test_a_file_goes_before_a_recipe_of_the_package(recipe_file, tmp_path, monkeypatch):
+    Path(recipe_file()).rename(tmp_path / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    assert config.read("quickstart", []).run.dir == "runs/x"
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/*.yaml")), ids=str)

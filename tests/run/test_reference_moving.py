@@ -115,7 +115,7 @@ def test_the_command_evaluates_against_the_moved_reference(whole, inputs, tmp_pa
     [
         (
             {"stages__dpo__reference": {"every": 2}},
-            r"dpo\.reference\.every: a cached reference cannot be updated; set reference\.mode to live",
+            r"dpo\.reference\.every: a cached reference cannot be updated; set reference\.mode",
         ),
         (
             {"stages__dpo__lora": {"rank": 2}},

@@ -323,7 +323,7 @@ def test_what_a_reward_head_cannot_have_is_refused(inputs, tmp_path, changes, me
 @pytest.mark.parametrize(
     ("stages", "message"),
     [(("bradley_terry", "dpo"), r"stages\.dpo\.objective: dpo reads a causal language model, and"),
-     (("bradley_terry", "gpm"), "gpm reads 4 scores, and the previous stage trains .* with 1 scores;"),
+     (("bradley_terry", "gpm"), "gpm reads 4 scores, and the previous stage .* with 1 scores;"),
      (("sft", "gpm", "sft2"), r"stages\.sft2\.objective: sft reads a causal")],
 )  # fmt: skip
 def test_stages_that_read_another_head_are_refused(inputs, tmp_path, stages, message):
