@@ -29,7 +29,9 @@ from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.data.examples import Example
 from jaxalign.data.loader import Loader
 from jaxalign.recipe.schema import section
-from jaxalign.run.stage import Prepared, cached_reference, prepare
+from jaxalign.run.reference import cached_reference
+from jaxalign.run.stage import StageRun, prepare
+from jaxalign.update.step import Fixed
 
 from . import common
 from .checkpoint import make_checkpoint
@@ -120,14 +122,14 @@ def recipe(source: Path, data: settings.Data, folder: Path, updates: int) -> set
     )
 
 
-def jaxalign_updates(prepared: Prepared, loader: Loader, updates: int) -> Iterator[Update]:
+def jaxalign_updates(stage: StageRun, loader: Loader, updates: int) -> Iterator[Update]:
     """The same with jaxalign's own parts."""
-    step, state = update_and_state(prepared, updates)
+    step, state = update_and_state(stage, updates)
     compiled = 0
     for batch in loader.batches(0, updates):
         began = time.perf_counter()
-        state, out = step(state, put_batch(batch, prepared.mesh), None, None)
-        loss, norm = float(out["loss"]), float(out["grad_norm"])
+        state, out = step(state, put_batch(batch, stage.mesh), Fixed())
+        loss, norm = float(out.loss), float(out.grad_norm)
         seconds = time.perf_counter() - began
         yield Update(loss, norm, seconds if len(loader.shapes_seen) == compiled else np.nan)
         compiled = len(loader.shapes_seen)
@@ -157,12 +159,12 @@ def both(given: Path | None, count: int) -> tuple[list[Update], list[Update]]:
         source = folder / "start"
         make_checkpoint(source, data, layers=4)
         run = recipe(source, data, folder / "run", count)
-        prepared = prepare(run, "dpo", source, mesh, Console(quiet=True))
-        loader = prepared.loader(prepared.train, cached_reference(prepared, "train"))
-        items = prepared.train.items
+        stage = prepare(run, "dpo", source, mesh, Console(quiet=True))
+        loader = stage.loader(stage.train, cached_reference(stage, "train", Console(quiet=True)))
+        items = stage.train.items
         batches = [[items[i] for i in loader.indices(step)] for step in range(count)]
         theirs = list(torch_updates(source, batches))
-        return theirs, list(jaxalign_updates(prepared, loader, count))
+        return theirs, list(jaxalign_updates(stage, loader, count))
 
 
 def main() -> int:

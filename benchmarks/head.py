@@ -23,7 +23,8 @@ from jaxalign.core.stats import logp, reduce_tokens
 from jaxalign.core.types import Array, Pairs, select_rows
 from jaxalign.data.pack import head_chunks
 from jaxalign.objectives import OBJECTIVES
-from jaxalign.update.head import sum_over_chunks, token_stats
+from jaxalign.update.gradient import sum_over_chunks
+from jaxalign.update.head import token_stats
 
 from .common import versions
 from .tables import publish, table
@@ -78,8 +79,8 @@ def ours(objective: Objective[Any], hidden: Array, head: Array, target: Array, r
         return loss(objective, {k: v.reshape(y.shape) for k, v in token.items()}, old), ()
 
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), (target, ref))
-    (value, _), grads = sum_over_chunks(of_chunk, hidden.reshape(count, 1, -1, WIDTH), head, parts)
-    return value, (grads[0].reshape(hidden.shape), grads[1])
+    found = sum_over_chunks(of_chunk, hidden.reshape(count, 1, -1, WIDTH), head, parts)
+    return found.value, (found.hidden.reshape(hidden.shape), found.head)
 
 
 def chunks(vocab: int) -> int:

@@ -33,8 +33,9 @@ from jaxalign.core.sharding import make_mesh
 from jaxalign.data.pack import CachedStats
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe.read import read
-from jaxalign.report.metrics import read_metrics
-from jaxalign.run.stage import Prepared, cached_reference, prepare
+from jaxalign.run.reference import cached_reference
+from jaxalign.run.stage import StageRun, prepare
+from jaxalign.run.tracking import read_metrics
 from jaxalign.settings import Data, Mesh
 
 from . import common
@@ -171,25 +172,25 @@ def train(path: Path) -> float:
     return time.perf_counter() - began
 
 
-def prepared_stage(path: Path, model: Path) -> Prepared:
+def prepared_stage(path: Path, model: Path) -> StageRun:
     """The stage of a recipe as the command line prepares it."""
     mesh = make_mesh(Mesh(), jax.devices()[:1])
     return prepare(read(str(path), []), path.stem, model, mesh, Console(quiet=True))
 
 
-def first_batch(prepared: Prepared, cached: CachedStats) -> Rows:
+def first_batch(stage: StageRun, cached: CachedStats) -> Rows:
     """What the finished run's reference pass says of its first batch."""
-    batch = prepared.loader(prepared.train, cached).batch(0)
+    batch = stage.loader(stage.train, cached).batch(0)
     mask = batch.mask[0, 0]
     logp = (batch.ref["logp"][0, 0].astype(np.float64) * mask).sum(-1)
     label = batch.columns["label"][0, 0] if "label" in batch.columns else np.ones(len(logp))
     return Rows(logp, mask.sum(-1), np.where(label > 0.5, 1, -1))
 
 
-def pair_logps(prepared: Prepared, ref: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def pair_logps(stage: StageRun, ref: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By where a pair stands, the log-probability of its two responses under the reference."""
-    sums = np.add.reduceat(ref["logp"].astype(np.float64), prepared.train.offsets[:-1])
-    items = prepared.train.items
+    sums = np.add.reduceat(ref["logp"].astype(np.float64), stage.train.offsets[:-1])
+    items = stage.train.items
     return {item.where: sums[2 * i : 2 * i + 2] for i, item in enumerate(items)}
 
 
@@ -235,12 +236,12 @@ def one(name: str, folder: Path, model: Path, data: Data) -> tuple[list[str], bo
     metrics = read_metrics(folder / name / name / "metrics.jsonl")
     form = None
     if OBJECTIVES[name].uses_ref and name != "hypo_kl":
-        prepared = prepared_stage(path, model)
+        stage = prepared_stage(path, model)
         hyper = {k: p.default for k, p in OBJECTIVES[name].hyper.items()}
-        with jax.set_mesh(prepared.mesh):
-            cached = cached_reference(prepared, "train")
+        with jax.set_mesh(stage.mesh):
+            cached = cached_reference(stage, "train", Console(quiet=True))
         if cached is not None:
-            form = closed_form(name, first_batch(prepared, cached), hyper)
+            form = closed_form(name, first_batch(stage, cached), hyper)
     return report(name, metrics, form, seconds)
 
 
@@ -262,11 +263,11 @@ def main() -> int:
         if SAMPLED in names:
             (folder / "logps").mkdir()
             path = write_recipe(folder / "logps", "dpo", model, kinds[""])
-            prepared = prepared_stage(path, model)
-            with jax.set_mesh(prepared.mesh):
-                cached = cached_reference(prepared, "train")
+            stage = prepared_stage(path, model)
+            with jax.set_mesh(stage.mesh):
+                cached = cached_reference(stage, "train", Console(quiet=True))
             assert cached is not None
-            logps = pair_logps(prepared, cached.ref)
+            logps = pair_logps(stage, cached.ref)
             kinds[SAMPLED] = write_samples(folder / "kinds", kinds[""], logps)
 
         def run(name: str) -> tuple[list[str], bool]:

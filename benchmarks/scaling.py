@@ -32,7 +32,8 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh, Optimizer
 from jaxalign.update.forward import Task
 from jaxalign.update.optimizer import optimizer
-from jaxalign.update.step import TrainState, train_step
+from jaxalign.update.state import TrainState
+from jaxalign.update.step import Fixed, train_step
 
 from . import common
 from .tables import publish, table
@@ -110,7 +111,7 @@ def make_update(sizes: Sizes, mesh: jax.sharding.Mesh) -> Callable[[], None]:
 
     def update() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(step(state, batch, None))
+        state, _ = jax.block_until_ready(step(state, batch, Fixed()))
 
     return update
 

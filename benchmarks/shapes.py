@@ -27,8 +27,8 @@ from jaxalign.models.decoder import Params, Remat, build
 from jaxalign.models.lora import LowRank
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.update.forward import Task
-from jaxalign.update.state import abstract_state, initial_state
-from jaxalign.update.step import TrainState, train_step
+from jaxalign.update.state import TrainState, abstract_state, initial_state
+from jaxalign.update.step import Fixed, train_step
 
 ROPE_LLAMA3 = {
     "rope_type": "llama3",
@@ -228,7 +228,7 @@ def program(work: Work, mesh: Mesh) -> Program:
         compiler_options=repeatable(mesh),
     )
     def update(frozen: Params | None, state: TrainState, batch: Batch) -> Any:
-        return train_step(task.beside(frozen), tx, state, batch, None)
+        return train_step(task, tx, state, batch, Fixed(base=frozen))
 
     def start() -> tuple[Params | None, TrainState]:
         keys = jax.random.split(jax.random.key(0))

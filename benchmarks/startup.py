@@ -59,6 +59,7 @@ def quickstart(folder: str, cache: str) -> None:
     from jaxalign.recipe.read import read
     from jaxalign.run.stage import prepare
     from jaxalign.settings import Mesh
+    from jaxalign.update.step import Fixed
 
     from .steps import update_and_state
 
@@ -70,13 +71,13 @@ def quickstart(folder: str, cache: str) -> None:
     with jax.set_mesh(mesh):
         make_world(recipe, mesh)
         source = Path(recipe.locate(recipe.model.path))
-        prepared = prepare(recipe, "sft", source, mesh, Console(quiet=True))
-        update, state = update_and_state(prepared, prepared.updates)
-        batches = prepared.loader(prepared.train).batches(0, 2)
+        stage = prepare(recipe, "sft", source, mesh, Console(quiet=True))
+        update, state = update_and_state(stage, stage.updates)
+        batches = stage.loader(stage.train).batches(0, 2)
         clock.lap(PHASES[1])
         for phase in PHASES[2:]:
             batch = put_batch(next(batches), mesh)
-            state, _ = jax.block_until_ready(update(state, batch, None, None))
+            state, _ = jax.block_until_ready(update(state, batch, Fixed()))
             clock.lap(phase)
     print(json.dumps(clock.laps))
 

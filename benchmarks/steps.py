@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from jaxalign.run.stage import Prepared, first_params
-from jaxalign.update.optimizer import optimizer
-from jaxalign.update.state import abstract_state, initial_state
-from jaxalign.update.step import TrainState, jitted_step
+from jaxalign.run.stage import StageRun
+from jaxalign.run.weights import first_state
+from jaxalign.update.state import TrainState
+from jaxalign.update.step import jitted_step
 
 
-def update_and_state(prepared: Prepared, updates: int) -> tuple[Any, TrainState]:
-    """The update of a stage of so many, which compiles at its first call, and the first state.
+def update_and_state(stage: StageRun, updates: int) -> tuple[Any, TrainState]:
+    """The compiled update of a stage with that many updates, and its first state.
 
-    The update takes (state, donated; batch on the mesh, reference parameters, frozen parameters).
+    The update takes (state, which is donated; batch on the mesh, `Fixed` weights).
     """
-    objective = prepared.task.objective
-    tx = optimizer(prepared.stage.optimizer, updates)
-    abstract = abstract_state(prepared.model, tx, objective)
-    state = initial_state(first_params(prepared), objective, tx, abstract)
-    return jitted_step(prepared.task, tx, abstract, prepared.mesh), state
+    settings = dataclasses.replace(stage.settings, steps=updates)
+    stages = stage.recipe.stages | {stage.name: settings}
+    stage = dataclasses.replace(stage, recipe=dataclasses.replace(stage.recipe, stages=stages))
+    return jitted_step(stage.task, stage.tx, stage.state_spec, stage.mesh), first_state(stage)

@@ -144,8 +144,8 @@ def _chosen(
     return own, recipe, name
 
 
-def _prepared(recipe: Any, name: str) -> Any:
-    """A stage of a recipe with its model and data."""
+def _stage(recipe: Any, name: str) -> tuple[Any, Any]:
+    """A stage of a recipe with its model and data, and the console."""
     from .hf.load import resolve
     from .run import train
     from .run.plan import settled
@@ -158,24 +158,25 @@ def _prepared(recipe: Any, name: str) -> Any:
     source = train.model_folder(recipe, before[-1]) if before else recipe.locate(recipe.model.path)
     if before and not Path(source).exists():
         raise UserError(f"--stage {name}: it starts from {source}, which is not there; train first")
-    return settled(prepare(recipe, name, resolve(str(source)), mesh, console))
+    stage = prepare(recipe, name, resolve(str(source)), mesh, console)
+    return settled(stage, console), console
 
 
 def _reference(argv: list[str]) -> int:
     """Compute the reference statistics of a stage, which training then reads from disk."""
     import jax
 
-    prepared = _prepared(*_chosen(argv, "reference")[1:])
-    from .run.stage import cached_reference
+    stage, console = _stage(*_chosen(argv, "reference")[1:])
+    from .run.reference import cached_reference
 
-    with jax.set_mesh(prepared.mesh):
-        splits = ["train"] + (["held_out"] if prepared.held_out is not None else [])
-        if cached_reference(prepared, "train") is None:
-            name, objective = prepared.name, prepared.task.objective.name
+    with jax.set_mesh(stage.mesh):
+        splits = ["train"] + (["held_out"] if stage.held_out is not None else [])
+        if cached_reference(stage, "train", console) is None:
+            name, objective = stage.name, stage.task.objective.name
             raise UserError(f"--stage {name}: '{objective}' reads no cached reference")
         for split in splits:
-            cached_reference(prepared, split)
-    prepared.console.print(f"reference statistics are in {prepared.folder / 'reference'}")
+            cached_reference(stage, split, console)
+    console.print(f"reference statistics are in {stage.folder / 'reference'}")
     return 0
 
 
@@ -197,7 +198,9 @@ def _evaluate(argv: list[str]) -> int:
     from .recipe.schema import objective_settings, reference_mode
     from .run import export, train
     from .run.evaluate import evaluator
-    from .run.stage import cached_reference, live_reference
+    from .run.reference import cached_reference
+    from .run.weights import live_reference
+    from .update.step import Fixed
 
     stage = recipe.stages[name]
     objective, _ = objective_settings(stage)
@@ -217,24 +220,24 @@ def _evaluate(argv: list[str]) -> int:
         )
     checkpoint = resolve(own.checkpoint or str(trained), "--checkpoint")
     against = None if own.against is None else resolve(own.against, "--against")
-    prepared = _prepared(recipe, name)
-    with jax.set_mesh(prepared.mesh):
+    ready, console = _stage(recipe, name)
+    with jax.set_mesh(ready.mesh):
         if against is None:
-            cached = cached_reference(prepared, "held_out")
-            reference = None if prepared.moving else live_reference(prepared)
+            cached = cached_reference(ready, "held_out", console)
+            reference = None if ready.moving else live_reference(ready)
         else:
-            cached, reference = None, load_merged(against, prepared.model)
-        batches = prepared.loader(prepared.held_out, cached).sequential()
-        params = load_merged(checkpoint, prepared.model)
+            cached, reference = None, load_merged(against, ready.model)
+        batches = ready.loader(ready.held_out, cached).sequential()
+        params = load_merged(checkpoint, ready.model)
         objective_state = moved = None
-        if objective.init_state is not None or prepared.moving:
+        if objective.init_state is not None or ready.moving:
             # What moves, such as BCO's shift, is no part of a Hugging Face checkpoint.
-            state = export.newest_state(prepared)[1]
+            state = export.newest_state(ready)[1]
             objective_state, moved = state.objective_state, state.ref_params
-        run = evaluator(prepared.task, prepared.mesh, reference, diagnostics=names)
+        run = evaluator(ready.task, ready.mesh, Fixed(None, reference), names)
         metrics = run(params, objective_state, batches, None if own.against else moved)
     for line in _table(metrics):
-        prepared.console.print(line, end="")
+        console.print(line, end="")
     return 0
 
 
@@ -250,11 +253,11 @@ def _export(argv: list[str]) -> int:
 
     from .run import export
 
-    prepared = _prepared(recipe, name)
-    with jax.set_mesh(prepared.mesh):
-        step = export.write_checkpoint(prepared, Path(own.out), adapter=own.adapter)
+    stage, console = _stage(recipe, name)
+    with jax.set_mesh(stage.mesh):
+        step = export.write_checkpoint(stage, Path(own.out), adapter=own.adapter)
     what = "adapter" if own.adapter else "model"
-    prepared.console.print(f"the {what} after update {step} is in {own.out}")
+    console.print(f"the {what} after update {step} is in {own.out}")
     return 0
 
 

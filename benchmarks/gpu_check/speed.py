@@ -152,7 +152,7 @@ class Programs:
 
         def run() -> Any:
             self.state, out = update(self.frozen, self.state, batch)
-            return out["loss"]
+            return out.loss
 
         return run
 

@@ -96,16 +96,16 @@ class Problem:
         from jaxalign.core.sharding import put_batch, repeatable
         from jaxalign.objectives import OBJECTIVES
         from jaxalign.update.forward import Task
-        from jaxalign.update.step import value_and_grad
+        from jaxalign.update.gradient import value_and_grad
 
         model, trained = self._models(device, dtype)
         objective: Any = OBJECTIVES[self.work.objective]
         task = Task(objective, {}, trained.forward)
 
         def run(params: Any, frozen: Any, ref_params: Any, batch: Any) -> Any:
-            whole = task.beside(frozen)
-            (loss, _), gradient = value_and_grad(whole, params, batch, ref_params=ref_params)
-            return loss, gradient
+            whole = task.with_base(frozen)
+            found = value_and_grad(whole, params, batch, ref_params=ref_params)
+            return found.loss, found.grads
 
         def put(tree: Any, like: Any) -> Any:
             return jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), tree, like)

@@ -22,7 +22,9 @@ from jaxalign import settings
 from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.data.examples import Example, Examples, Report
 from jaxalign.recipe.schema import section
-from jaxalign.run.stage import Prepared, cached_reference, prepare
+from jaxalign.run.reference import cached_reference
+from jaxalign.run.stage import StageRun, prepare
+from jaxalign.update.step import Fixed
 
 from ..steps import update_and_state
 from . import work
@@ -65,17 +67,17 @@ def examples(pairs: Sequence[work.Pair]) -> Examples:
     return Examples(items, "Pairs", Report(len(items), {}, 0, {}, {}))
 
 
-def make_step(prepared: Prepared) -> Step:
+def make_step(stage: StageRun) -> Step:
     """An update on the next batch; it compiles at the first of each shape."""
-    loader = prepared.loader(prepared.train, cached_reference(prepared, "train"))
-    update, state = update_and_state(prepared, 1)
+    loader = stage.loader(stage.train, cached_reference(stage, "train", Console(quiet=True)))
+    update, state = update_and_state(stage, 1)
     stream = itertools.chain.from_iterable(loader.sequential() for _ in itertools.count())
 
     def step() -> tuple[float, float]:
         nonlocal state
-        batch = put_batch(next(stream), prepared.mesh)
-        state, out = jax.block_until_ready(update(state, batch, None, None))
-        return float(out["loss"]), float(out["grad_norm"])
+        batch = put_batch(next(stream), stage.mesh)
+        state, out = jax.block_until_ready(update(state, batch, Fixed()))
+        return float(out.loss), float(out.grad_norm)
 
     return step
 
@@ -90,9 +92,9 @@ def side(pipe: Pipe) -> None:
         pipe.peak = lambda: device.memory_stats()["peak_bytes_in_use"] / 1e6
     with jax.set_mesh(mesh):
         run_as = recipe(folder, name, int(microbatches), int(row_length))
-        prepared = prepare(run_as, name, folder / "model", mesh, Console(quiet=True))
-        prepared = dataclasses.replace(prepared, train=examples(work.load(folder)))
-        pipe.serve(make_step(prepared), "jaxalign", "jax")
+        stage = prepare(run_as, name, folder / "model", mesh, Console(quiet=True))
+        stage = dataclasses.replace(stage, train=examples(work.load(folder)))
+        pipe.serve(make_step(stage), "jaxalign", "jax")
 
 
 if __name__ == "__main__":

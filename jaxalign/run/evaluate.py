@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,11 +14,22 @@ from jax.sharding import Mesh
 from ..core.batch import Batch
 from ..core.objective import Objective, objective
 from ..core.sharding import put_batch, replicated
-from ..core.types import Loss, Metrics, Pairs, per_example, select_rows
+from ..core.types import Array, Loss, Metrics, Pairs, per_example, select_rows
 from ..diagnostics import DIAGNOSTICS, Diagnostic
 from ..errors import UserError
-from ..update.forward import Task
-from ..update.step import eval_step, value_and_grad, weighted_mean
+from ..update.forward import Params, Task
+from ..update.gradient import value_and_grad
+from ..update.loss import weighted_sum
+from ..update.step import EvalStatistics, Fixed, Sums, eval_step
+
+
+class Totals(NamedTuple):
+    """Sums over the examples of a batch, or of a data set."""
+
+    terms: tuple[tuple[Array, Array], ...]  # (total, count) of each term of the loss
+    metrics: Sums
+    diagnostics: list[Sums]
+
 
 Evaluate = Callable[..., dict[str, float]]
 """(params, objective state, batches, moved=None) -> metrics by name, with `loss`."""
@@ -27,51 +38,50 @@ Evaluate = Callable[..., dict[str, float]]
 def evaluator(
     task: Task,
     mesh: Mesh,
-    ref_params: Any = None,
-    frozen: Any = None,
+    fixed: Fixed | None = None,
     diagnostics: Sequence[str] = (),
 ) -> Evaluate:
     """Compile the evaluation of a task.
 
     Args:
-      task: its forward pass takes `frozen` first, if there are such parameters.
-      mesh: of the devices.
-      ref_params: a live reference.
-      frozen: parameters that the trained ones stand beside.
-      diagnostics: names of what else to measure; those of gradients, on the first batch alone.
+      task: the objective and the policy's forward pass; a base, if any, is its first argument.
+      mesh: the device mesh.
+      fixed: the weights under adapters, and a live reference; none: neither.
+      diagnostics: names of further measurements; gradients are measured on the first batch alone.
 
     Returns:
       A function of (params, objective state, batches), and the weights of a reference that moves.
       The loss is each term's total over its count, both over all examples; a short last batch
       weighs what it holds. The objective's running state is read and never written.
     """
+    fixed = fixed or Fixed()
     chosen = [DIAGNOSTICS[name] for name in diagnostics]
     of_examples = [d for d in chosen if "gradients" not in d.inputs]
     of_gradients = [d for d in chosen if "gradients" in d.inputs]
     seen = _with_needs(task, of_examples)
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def step(params: Any, objective_state: Any, batch: Batch, ref_params: Any, frozen: Any) -> Any:
-        out = eval_step(seen.beside(frozen), params, objective_state, batch, ref_params)
-        statistics = out.pop("statistics")
-        return out | {"diagnostics": _diagnose(task, of_examples, batch, *statistics)}
+    def step(params: Params, objective_state: Any, batch: Batch, fixed: Fixed) -> Totals:
+        policy = seen.with_base(fixed.base)
+        sums, statistics = eval_step(policy, params, objective_state, batch, fixed.reference)
+        return Totals(*sums, _diagnose(task, of_examples, batch, statistics))
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def probe(params: Any, batch: Batch, frozen: Any) -> Any:
-        gradients = _gradients(task.beside(frozen), params, batch)
+    def probe(params: Params, batch: Batch, base: Params | None) -> list[Metrics]:
+        gradients = _gradients(task.with_base(base), params, batch)
         return [d(gradients=gradients) for d in of_gradients]
 
     def run(
-        params: Any, objective_state: Any, batches: Iterable[Batch], moved: Any = None
+        params: Params, objective_state: Any, batches: Iterable[Batch], moved: Params | None = None
     ) -> dict[str, float]:
-        total: Any = None
-        reference = ref_params if moved is None else moved
+        total: Totals | None = None
+        weights = fixed if moved is None else fixed._replace(reference=moved)
         probed: list[dict[str, Any]] = []
         for host_batch in batches:
             batch = put_batch(host_batch, mesh)
             if total is None and of_gradients:
-                probed = jax.device_get(probe(params, batch, frozen))
-            out = step(params, objective_state, batch, reference, frozen)
+                probed = jax.device_get(probe(params, batch, fixed.base))
+            out = step(params, objective_state, batch, weights)
             out = jax.tree.map(lambda x: np.asarray(x, np.float64), out)
             total = out if total is None else jax.tree.map(np.add, total, out)
         if total is None:
@@ -84,11 +94,11 @@ def evaluator(
     return run
 
 
-def _finished(total: dict[str, Any], diagnostics: Sequence[Diagnostic]) -> dict[str, float]:
+def _finished(total: Totals, diagnostics: Sequence[Diagnostic]) -> dict[str, float]:
     """Sums over a data set -> the numbers that are reported."""
-    loss = sum(t / max(c, 1e-30) for t, c in total["terms"])
-    metrics = {"loss": float(loss)} | means(total["sums"])
-    for d, sums in zip(diagnostics, total["diagnostics"], strict=True):
+    loss = sum(t / max(c, 1e-30) for t, c in total.terms)
+    metrics = {"loss": float(loss)} | means(total.metrics)
+    for d, sums in zip(diagnostics, total.diagnostics, strict=True):
         metrics |= means(sums, d.finish)
     return metrics
 
@@ -108,17 +118,15 @@ def _with_needs(task: Task, diagnostics: Sequence[Diagnostic]) -> Task:
 
 
 def _diagnose(
-    task: Task, diagnostics: Sequence[Diagnostic], batch: Batch, policy: Any, ref: Any, metrics: Any
-) -> list[dict[str, Any]]:
-    """Of each diagnostic {metric: (sum, weight)} over a batch.
+    task: Task, diagnostics: Sequence[Diagnostic], batch: Batch, statistics: EvalStatistics
+) -> list[Sums]:
+    """{metric: (sum, weight)} of each diagnostic over a batch.
 
     Args:
       task: objective and hyper-parameters.
-      diagnostics: to compute.
-      batch: that the statistics are of.
-      policy: statistics, leading axes [n, S, b, R].
-      ref: the same of the reference, if there is one.
-      metrics: the objective's, [n, S, b] each.
+      diagnostics: the diagnostics to compute.
+      batch: the batch.
+      statistics: its statistics under the policy and the reference, and its metrics.
     """
     lead = batch.weight.ndim
 
@@ -128,15 +136,15 @@ def _diagnose(
     layout, hyper = task.objective.data, task.objective.hyper
     given = {k: p.default for k, p in hyper.items() if k == "beta"}
     given |= {k: v for k, v in task.hyper.items() if k == "beta"}
-    given["policy"] = select_rows(layout, merged(policy))
-    if ref is not None:
-        given["ref"] = select_rows(layout, merged(ref))
-    if "rewards/margins" in metrics:
-        given["margins"] = metrics["rewards/margins"].reshape(-1)
+    given["policy"] = select_rows(layout, merged(statistics.policy))
+    if statistics.ref is not None:
+        given["ref"] = select_rows(layout, merged(statistics.ref))
+    if "rewards/margins" in statistics.metrics:
+        given["margins"] = statistics.metrics["rewards/margins"].reshape(-1)
     weight = batch.weight.reshape(-1)
-    by_column = jax.vmap(weighted_mean, (-1, None))
+    by_column = jax.vmap(weighted_sum, (-1, None))
     return [
-        {k: (weighted_mean if v.ndim == 1 else by_column)(v, weight) for k, v in d(**given).items()}
+        {k: (weighted_sum if v.ndim == 1 else by_column)(v, weight) for k, v in d(**given).items()}
         for d in diagnostics
     ]
 
@@ -151,11 +159,11 @@ def _mean_logp(row: str) -> Objective[...]:
     return objective(Pairs, source="a probe")(mean_logp)
 
 
-def _gradients(task: Task, params: Any, batch: Batch) -> dict[str, Any]:
+def _gradients(task: Task, params: Params, batch: Batch) -> dict[str, Params]:
     """{row: gradient of the batch's average log-probability of that response}."""
 
-    def of(row: str) -> Any:
+    def of(row: str) -> Params:
         probe = dataclasses.replace(task, objective=_mean_logp(row), hyper={})
-        return value_and_grad(probe, params, batch)[1]
+        return value_and_grad(probe, params, batch).grads
 
     return {row: of(row) for row in Pairs.ROWS}

@@ -14,12 +14,12 @@ import jax
 from ..errors import UserError
 from ..hf.peft import save_adapter
 from ..hf.save import save_checkpoint
+from ..models.decoder import Params
 from ..recipe.read import dump
-from ..update.optimizer import optimizer
-from ..update.state import abstract_state
-from ..update.step import TrainState
+from ..update.state import TrainState
 from .checkpoint import Checkpoints
-from .stage import Prepared, frozen_params
+from .stage import StageRun
+from .weights import fixed_weights
 
 PACKAGES = ("jaxalign", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets")
 
@@ -40,30 +40,26 @@ def environment() -> dict[str, Any]:
     }
 
 
-def newest_state(prepared: Prepared) -> tuple[int, TrainState]:
+def newest_state(stage: StageRun) -> tuple[int, TrainState]:
     """The newest training checkpoint of a stage: updates made, and the state after them.
 
     Raises:
       UserError: the stage has none, or it is damaged.
     """
-    stage = prepared.stage
-    tx = optimizer(stage.optimizer, prepared.updates)
-    model, objective = prepared.adapted or prepared.model, prepared.task.objective
-    abstract = abstract_state(model, tx, objective, moving=prepared.moving)
-    folder = prepared.folder / "checkpoints"
-    with contextlib.closing(Checkpoints(folder, stage.keep)) as checkpoints:
-        found = checkpoints.restore(abstract)
+    folder = stage.folder / "checkpoints"
+    with contextlib.closing(Checkpoints(folder, stage.settings.keep)) as checkpoints:
+        found = checkpoints.restore(stage.state_spec)
     if found is None:
-        raise UserError(f"{folder}: no checkpoint of stage {prepared.name}; train first")
+        raise UserError(f"{folder}: no checkpoint of stage {stage.name}; train first")
     return found
 
 
-def write_checkpoint(prepared: Prepared, folder: Path, *, adapter: bool = False) -> int:
+def write_checkpoint(stage: StageRun, folder: Path, *, adapter: bool = False) -> int:
     """Export the newest training checkpoint of a stage.
 
     Args:
-      prepared: the stage.
-      folder: to write; it must not exist.
+      stage: the stage.
+      folder: the folder to write; it must not exist.
       adapter: write the adapters alone, not merged.
 
     Returns:
@@ -72,69 +68,69 @@ def write_checkpoint(prepared: Prepared, folder: Path, *, adapter: bool = False)
     Raises:
       UserError: the folder exists, or the stage has no checkpoint, or no adapters.
     """
-    if adapter and prepared.adapted is None:
-        raise UserError(f"--adapter: stage {prepared.name} has no `lora`; leave the flag out")
+    if adapter and stage.adapted is None:
+        raise UserError(f"--adapter: stage {stage.name} has no `lora`; leave the flag out")
     if folder.exists():
         raise UserError(f"--out: {folder} exists; choose a new folder")
-    step, state = newest_state(prepared)
+    step, state = newest_state(stage)
     if adapter:
-        write_adapter(prepared, state.params, folder, {})
+        write_adapter(stage, state.params, folder, {})
     else:
-        write_model(prepared, state.params, frozen_params(prepared), folder, {})
+        write_model(stage, state.params, fixed_weights(stage).base, folder, {})
     return step
 
 
-def write_adapter(prepared: Prepared, params: Any, folder: Path, metrics: dict[str, float]) -> None:
+def write_adapter(stage: StageRun, params: Params, folder: Path, metrics: dict[str, float]) -> None:
     """Export adapters as PEFT keeps them, with a model card; arguments as `write_model`."""
-    assert prepared.adapted is not None
-    card = model_card(prepared, metrics, "peft")
-    save_adapter(folder, params, prepared.adapted, base=_base_name(prepared), card=card)
+    assert stage.adapted is not None
+    card = model_card(stage, metrics, "peft")
+    save_adapter(folder, params, stage.adapted, base=_base_name(stage), card=card)
 
 
-def _base_name(prepared: Prepared) -> str:
+def _base_name(stage: StageRun) -> str:
     """Where others find the stage's starting checkpoint: its name on the hub, or its folder."""
-    path = prepared.recipe.locate(prepared.recipe.model.path)
-    first = prepared.name == next(iter(prepared.recipe.stages))
+    path = stage.recipe.locate(stage.recipe.model.path)
+    first = stage.name == next(iter(stage.recipe.stages))
     on_hub = first and not Path(path).expanduser().is_dir()
-    return path if on_hub else str(prepared.source.absolute())
+    return path if on_hub else str(stage.source.absolute())
 
 
 def write_model(
-    prepared: Prepared, params: Any, frozen: Any, folder: Path, metrics: dict[str, float]
+    stage: StageRun, params: Params, base: Params | None, folder: Path, metrics: dict[str, float]
 ) -> None:
     """Export parameters with the starting checkpoint's config and tokenizer, and a model card.
 
     Args:
-      prepared: the stage they belong to.
-      params: what was trained.
-      frozen: what adapters are merged into; None where all parameters were trained.
+      stage: the stage they belong to.
+      params: the trained parameters.
+      base: the weights that adapters are merged into; None if all parameters were trained.
       folder: a new Hugging Face folder; it appears whole or not at all.
       metrics: held-out metrics for the card.
     """
-    if prepared.adapted is not None:
-        params = prepared.adapted.merged(frozen, params)
+    if stage.adapted is not None and base is not None:
+        params = stage.adapted.merged(base, params)
     save_checkpoint(
         folder,
         params,
-        prepared.model,
-        source=prepared.source,
-        dtype=prepared.recipe.model.export_dtype,
-        card=model_card(prepared, metrics),
-        pad=_pad(prepared),
+        stage.model,
+        source=stage.source,
+        dtype=stage.recipe.model.export_dtype,
+        card=model_card(stage, metrics),
+        pad=_pad(stage),
     )
 
 
-def _pad(prepared: Prepared) -> tuple[str, int] | None:
+def _pad(stage: StageRun) -> tuple[str, int] | None:
     """The token that pads what a reward model scores, and its id; None for a language model."""
-    if not prepared.model.config.scores:
+    if not stage.model.config.scores:
         return None
-    return str(prepared.tokenizer.pad_token), cast(int, prepared.tokenizer.pad_token_id)
+    return str(stage.tokenizer.pad_token), cast(int, stage.tokenizer.pad_token_id)
 
 
-def model_card(prepared: Prepared, metrics: dict[str, float], library: str = "transformers") -> str:
+def model_card(stage: StageRun, metrics: dict[str, float], library: str = "transformers") -> str:
     """The README.md of an exported model, for the library that loads it."""
-    objective = prepared.task.objective
-    hyper = "".join(f", {k} = {v}" for k, v in prepared.task.hyper.items())
+    objective = stage.task.objective
+    hyper = "".join(f", {k} = {v}" for k, v in stage.task.hyper.items())
     rows = "".join(f"| {k} | {v:.6g} |\n" for k, v in metrics.items())
     held_out = f"\n## Held-out metrics\n\n| metric | value |\n|---|---|\n{rows}" if rows else ""
     about = environment()
@@ -143,15 +139,15 @@ def model_card(prepared: Prepared, metrics: dict[str, float], library: str = "tr
 library_name: {library}
 tags: [jaxalign, {objective.name}]
 ---
-# {Path(prepared.recipe.run.dir).name}: {prepared.name}
+# {Path(stage.recipe.run.dir).name}: {stage.name}
 
-Made by jaxalign from `{prepared.recipe.model.path}` with `{objective.name}`{hyper}.
+Made by jaxalign from `{stage.recipe.model.path}` with `{objective.name}`{hyper}.
 Source of the objective: {objective.source}.
 {held_out}
 ## Recipe
 
 ```yaml
-{dump(prepared.recipe)}```
+{dump(stage.recipe)}```
 
 Versions: {versions}; python {about["python"]}; {about["devices"]}; git {about["git"]}.
 """

@@ -7,33 +7,32 @@ folder, so that a run that goes on does the same and compiles nothing for it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from rich.console import Console
 
 from ..core.batch import Batch
 from ..core.sharding import batch_layout, batch_shards
 from ..data.pack import CachedStats, cell_size
 from ..errors import UserError
 from ..files import read_json, write_whole
+from ..models.decoder import Params
 from ..models.quantized import Quantized, quantize
-from ..update.optimizer import optimizer
-from ..update.state import abstract_state
-from ..update.step import jitted_step
-from .stage import Prepared
+from ..update.step import Fixed, jitted_step
+from .stage import StageRun
 
 SHARE = 0.9
 """Part of a device's memory that an update may take; the rest is for what is not known ahead."""
 
 
-def settled(prepared: Prepared) -> Prepared:
+def settled(stage: StageRun, console: Console) -> StageRun:
     """The stage with a number of microbatches; one that has a number is returned as it is.
 
     The choice is read from `plan.json` in the stage's folder, where there is one for this mesh and
@@ -42,14 +41,14 @@ def settled(prepared: Prepared) -> Prepared:
     Raises:
       UserError: not even one example per microbatch and shard fits.
     """
-    if prepared.stage.microbatches != "auto":
-        return prepared
-    path, where = prepared.folder / "plan.json", _where(prepared.mesh)
+    if stage.settings.microbatches != "auto":
+        return stage
+    path, where = stage.folder / "plan.json", _where(stage.mesh)
     plans = read_json(path) if path.exists() else {}
     if where not in plans:
-        plans[where] = _plan(prepared)
+        plans[where] = _plan(stage, console)
         write_whole(path, json.dumps(plans, indent=1))
-    return _with(prepared, plans[where]["microbatches"])
+    return stage.with_microbatches(plans[where]["microbatches"])
 
 
 def _where(mesh: Mesh) -> str:
@@ -58,24 +57,16 @@ def _where(mesh: Mesh) -> str:
     return f"{sizes} {mesh.devices.flat[0].device_kind}"
 
 
-def _with(prepared: Prepared, microbatches: int) -> Prepared:
-    """The same stage with so many microbatches."""
-    recipe = prepared.recipe
-    stage = dataclasses.replace(prepared.stage, microbatches=microbatches)
-    stages = recipe.stages | {prepared.name: stage}
-    return dataclasses.replace(prepared, recipe=dataclasses.replace(recipe, stages=stages))
-
-
-def _plan(prepared: Prepared) -> dict[str, Any]:
+def _plan(stage: StageRun, console: Console) -> dict[str, Any]:
     """The choice and its figures, as `plan.json` keeps them."""
     limit = int(SHARE * memory(jax.local_devices()))
-    per_shard = cell_size(prepared.stage.batch_size, 1, batch_shards(prepared.mesh))
+    per_shard = cell_size(stage.settings.batch_size, 1, batch_shards(stage.mesh))
     tried: dict[int, int | None] = {}
 
     def fits(microbatches: int) -> bool:
-        size = tried[microbatches] = update_bytes(_with(prepared, microbatches))
-        prepared.console.print(
-            f"{prepared.name}: microbatches {microbatches}: an update takes {_mib(size)}; it may "
+        size = tried[microbatches] = update_bytes(stage.with_microbatches(microbatches))
+        console.print(
+            f"{stage.name}: microbatches {microbatches}: an update takes {_mib(size)}; it may "
             f"take {_mib(limit)} on each device"
         )
         return size is not None and size <= limit
@@ -83,7 +74,7 @@ def _plan(prepared: Prepared) -> dict[str, Any]:
     chosen = fewest(divisors(per_shard), fits)
     if chosen is None:
         raise UserError(
-            f"stages.{prepared.name}.microbatches: auto finds none that fits; an update in "
+            f"stages.{stage.name}.microbatches: auto finds none that fits; an update in "
             f"{per_shard}, of one example on each shard, takes {_mib(tried[per_shard])} on each "
             f"device; wanted at most {_mib(limit)}, {SHARE} of its memory; shorten data.max_length "
             "and data.row_length, use more devices along mesh.fsdp or mesh.tensor, "
@@ -114,28 +105,26 @@ def memory(devices: Iterable[Any]) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
 
 
-def update_bytes(prepared: Prepared) -> int | None:
+def update_bytes(stage: StageRun) -> int | None:
     """Bytes that an update takes on each device, arguments included, by the compiler's account.
 
     Its batch has the costliest of the loader's shapes. None: the compiler itself found no room.
     """
-    stage, objective, mesh = prepared.stage, prepared.task.objective, prepared.mesh
-    tx = optimizer(stage.optimizer, prepared.updates)
-    model = prepared.adapted or prepared.model
-    abstract = abstract_state(model, tx, objective, moving=prepared.moving)
-    frozen = None if prepared.adapted is None else _frozen(prepared)
-    ref_params = None
-    if prepared.reference_mode == "live" and not prepared.moving:
-        ref_params = prepared.model.abstract if frozen is None else {}
+    mesh = stage.mesh
+    base = None if stage.adapted is None else _base(stage)
+    reference = None
+    if stage.reference_mode == "live" and not stage.moving:
+        reference = stage.model.abstract if base is None else {}
     layout = batch_layout(mesh)
     batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), _costliest(prepared)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), costliest_batch(stage)
     )
     with jax.set_mesh(mesh):
-        step = jitted_step(prepared.policy, tx, abstract, mesh, stage.reference)
-        lowered = step.lower(abstract, batch, ref_params, frozen)
+        spec = stage.state_spec
+        step = jitted_step(stage.policy, stage.tx, spec, mesh, stage.settings.reference)
+        lowered = step.lower(spec, batch, Fixed(base, reference))
         try:
-            used = lowered.compile().memory_analysis()
+            used = cast(Any, lowered.compile().memory_analysis())
         except jax.errors.JaxRuntimeError as e:
             if "RESOURCE_EXHAUSTED" not in str(e):
                 raise
@@ -147,15 +136,15 @@ def update_bytes(prepared: Prepared) -> int | None:
     return kept + used.temp_size_in_bytes
 
 
-def _costliest(prepared: Prepared) -> Batch:
-    """A batch of the costliest shape, with zeros for what a cached reference gives."""
-    objective = prepared.task.objective
-    zeros = {s.name: np.zeros(prepared.train.offsets[-1], np.float32) for s in objective.needs}
+def costliest_batch(stage: StageRun) -> Batch:
+    """A batch of the costliest shape, with zeros for cached statistics."""
+    objective = stage.task.objective
+    zeros = {s.name: np.zeros(stage.train.offsets[-1], np.float32) for s in objective.needs}
     cached = CachedStats(
-        ref=zeros if prepared.reference_mode == "cached" else {},
+        ref=zeros if stage.reference_mode == "cached" else {},
         start=zeros if objective.uses_start else {},
     )
-    loader = prepared.loader(prepared.train, cached)
+    loader = stage.loader(stage.train, cached)
     batch, shape = loader.batch(0), loader.shapes[-1]
 
     def zeros_of(*sizes: int) -> np.ndarray:
@@ -169,9 +158,9 @@ def _costliest(prepared: Prepared) -> Batch:
     )
 
 
-def _frozen(prepared: Prepared) -> Any:
-    """Shapes and shardings of `frozen_params`."""
-    kind, params = prepared.quantized, prepared.model.abstract
+def _base(stage: StageRun) -> Params:
+    """Shapes and shardings of the frozen weights under adapters."""
+    kind, params = stage.quantized, stage.model.abstract
     if kind is None:
         return params
 

@@ -1,27 +1,38 @@
 """The reference pass: token statistics of a frozen model, computed once and kept on disk.
 
-A cache is a folder of `part-*.npz` files, each with the statistics of a run of examples, and a
+A cache is a folder of `part-*.npz` files, each with the statistics of consecutive examples, and a
 `fingerprint.json` of everything they depend on. A part is written whole or not at all and carries
-zip's CRC-32, so a pass that was killed goes on with the first part that is missing, and damage is
-found when it is read.
+zip's CRC-32: a killed pass resumes at the first missing part, and damage is found on reading.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import json
-import pathlib
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from rich.console import Console
 
 from ..core.batch import Batch
+from ..core.sharding import put_batch, replicated
 from ..data.loader import Loader
+from ..data.pack import CachedStats
 from ..errors import UserError
 from ..files import first_process, whole_file, write_whole
+from ..hf import load
+from ..models.config import ModelConfig
+from ..models.decoder import Params
+from ..update.forward import sequence_stats
+from .stage import StageRun, check_ids, open_model
+from .weights import reference_source, starting_params
 
 PART = 1024  # examples per part, rounded up to whole batches
 
@@ -30,7 +41,7 @@ Compute = Callable[[Batch], Mapping[str, jax.Array]]
 
 
 def cached(
-    folder: pathlib.Path,
+    folder: Path,
     fingerprint: Mapping[str, str],
     loader: Loader,
     compute: Callable[[], Compute],
@@ -39,9 +50,9 @@ def cached(
     """The reference statistics of a data set, from disk where they are there.
 
     Args:
-      folder: of the cache, on storage that all hosts share; made if missing.
-      fingerprint: what the statistics depend on: weights, tokenizer, data, dtype, needs.
-      loader: of the data set.
+      folder: the cache, on storage that all hosts share; made if missing.
+      fingerprint: everything the statistics depend on: weights, tokenizer, data, dtype, needs.
+      loader: batches of the data set.
       compute: called only if a part is missing; loads the reference and returns its forward pass.
       progress: called with (examples done, examples in all).
 
@@ -73,7 +84,7 @@ def cached(
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
-def _claim(folder: pathlib.Path, fingerprint: dict[str, str]) -> None:
+def _claim(folder: Path, fingerprint: dict[str, str]) -> None:
     """Take a new folder, or one that already holds this very fingerprint."""
     path = folder / "fingerprint.json"
     if path.exists():
@@ -93,7 +104,7 @@ def _claim(folder: pathlib.Path, fingerprint: dict[str, str]) -> None:
         write_whole(path, json.dumps(fingerprint, indent=1))
 
 
-def _part(folder: pathlib.Path, start: int) -> pathlib.Path:
+def _part(folder: Path, start: int) -> Path:
     return folder / f"part-{start:09d}.npz"
 
 
@@ -105,7 +116,7 @@ def _scored(batch: Batch, stats: Mapping[str, jax.Array]) -> dict[str, np.ndarra
     return {k: np.asarray(v).reshape(-1, *v.shape[3:])[order][mask] for k, v in stats.items()}
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as part:
             return {k: part[k] for k in part.files}
@@ -113,3 +124,71 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"reference cache: {path} is damaged ({e}); delete this file to compute it again"
         ) from e
+
+
+def cached_reference(stage: StageRun, split: str, console: Console) -> CachedStats | None:
+    """The cached statistics of a data set, computed now if they are not on disk.
+
+    Args:
+      stage: the stage.
+      split: "train" or "held_out".
+      console: where to print progress.
+
+    Returns:
+      Statistics under the reference and under the weights that the stage starts from; None if the
+      objective reads neither from disk.
+    """
+    found: dict[str, np.ndarray] = {}
+    start: dict[str, np.ndarray] = {}
+    if stage.reference_mode == "cached":
+        found = _pass(stage, split, reference_source(stage), "reference", console)
+    if stage.task.objective.uses_start:
+        same = found and reference_source(stage) == stage.source
+        start = found if same else _pass(stage, split, stage.source, "start", console)
+    return CachedStats(found, start) if found or start else None
+
+
+def _pass(
+    stage: StageRun, split: str, source: Path, name: str, console: Console
+) -> dict[str, np.ndarray]:
+    """The statistics of a data set under a checkpoint, kept in the stage's folder `name`."""
+    examples = stage.train if split == "train" else stage.held_out
+    assert examples is not None
+    config = repr(ModelConfig.from_hf(load.load_config(source)))
+    fingerprint = {
+        "weights": load.weights_fingerprint(source),
+        "config": hashlib.sha256(config.encode()).hexdigest(),
+        "tokenizer": load.tokenizer_fingerprint(stage.source),
+        "data": examples.fingerprint,
+        "dtype": stage.recipe.model.dtype,
+        "needs": ", ".join(s.name for s in stage.task.objective.needs),
+    }
+    if stage.quantized and source == stage.source:
+        fingerprint["quantized"] = stage.quantized
+
+    def compute() -> Compute:
+        console.print(f"{stage.name}: {name} pass over {split} data with {source}")
+        return reference_forward(stage, source)
+
+    def progress(done: int, total: int) -> None:
+        console.print(f"{stage.name}: {name} {split} {done}/{total} examples")
+
+    folder = stage.folder / name / split
+    return cached(folder, fingerprint, stage.loader(examples), compute, progress)
+
+
+def reference_forward(stage: StageRun, source: Path) -> Compute:
+    """Load a reference and compile its forward pass over packed batches."""
+    model = open_model(source, stage.recipe.model, stage.mesh, stage.model.responses)
+    for examples in (stage.train, stage.held_out):
+        if examples is not None:
+            check_ids(examples, model, source)
+    own = source == stage.source
+    params = starting_params(stage) if own else load.load_params(source, model)
+    task = dataclasses.replace(stage.task, forward=model.forward)
+
+    @functools.partial(jax.jit, out_shardings=replicated(stage.mesh))
+    def forward(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        return jax.lax.map(lambda cells: sequence_stats(task, params, cells).token, batch)
+
+    return lambda batch: forward(params, put_batch(batch, stage.mesh))

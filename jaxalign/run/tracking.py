@@ -9,7 +9,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..data.pack import TokenCounts
 from ..errors import UserError
 from ..report.metrics import read_metrics
 from .phases import Phases
@@ -58,6 +59,7 @@ class Tracker:
       stage: the name of the stage, for display.
       total: the number of updates of the stage.
       start: the number of updates already done.
+      every: updates between two lines of `update`; the last update always has one.
       tensorboard: whether to write event files to `folder` too.
       wandb: the Weights & Biases project to log to; none: not used.
       config: the resolved recipe, for Weights & Biases.
@@ -76,6 +78,7 @@ class Tracker:
         stage: str,
         total: int,
         start: int = 0,
+        every: int = 1,
         tensorboard: bool = False,
         wandb: str | None = None,
         config: Mapping[str, Any] | None = None,
@@ -84,7 +87,7 @@ class Tracker:
         enabled: bool = True,
     ):
         self.path = folder / "metrics.jsonl"
-        self._stage, self._total, self._start = stage, total, start
+        self._stage, self._total, self._start, self._every = stage, total, start, every
         self._tensorboard, self._wandb, self._config = tensorboard, wandb, config
         self._console = console or Console()
         self.phases = phases or Phases(folder, stage, self._console)
@@ -94,8 +97,11 @@ class Tracker:
         self._latest: dict[str, float] = {}
         self._first: tuple[int, float] | None = None  # an update, and `_clock` at its end
         self._printed = -math.inf
+        self._pending: tuple[int, Callable[[], dict[str, float]], TokenCounts] | None = None
+        self._restart_clock()
 
     def __enter__(self) -> Self:
+        self._restart_clock()
         if not self._enabled:
             return self
         folder = self.path.parent
@@ -127,6 +133,43 @@ class Tracker:
             self._writer.close()
         if self._run is not None:
             self._run.finish(exit_code=0 if kind is None else 1)
+
+    def update(self, step: int, read: Callable[[], dict[str, float]], tokens: TokenCounts) -> None:
+        """Report the update before this one, and keep this one until the next call.
+
+        Args:
+          step: number of the update.
+          read: waits for its metrics and returns them; called on every process, once.
+          tokens: the token counts of its batch.
+        """
+        self.flush()
+        self._pending = step, read, tokens
+
+    def flush(self) -> None:
+        """Report the pending update, if there is one."""
+        if self._pending is None:
+            return
+        (step, read, tokens), self._pending = self._pending, None
+        values = read()
+        self._real += tokens.real
+        self._slots += tokens.slots
+        if step % self._every and step != self._total:
+            return
+        seconds = max(time.monotonic() - self._since, 1e-9)
+        values["time/tokens_per_second"] = self._real / seconds
+        values["time/slots_per_second"] = self._slots / seconds
+        self.log(step, values)
+        self._restart_clock()
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record held-out metrics, if there are any; their time is left out of the rates."""
+        if metrics:
+            self.log(step, metrics, evaluation=True)
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self._since = time.monotonic()
+        self._real = self._slots = 0
 
     def log(self, step: int, metrics: Mapping[str, float], *, evaluation: bool = False) -> None:
         """Record the metrics of update `step`: scalars by name, `eval/` prefixed to evaluations."""

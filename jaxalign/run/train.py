@@ -1,20 +1,18 @@
-"""Train the stages of a recipe, one after another; go on where an earlier process stopped."""
+"""Train the stages of a recipe, one after another, resuming where an earlier process stopped."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import signal
-import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
@@ -29,20 +27,22 @@ from ..hf import load
 from ..recipe.diff import differences
 from ..recipe.read import dump, read, resolved
 from ..settings import Recipe
-from ..update.optimizer import learning_rate, optimizer
-from ..update.state import abstract_state, initial_state
-from ..update.step import TrainState, jitted_step
+from ..update.optimizer import learning_rate
+from ..update.state import TrainState
+from ..update.step import Fixed, StepMetrics, jitted_step
 from . import export
 from .checkpoint import Checkpoints
 from .evaluate import evaluator, means
 from .plan import settled
-from .stage import Prepared, cached_reference, first_params, frozen_params, live_reference, prepare
+from .reference import cached_reference
+from .stage import StageRun, prepare
 from .tracking import Tracker
+from .weights import first_state, fixed_weights
 
 FREE_TO_CHANGE = ("run.dir", "run.log_every", "run.tensorboard", "run.wandb", "run.compile_cache",
                   "run.distributed", "mesh.")  # fmt: skip
 CLAIM = {f"{name}{end}" for name in ("recipe.yaml", "environment.json") for end in ("", ".tmp")}
-"""What the folder of a run holds before anything has come of it."""
+"""Files of a run's folder before its first stage has written anything."""
 
 
 class Stopped(Exception):  # noqa: N818
@@ -60,7 +60,7 @@ def train(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
     Raises:
       UserError: the recipe, its data or checkpoints do not fit, or the folder is another run's.
       RunError: a loss is not finite, or a checkpoint could not be saved.
-      Stopped: SIGTERM or SIGINT came; the state is saved and the same command goes on from it.
+      Stopped: SIGTERM or SIGINT came; the state is saved and the same command resumes from it.
     """
     claim(recipe)
     source = load.resolve(recipe.locate(recipe.model.path))
@@ -70,18 +70,18 @@ def train(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
             console.print(f"{name}: finished before, its model is in {out}")
         else:
             with jax.set_mesh(mesh):
-                train_stage(settled(prepare(recipe, name, source, mesh, console)))
+                train_stage(settled(prepare(recipe, name, source, mesh, console), console), console)
         source = out
     return source
 
 
 def model_folder(recipe: Recipe, name: str) -> Path:
-    """Where a finished stage's model lies; the folder is there only once it is whole."""
+    """The folder of a finished stage's model; it exists only once it is complete."""
     return Path(recipe.run.dir) / name / "model"
 
 
 def claim(recipe: Recipe) -> None:
-    """Take the folder of the run, or go on in it if what it holds was made by this recipe.
+    """Take the folder of the run, or continue in it if this recipe made its contents.
 
     Raises:
       UserError: it holds another run; names what differs.
@@ -94,7 +94,7 @@ def claim(recipe: Recipe) -> None:
     if not held <= CLAIM:
         before = read(str(path), [])
         then, now = (_begun(stages, held) for stages in (before.stages, recipe.stages))
-        # A stage of which nothing has come yet may still be mended.
+        # A stage that has written nothing yet may still be changed.
         pending = {*before.stages, *recipe.stages} - {*then, *now}
         free = (*FREE_TO_CHANGE, *(f"stages.{name}." for name in pending))
         changed = differences(resolved(before), resolved(recipe))
@@ -118,204 +118,161 @@ def _begun(stages: Iterable[str], held: Collection[str]) -> list[str]:
     return names[: max((i for i, name in enumerate(names, 1) if name in held), default=0)]
 
 
-def train_stage(prepared: Prepared) -> None:
+def train_stage(stage: StageRun, console: Console) -> None:
     """Train one stage to its end and export its model."""
-    stage = prepared.stage
-    loader = prepared.loader(prepared.train, cached_reference(prepared, "train"))
-    held_out = prepared.held_out_loader()
-    total = prepared.updates
-    tx = optimizer(stage.optimizer, total)
-    model, objective = prepared.adapted or prepared.model, prepared.task.objective
-    abstract = abstract_state(model, tx, objective, moving=prepared.moving)
-    checkpoints = Checkpoints(prepared.folder / "checkpoints", stage.keep)
+    loader = stage.loader(stage.train, cached_reference(stage, "train", console))
+    held_out = None
+    if stage.held_out is not None:
+        held_out = stage.loader(stage.held_out, cached_reference(stage, "held_out", console))
+    checkpoints = Checkpoints(stage.folder / "checkpoints", stage.settings.keep)
     with contextlib.closing(checkpoints):
-        start, state = checkpoints.restore(abstract) or (0, None)
-        frozen = frozen_params(prepared)
-        known = prepared.moving and state is not None
-        ref_params = None if known else live_reference(prepared, frozen)
-        if state is None:
-            moving = ref_params if prepared.moving else None
-            state = initial_state(first_params(prepared), objective, tx, abstract, moving)
+        found = checkpoints.restore(stage.state_spec)
+        fixed = fixed_weights(stage)
+        start, state = found or (0, first_state(stage))
+        if found is not None:
+            console.print(f"{stage.name}: resumes after update {start} of {stage.updates}")
+        evaluate = _evaluation(stage, fixed, held_out)
+        if start < stage.updates:
+            log = tracker(stage, start, console)
+            batches = loader.batches(start, stage.updates)
+            state, metrics = _updates(
+                stage, start, state, fixed, batches, evaluate, checkpoints, log
+            )
         else:
-            prepared.console.print(f"{prepared.name}: goes on after update {start} of {total}")
-        if prepared.moving:
-            ref_params = None  # the state's own, which the first update donates
-        loop = Loop(prepared, tx, abstract, ref_params, frozen, held_out)
-        state, metrics = loop.run(loader, state, start, total, checkpoints)
-        out = model_folder(prepared.recipe, prepared.name)
-        if prepared.adapted is not None:
-            export.write_adapter(prepared, state.params, out.with_name("adapter"), metrics)
-        export.write_model(prepared, state.params, frozen, out, metrics)
-    prepared.console.print(f"{prepared.name}: model written to {out}")
+            metrics = evaluate(state)
+        out = model_folder(stage.recipe, stage.name)
+        if stage.adapted is not None:
+            export.write_adapter(stage, state.params, out.with_name("adapter"), metrics)
+        export.write_model(stage, state.params, fixed.base, out, metrics)
+    console.print(f"{stage.name}: model written to {out}")
 
 
-class Loop:
-    """The updates of one stage: step, report, evaluate, save, stop."""
+Evaluation = Callable[[TrainState], dict[str, float]]
+"""A training state -> its held-out metrics; none where the stage has no held-out data."""
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        tx: optax.GradientTransformation,
-        abstract: TrainState,
-        ref_params: Any,
-        frozen: Any,
-        held_out: Loader | None,
-    ):
-        """Compile nothing yet; `jax.jit` does so at the first batch of each shape."""
-        self._prepared = prepared
-        self._ref_params = ref_params
-        self._frozen = frozen
-        self._held_out = held_out
-        self._step = jitted_step(
-            prepared.policy, tx, abstract, prepared.mesh, prepared.stage.reference
-        )
-        names = prepared.stage.diagnostics
-        self._evaluate = evaluator(prepared.policy, prepared.mesh, ref_params, frozen, names)
 
-    def run(
-        self, loader: Loader, state: TrainState, start: int, total: int, checkpoints: Checkpoints
-    ) -> tuple[TrainState, dict[str, float]]:
-        """Updates `start` + 1 to `total`.
+def _evaluation(stage: StageRun, fixed: Fixed, held_out: Loader | None) -> Evaluation:
+    if held_out is None:
+        return lambda state: {}
+    run = evaluator(stage.policy, stage.mesh, fixed, stage.settings.diagnostics)
+    return lambda state: run(
+        state.params, state.objective_state, held_out.sequential(), state.ref_params
+    )
 
-        Returns:
-          The last state, and its held-out metrics.
-        """
-        prepared, stage = self._prepared, self._prepared.stage
-        reporter = Reporter(prepared, total)
-        held_out: dict[str, float] = {}
-        if start == total:
-            return state, self._evaluation(state)
-        batches = loader.batches(start, total)
-        with (
-            contextlib.closing(batches),
-            stop_signal() as stopping,
-            tracker(prepared, start, total) as out,
-        ):
-            for step, batch in enumerate(batches, start + 1):
-                on_mesh = put_batch(batch, prepared.mesh)
-                state, metrics = self._step(state, on_mesh, self._ref_params, self._frozen)
-                reporter.add(out, step, batch, metrics)
-                checkpoints.check()
-                last = step == total
-                if _due(step, stage.eval_every) or last:
-                    reporter.flush(out)
-                    held_out = self._evaluation(state)
-                    if held_out:
-                        out.log(step, held_out, evaluation=True)
-                    reporter.restart_clock()
-                stop = stopping(step)
-                if _due(step, stage.save_every) or stop or last:
-                    reporter.flush(out)  # a state is saved only once its loss is known to be finite
-                    checkpoints.save(step, state)
-                if stop:
-                    checkpoints.wait()
-                    raise Stopped(f"{prepared.name}: stopped and saved after update {step}", stop)
-        checkpoints.wait()
-        return state, held_out
 
-    def _evaluation(self, state: TrainState) -> dict[str, float]:
-        if self._held_out is None:
-            return {}
-        batches = self._held_out.sequential()
-        return self._evaluate(state.params, state.objective_state, batches, state.ref_params)
+def _updates(
+    stage: StageRun,
+    start: int,
+    state: TrainState,
+    fixed: Fixed,
+    batches: Generator[Batch],
+    evaluate: Evaluation,
+    checkpoints: Checkpoints,
+    log: Tracker,
+) -> tuple[TrainState, dict[str, float]]:
+    """Updates `start` + 1 to the stage's last.
+
+    Returns:
+      The last state, and its held-out metrics.
+    """
+    every, total = stage.settings, stage.updates
+    update = jitted_step(stage.policy, stage.tx, stage.state_spec, stage.mesh, every.reference)
+    read = _reader(stage)
+    metrics: dict[str, float] = {}
+    with contextlib.closing(batches), stop_signal() as stopping, log:
+        for step, batch in enumerate(batches, start + 1):
+            state, reported = update(state, put_batch(batch, stage.mesh), fixed)
+            # Metrics are read one update late, so that the device never waits for the host.
+            log.update(step, functools.partial(read, step, batch, reported), token_counts(batch))
+            checkpoints.check()
+            stop, last = stopping(step), step == total
+            if _due(step, every.eval_every) or last:
+                log.flush()
+                metrics = evaluate(state)
+                log.evaluation(step, metrics)
+            if _due(step, every.save_every) or stop or last:
+                log.flush()  # a state is saved only once its loss is known to be finite
+                checkpoints.save(step, state)
+            if stop:
+                checkpoints.wait()
+                raise Stopped(f"{stage.name}: stopped and saved after update {step}", stop)
+    checkpoints.wait()
+    return state, metrics
 
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-class Reporter:
-    """Reads metrics one update behind, so that the device is never kept waiting for the host."""
+Read = Callable[[int, Batch, StepMetrics], dict[str, float]]
+"""(update, its batch, its metrics on the device) -> the numbers to report."""
 
-    def __init__(self, prepared: Prepared, total: int):
-        """Start the clock."""
-        self._folder = prepared.folder
-        self._every = prepared.recipe.run.log_every
-        rate = learning_rate(prepared.stage.optimizer, total)
-        self._rates = np.asarray(jax.vmap(rate)(jnp.arange(total)))
-        self._total = total
-        self._pending: tuple[int, Batch, Any] | None = None
-        self._shapes: set[Any] = set()
-        self._tokens = np.zeros(2)
-        self.restart_clock()
 
-    def restart_clock(self) -> None:
-        """Leave out of the rates what is not training."""
-        self._since = time.monotonic()
-        self._tokens[:] = 0
+def _reader(stage: StageRun) -> Read:
+    """A function that reads the metrics of an update, once the device has computed them.
 
-    def add(self, out: Tracker, step: int, batch: Batch, metrics: Any) -> None:
-        """Take an update's metrics, still being computed, and report those of the one before."""
-        self.flush(out)
-        self._shapes.add(tuple(x.shape for x in jax.tree.leaves(batch)))
-        self._pending = (step, batch, metrics)
+    It raises a RunError if the loss or the gradient is not finite, and describes the batch on disk.
+    """
+    rate = learning_rate(stage.settings.optimizer, stage.updates)
+    rates = np.asarray(jax.vmap(rate)(jnp.arange(stage.updates)))
+    shapes: set[tuple[tuple[int, ...], ...]] = set()
 
-    def flush(self, out: Tracker) -> None:
-        """Report what is pending.
-
-        Raises:
-          RunError: its loss or gradient is not finite; the batch is described on disk.
-        """
-        if self._pending is None:
-            return
-        step, batch, metrics = self._pending
-        self._pending = None
+    def read(step: int, batch: Batch, metrics: StepMetrics) -> dict[str, float]:
         # To the host first: any jax operation would wait in the device's queue for the next update.
         metrics = jax.device_get(metrics)
-        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+        loss, norm = float(metrics.loss), float(metrics.grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise self._not_finite(step, batch, metrics)
+            raise _not_finite(stage.folder, step, batch, metrics)
+        shapes.add(tuple(x.shape for x in jax.tree.leaves(batch)))
         tokens = token_counts(batch)
-        self._tokens += (tokens.real, tokens.slots)
-        if step % self._every and step != self._total:
-            return
-        seconds = max(time.monotonic() - self._since, 1e-9)
-        real_rate, slot_rate = self._tokens / seconds
-        values = {"loss": loss, "grad_norm": norm, "learning_rate": float(self._rates[step - 1])}
-        values |= means(metrics["sums"])
-        values |= {
-            "tokens": tokens.real,
-            "fill": tokens.real / tokens.slots,
-            "shared": 1 - tokens.real / tokens.unshared,
-            "compiles": len(self._shapes),
-            "time/tokens_per_second": real_rate,
-            "time/slots_per_second": slot_rate,
-        }
-        out.log(step, values)
-        self.restart_clock()
-
-    def _not_finite(self, step: int, batch: Batch, metrics: Any) -> RunError:
-        path = self._folder / f"not_finite-{step:08d}.json"
-        examples = {k: np.ravel(v).tolist() for k, v in metrics["examples"].items()}
-        ids = batch.example.reshape(-1).tolist()
-        loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-        record = {"step": step, "loss": loss, "grad_norm": norm, "example": ids, **examples}
-        write_whole(path, json.dumps(record))
-        return RunError(
-            f"update {step}: loss {loss}, gradient norm {norm} are not finite; the batch's "
-            f"examples and statistics are in {path}; the last checkpoint is intact"
+        values = {"loss": loss, "grad_norm": norm, "learning_rate": float(rates[step - 1])}
+        return (
+            values
+            | means(metrics.sums)
+            | {
+                "tokens": tokens.real,
+                "fill": tokens.real / tokens.slots,
+                "shared": 1 - tokens.real / tokens.unshared,
+                "compiles": len(shapes),
+            }
         )
 
+    return read
 
-def tracker(prepared: Prepared, start: int, total: int) -> Tracker:
+
+def _not_finite(folder: Path, step: int, batch: Batch, metrics: StepMetrics) -> RunError:
+    path = folder / f"not_finite-{step:08d}.json"
+    loss, norm = float(metrics.loss), float(metrics.grad_norm)
+    record = {"step": step, "loss": loss, "grad_norm": norm}
+    record |= {"example": batch.example.reshape(-1).tolist()}
+    record |= {k: np.ravel(v).tolist() for k, v in metrics.examples.items()}
+    write_whole(path, json.dumps(record))
+    return RunError(
+        f"update {step}: loss {loss}, gradient norm {norm} are not finite; the batch's "
+        f"examples and statistics are in {path}; the last checkpoint is intact"
+    )
+
+
+def tracker(stage: StageRun, start: int, console: Console) -> Tracker:
     """The record of a stage's metrics."""
-    run = prepared.recipe.run
+    run = stage.recipe.run
     return Tracker(
-        prepared.folder,
-        stage=prepared.name,
-        total=total,
+        stage.folder,
+        stage=stage.name,
+        total=stage.updates,
         start=start,
+        every=run.log_every,
         tensorboard=run.tensorboard,
         wandb=run.wandb,
-        config=resolved(prepared.recipe),
-        console=prepared.console,
+        config=resolved(stage.recipe),
+        console=console,
         enabled=first_process(),
     )
 
 
 @contextlib.contextmanager
-def stop_signal() -> Iterator[Any]:
-    """Gives a function step -> the signal that asks to stop, or 0; all hosts answer alike.
+def stop_signal() -> Iterator[Callable[[int], int]]:
+    """Gives a function step -> the signal that asks to stop, or 0; all hosts give the same answer.
 
     SIGINT is handled like SIGTERM: a KeyboardInterrupt that is raised inside a callback of a
     library is printed there and lost.

@@ -1,4 +1,4 @@
-"""A microbatch to the statistics of its responses, under the policy and under its reference."""
+"""A microbatch -> the statistics of its responses, under the policy and under its reference."""
 
 from __future__ import annotations
 
@@ -18,40 +18,50 @@ from ..core.types import Array, SequenceStats
 from ..models.decoder import Encoded
 from .head import token_stats
 
-Params = Any
+Params = dict[str, Any]
+"""A nested dict of arrays."""
 Forward = Callable[..., Encoded]
 """(params, ids, positions, segment, branch; [K, L] each) -> `Encoded`, as `Model.forward`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is being minimised, by which model: the static part of a step."""
+    """What is minimized, and by which model: the static part of a step."""
 
-    objective: Objective
+    objective: Objective[...]
     hyper: dict[str, Any]
     forward: Forward
     trains_head: bool = True  # whether the head depends on the parameters that are trained
-    seed: int = 0  # of what an objective draws
+    seed: int = 0  # of the objective's random numbers
 
     def __post_init__(self):
-        self.objective.bind(**self.hyper)  # an unknown hyper-parameter raises here, not in a trace
+        _ = self.bound  # an unknown hyper-parameter raises here, not in a trace
 
-    def beside(self, frozen: Params | None) -> Task:
-        """The same task whose `forward` takes these parameters first; itself where there are none.
+    @functools.cached_property
+    def bound(self) -> Callable[..., Any]:
+        """The objective with its hyper-parameters; it takes its inputs by name."""
+        return self.objective.bind(**self.hyper)
 
-        Called where `frozen` is an argument of the jitted function, they are no constant of it.
+    def with_base(self, base: Params | None) -> Task:
+        """Bind frozen weights as the first argument of `forward`; the same task if there are none.
+
+        Call this inside the jitted function, so that the weights are its arguments and no
+        compile-time constants.
         """
-        if frozen is None:
+        if base is None:
             return self
-        return dataclasses.replace(self, forward=functools.partial(self.forward, frozen))
+        return dataclasses.replace(self, forward=functools.partial(self.forward, base))
 
     @property
     def head_axis(self) -> str | None:
-        """The logical axis of the head's columns: the few of a reward head are not cut."""
+        """The logical axis of the head's columns: the few of a reward head are not sharded."""
         return "vocab" if self.objective.scores is None else None
 
     def keys(self, example: Array, step: Array | int) -> Array | None:
-        """A key per example and update, whatever its place in the batch; None if none is read."""
+        """A random key per example and update, wherever the example is in the batch.
+
+        None if the objective draws no random numbers.
+        """
         if "key" not in self.objective.inputs:
             return None
         key = jax.random.fold_in(jax.random.key(self.seed, impl="threefry2x32"), step)
@@ -59,21 +69,30 @@ class Task:
         return keys.reshape(example.shape)
 
 
-Hidden = tuple[Array, Array]
-"""Hidden states at the scored positions, [G, S, M, D], and the head, [D, V]."""
+class Scored(NamedTuple):
+    """A model's outputs at the scored positions of a microbatch, before the head."""
+
+    hidden: Array  # [chunks, S, M, D]
+    head: Array  # [D, V]
+    layer_means: Array | None = None  # [chunks, S, M, layers]
 
 
-def scored_hidden(task: Task, params: Params, cells: Batch) -> Hidden:
-    """One pass of a microbatch, [S, ...], through the body."""
-    encoded = task.forward(params, *_rows(cells))
-    return _scored(encoded.hidden, cells), encoded.head
+def scored_hidden(task: Task, params: Params, cells: Batch, *, layers: bool = False) -> Scored:
+    """One forward pass of a microbatch, [S, ...], up to the head.
 
-
-def scored_layers(task: Task, params: Params, cells: Batch) -> tuple[Hidden, Array]:
-    """The same, and the means of N layers at the scored positions, [G, S, M, N]."""
-    encoded = task.forward(params, *_rows(cells), layers=True)
-    assert encoded.layer_means is not None
-    return (_scored(encoded.hidden, cells), encoded.head), _scored(encoded.layer_means, cells)
+    Args:
+      task: the forward pass.
+      params: its parameters.
+      cells: a microbatch.
+      layers: whether to return the means of all layers too.
+    """
+    encoded = task.forward(params, *_rows(cells), **({"layers": True} if layers else {}))
+    means = encoded.layer_means
+    return Scored(
+        _at_scored(encoded.hidden, cells),
+        encoded.head,
+        None if means is None else _at_scored(means, cells),
+    )
 
 
 def _rows(cells: Batch) -> Iterator[Array]:
@@ -82,54 +101,54 @@ def _rows(cells: Batch) -> Iterator[Array]:
     return (constrain(x.reshape(s * k, length), "batch", None) for x in rows)
 
 
-def _scored(values: Array, cells: Batch) -> Array:
-    """What the body gives at every position, [S * K, L, ...] -> [G, S, M, ...]."""
+def _at_scored(values: Array, cells: Batch) -> Array:
+    """The scored positions of values at every position, [S * K, L, ...] -> [chunks, S, M, ...]."""
     s, k, length = cells.ids.shape
     values = constrain(values.reshape(s, k * length, -1), "batch", None, None)
     return jnp.moveaxis(jax.vmap(lambda v, i: v[i])(values, cells.source), 1, 0)
 
 
-class Chunk(NamedTuple):
-    """The examples whose logits are alive together; G of them in a microbatch."""
+class HeadChunk(NamedTuple):
+    """The examples of a microbatch whose logits are in memory together."""
 
     target: Array  # [S, M]
     slot: Array  # [S, M]
-    mask: Array  # [S, b/G, R, T]
+    mask: Array  # [S, b/chunks, R, T]
     ref: Array | None  # [S, M, D] hidden states of the reference, for joint statistics
 
     @classmethod
-    def of(cls, cells: Batch, ref: Array | None = None) -> Chunk:
-        """The chunks of a microbatch, on a leading axis G."""
+    def of(cls, cells: Batch, ref: Array | None = None) -> HeadChunk:
+        """The chunks of a microbatch, on a leading axis [chunks]."""
         target, slot = (jnp.moveaxis(x, 1, 0) for x in (cells.target, cells.slot))
-        return cls(target, slot, cut(cells.mask, cells.target.shape[1]), ref)
+        return cls(target, slot, by_chunk(cells.mask, cells.target.shape[1]), ref)
 
 
-def cut(x: Array, chunks: int) -> Array:
-    """Examples [S, b, ...] -> by chunk, [G, S, b/G, ...]."""
+def by_chunk(x: Array, chunks: int) -> Array:
+    """Examples [S, b, ...] -> by chunk, [chunks, S, b/chunks, ...]."""
     return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
 
 
-def join(x: Array) -> Array:
-    """The inverse of `cut`."""
+def join_chunks(x: Array) -> Array:
+    """The inverse of `by_chunk`."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
 def chunk_stats(
-    task: Task, hidden: Array, head: Array, chunk: Chunk, ref_head: Array | None = None
+    task: Task, hidden: Array, head: Array, chunk: HeadChunk, ref_head: Array | None = None
 ) -> SequenceStats:
-    """Hidden states at scored positions, [S, M, D] -> statistics with leading axes [S, b/G, R].
+    """Hidden states at scored positions, [S, M, D] -> statistics, leading axes [S, b/chunks, R].
 
-    Joint statistics are left out where there is no reference beside.
+    Joint statistics are left out unless the hidden states and the head of a reference are given.
     """
     ref = None if chunk.ref is None or ref_head is None else (chunk.ref, ref_head)
     needs = [stat for stat in task.objective.needs if ref or not stat.joint]
     token = token_stats(hidden, head, chunk.target, needs, ref, axis=task.head_axis)
-    return reduce_tokens({k: scatter(v, chunk) for k, v in token.items()}, chunk.mask)
+    return reduce_tokens({k: _scatter(v, chunk) for k, v in token.items()}, chunk.mask)
 
 
-def scatter(values: Array, chunk: Chunk) -> Array:
-    """Values at scored positions, [S, M] -> the same by example and response, [S, b/G, R, T]."""
+def _scatter(values: Array, chunk: HeadChunk) -> Array:
+    """Scored positions [S, M] -> by example and response, [S, b/chunks, R, T]."""
     s, b, r, t = chunk.mask.shape
     blank = jnp.zeros((s, b * r * t), values.dtype)
     put = jax.vmap(lambda x, i, v: x.at[i].set(v, mode="drop"))
@@ -137,32 +156,39 @@ def scatter(values: Array, chunk: Chunk) -> Array:
 
 
 def sequence_stats(
-    task: Task, params: Params, cells: Batch, beside: Hidden | None = None
+    task: Task, params: Params, cells: Batch, reference: Scored | None = None
 ) -> SequenceStats:
-    """One forward pass over a microbatch, [S, ...] -> statistics with leading axes [S, b, R]."""
-    return _all_stats(task, scored_hidden(task, params, cells), cells, beside)
+    """One forward pass of a microbatch, [S, ...] -> statistics with leading axes [S, b, R].
+
+    Args:
+      task: the objective, which says what statistics it needs, and the forward pass.
+      params: its parameters.
+      cells: a microbatch.
+      reference: the reference's hidden states, for joint statistics.
+    """
+    return _all_stats(task, scored_hidden(task, params, cells), cells, reference)
 
 
 def _all_stats(
-    task: Task, own: Hidden, cells: Batch, beside: Hidden | None = None
+    task: Task, own: Scored, cells: Batch, reference: Scored | None = None
 ) -> SequenceStats:
-    hidden, head = own
-    ref_hidden, ref_head = beside or (None, None)
-    chunks = hidden, Chunk.of(cells, ref_hidden)
-    stats = jax.lax.map(lambda x: chunk_stats(task, x[0], head, x[1], ref_head), chunks)
-    return jax.tree.map(join, stats)
+    ref_hidden = None if reference is None else reference.hidden
+    ref_head = None if reference is None else reference.head
+    chunks = own.hidden, HeadChunk.of(cells, ref_hidden)
+    stats = jax.lax.map(lambda x: chunk_stats(task, x[0], own.head, x[1], ref_head), chunks)
+    return jax.tree.map(join_chunks, stats)
 
 
 def _layer_stats(task: Task, means: Array, cells: Batch) -> dict[str, Array]:
-    """Means of layers at scored positions, [G, S, M, N] -> {statistic: [S, b, R, T]}."""
+    """Layer means at scored positions, [chunks, S, M, layers] -> {statistic: [S, b, R, T]}."""
 
-    def one(item: tuple[Array, Chunk]) -> dict[str, Array]:
+    def one(item: tuple[Array, HeadChunk]) -> dict[str, Array]:
         means, chunk = item
-        by_layer = jax.vmap(scatter, (-1, None), -2)(means, chunk)
+        by_layer = jax.vmap(_scatter, (-1, None), -2)(means, chunk)
         found = {s.name: s.fn(by_layer, chunk.mask) for s in task.objective.layers}
         return {k: jnp.where(chunk.mask, v, 0.0) for k, v in found.items()}
 
-    return jax.tree.map(join, jax.lax.map(one, (means, Chunk.of(cells))))
+    return jax.tree.map(join_chunks, jax.lax.map(one, (means, HeadChunk.of(cells))))
 
 
 def cached_stats(token: dict[str, Array], mask: Array) -> SequenceStats | None:
@@ -173,29 +199,34 @@ def cached_stats(token: dict[str, Array], mask: Array) -> SequenceStats | None:
     return reduce_tokens(token, mask) if token else None
 
 
-def reference_of(
-    task: Task, cells: Batch, ref_params: Params | None
-) -> tuple[SequenceStats | None, Hidden | None]:
-    """Statistics of the reference, and what gives its logits if they are read; constants."""
+class ReferencePass(NamedTuple):
+    """What a microbatch needs of its reference, as constants."""
+
+    stats: SequenceStats | None = None
+    scored: Scored | None = None  # where the objective reads the reference's logits
+
+
+def reference_pass(task: Task, cells: Batch, ref_params: Params | None) -> ReferencePass:
+    """The cached statistics of a microbatch, or a forward pass of a live reference."""
     reference = task.objective.reference
     if reference == "none" and ref_params is None:
-        return None, None
+        return ReferencePass()
     if ref_params is None:
         if reference == "live":
             raise ValueError(f"objective '{task.objective.name}' needs a live reference")
-        return cached_stats(cells.ref, cells.mask), None
-    if not task.objective.layers:
-        hidden = scored_hidden(task, ref_params, cells)
-        stats = _all_stats(task, hidden, cells)
-    else:
-        hidden, means = scored_layers(task, ref_params, cells)
-        stats = _all_stats(task, hidden, cells)
-        token = stats.token | _layer_stats(task, means, cells)
+        return ReferencePass(cached_stats(cells.ref, cells.mask))
+    layers = bool(task.objective.layers)
+    scored = scored_hidden(task, ref_params, cells, layers=layers)
+    stats = _all_stats(task, scored, cells)
+    if scored.layer_means is not None:
+        token = stats.token | _layer_stats(task, scored.layer_means, cells)
         stats = dataclasses.replace(stats, token=token)
-    return jax.lax.stop_gradient((stats, hidden if reference == "live" else None))
+    return jax.lax.stop_gradient(ReferencePass(stats, scored if reference == "live" else None))
 
 
-def both(task: Task, params: Params, cells: Batch, ref_params: Params | None) -> Any:
-    """Statistics of the policy and of the reference."""
-    ref, beside = reference_of(task, cells, ref_params)
-    return sequence_stats(task, params, cells, beside), ref
+def policy_and_reference(
+    task: Task, params: Params, cells: Batch, ref_params: Params | None
+) -> tuple[SequenceStats, SequenceStats | None]:
+    """Statistics of the policy and of the reference, leading axes [S, b, R]."""
+    reference = reference_pass(task, cells, ref_params)
+    return sequence_stats(task, params, cells, reference.scored), reference.stats

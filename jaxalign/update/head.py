@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -76,60 +76,3 @@ def _project_bwd(saved: tuple[Array | None, Array], g: Array) -> tuple[Array, Ar
 
 
 _project.defvjp(_project_fwd, _project_bwd, symbolic_zeros=True)
-
-
-def sum_over_chunks(
-    loss: Callable[[Array, Array, Any], tuple[Array, Any]],
-    hidden: Array,
-    head: Array,
-    chunks: Any,
-    *,
-    of_head: bool = True,
-    axis: str | None = "vocab",
-) -> tuple[tuple[Array, Any], tuple[Array, Array | None]]:
-    """Value and gradient of a sum over chunks, while the logits of one chunk are alive.
-
-    Forward and backward of a chunk follow each other, so its logits are computed once: three
-    matrix products in all, where a backward pass after all forward passes needs four.
-
-    Args:
-      loss: (hidden [S, M, D], head [D, V], chunk) -> (its share of the sum, auxiliary arrays).
-      hidden: [G, S, M, D].
-      head: [D, V].
-      chunks: what else `loss` reads, each leaf with leading axis G.
-      of_head: whether the head's gradient is wanted.
-      axis: logical axis of the head's columns.
-
-    Returns:
-      ((sum, auxiliary arrays with leading axis G), (gradient of hidden, gradient of head or None)).
-      The head's gradient is summed in float32, laid out as the head itself on the mesh.
-    """
-    grad = jax.value_and_grad(loss, argnums=(0, 1) if of_head else (0,), has_aux=True)
-
-    def one(item: tuple[Array, Any]) -> Any:
-        (value, aux), (d_hidden, *rest) = grad(item[0], head, item[1])
-        d_head = constrain(rest[0], "embed", axis) if of_head else None
-        return (value, d_head), (aux, d_hidden)
-
-    (value, d_head), (aux, d_hidden) = accumulate(one, (hidden, chunks))
-    return (value, aux), (d_hidden, d_head)
-
-
-def accumulate(one: Callable[[Any], tuple[Any, Any]], items: Any) -> tuple[Any, Any]:
-    """Apply `one` to each item along the leading axis; sum its first result, stack its second.
-
-    Sums are kept in float32 and returned in the dtype of the result.
-    """
-    first = jax.tree.map(lambda x: x[0], items)
-    if jax.tree.leaves(items)[0].shape[0] == 1:
-        total, rest = one(first)
-        return total, jax.tree.map(lambda x: x[None], rest)
-    shapes = jax.eval_shape(one, first)[0]
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-
-    def add(total: Any, item: Any) -> Any:
-        summed, rest = one(item)
-        return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), total, summed), rest
-
-    total, rest = jax.lax.scan(add, zero, items)
-    return jax.tree.map(lambda x, s: x.astype(s.dtype), total, shapes), rest

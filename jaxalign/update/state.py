@@ -1,9 +1,10 @@
-"""The training state: what it looks like on the mesh, and its first value."""
+"""The training state: its shapes on the mesh, and its first value."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,7 +13,17 @@ from ..core.objective import Objective
 from ..core.sharding import replicated
 from ..models.adapted import Adapted
 from ..models.decoder import Model, Params
-from .step import TrainState
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes: donated to the step, checkpointed whole."""
+
+    params: Params
+    opt_state: Any
+    step: Any  # [] int32, updates made
+    objective_state: Any
+    ref_params: Params | None = None  # of a reference that moves
 
 
 def abstract_state(
@@ -22,10 +33,10 @@ def abstract_state(
     *,
     moving: bool = False,
 ) -> TrainState:
-    """Shapes, dtypes and shardings of a training state; moments lie where their parameter does.
+    """Shapes, dtypes and shardings of a training state; moments are sharded like their parameter.
 
-    Of a decoder with adapters, the adapters are the parameters. A reference that is `moving` is
-    part of the state.
+    With adapters, the adapters alone are the parameters. A reference that is `moving` is part of
+    the state.
     """
     whole = replicated(model.mesh)
 
@@ -53,7 +64,7 @@ def initial_state(
     abstract: TrainState,
     ref_params: Params | None = None,
 ) -> TrainState:
-    """The state before the first update of these parameters, and of a reference that moves."""
+    """The state before the first update, from parameters and those of a reference that moves."""
     init = objective.init_state
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)

@@ -15,7 +15,7 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives._common import between
 from jaxalign.settings import Mesh
 from jaxalign.update.forward import Task
-from jaxalign.update.step import value_and_grad
+from jaxalign.update.gradient import value_and_grad
 
 COLUMNS = ("preference", "weight")
 
@@ -102,11 +102,11 @@ def test_an_objective_with_a_column_gives_the_dense_gradient(n, devices):
         task = Task(graded, {}, model.forward)
         batch = put_batch(batch_of(items, n, batch_shards(mesh)), mesh)
         run = jax.jit(lambda p, r, b: value_and_grad(task, p, b, ref_params=r))
-        (loss, _), grad = run(params, ref, batch)
+        found = run(params, ref, batch)
         dense = jax.jit(jax.value_and_grad(lambda p: dense_loss(graded, {}, model, p, ref, items)))(
             params
         )
-    assert_same((loss, grad), dense)
+    assert_same((found.loss, found.grads), dense)
 
 
 def write_graded(inputs, folder, preference):
@@ -127,7 +127,7 @@ def test_a_column_out_of_its_range_is_refused_before_training(known, inputs, tmp
     recipe = h.recipe(inputs, tmp_path / "run", "graded", **changes)
     message = (
         r"graded\.jsonl line 4: preference must lie between 0 and 1; got preference 1\.5; "
-        "mend or drop the row"
+        "correct or drop the row"
     )
     with pytest.raises(UserError, match=message):
         h.run(recipe, h.one_device())

@@ -22,6 +22,7 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.run.evaluate import evaluator
 from jaxalign.settings import Mesh
 from jaxalign.update.forward import Task
+from jaxalign.update.step import Fixed
 
 N = 11
 ONE = one_device()
@@ -57,7 +58,7 @@ def evaluated(batch_size, microbatches=1, chunks=1, mesh=ONE, names=ALL, objecti
     )
     task = Task(OBJECTIVES[objective], {}, model.forward)
     with jax.set_mesh(mesh):
-        return evaluator(task, mesh, ref_params, diagnostics=names)(
+        return evaluator(task, mesh, Fixed(reference=ref_params), names)(
             params, None, loader.sequential()
         )
 

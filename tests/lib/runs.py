@@ -119,9 +119,12 @@ def run(recipe: Recipe, mesh: jax.sharding.Mesh) -> str:
     return out.getvalue()
 
 
+QUIET = Console(quiet=True)
+
+
 def prepared(recipe: Recipe, name: str, mesh: jax.sharding.Mesh) -> Any:
     """A stage made ready, starting from the recipe's own model."""
-    return prepare(recipe, name, Path(recipe.model.path), mesh, Console(file=io.StringIO()))
+    return prepare(recipe, name, Path(recipe.model.path), mesh, QUIET)
 
 
 def tensors(folder: Path) -> dict[str, Any]:

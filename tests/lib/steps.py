@@ -20,7 +20,7 @@ from jaxalign.models.decoder import build
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.update.forward import Task, sequence_stats
-from jaxalign.update.step import value_and_grad
+from jaxalign.update.gradient import value_and_grad
 
 B = 8
 T = 16
@@ -237,8 +237,8 @@ def gradient(name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached
         state = objective.init_state() if objective.init_state else None
         run = jax.jit(lambda p, r, b: value_and_grad(task, p, b, state=state, ref_params=r))
         live = None if cached or not objective.uses_ref else ref_params
-        (loss, (_, state)), grads = run(params, live, put_batch(batch, mesh))
-    return jax.tree.map(np.asarray, (loss, grads, state))
+        found = run(params, live, put_batch(batch, mesh))
+    return jax.tree.map(np.asarray, (found.loss, found.grads, found.state))
 
 
 def assert_same(got, want):

@@ -23,8 +23,9 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.run.evaluate import evaluator
 from jaxalign.settings import Lora
 from jaxalign.update.forward import Task, sequence_stats
+from jaxalign.update.gradient import value_and_grad
 from jaxalign.update.state import abstract_state, initial_state
-from jaxalign.update.step import train_step, value_and_grad
+from jaxalign.update.step import Fixed, train_step
 
 NEOX = {
     "model_type": "gpt_neox",
@@ -105,11 +106,11 @@ def gradient(name, family="llama", *, mesh=None, n=1, remat="none", cached=False
             batch = batch._replace(ref={k: np.asarray(v)[None] for k, v in ref.items()})
         state = objective.init_state() if objective.init_state else None
         run = jax.jit(
-            lambda p, r, b, f: value_and_grad(task.beside(f), p, b, state=state, ref_params=r)
+            lambda p, r, b, f: value_and_grad(task.with_base(f), p, b, state=state, ref_params=r)
         )
         live = None if cached or not objective.uses_ref else {}
-        (loss, _), grads = run(adapters, live, put_batch(batch, mesh), frozen)
-    return jax.tree.map(np.asarray, (loss, grads))
+        found = run(adapters, live, put_batch(batch, mesh), frozen)
+    return jax.tree.map(np.asarray, (found.loss, found.grads))
 
 
 @pytest.mark.parametrize("family", SOME)
@@ -195,14 +196,14 @@ def trained(model, *, frozen=None, steps=3):
 
         @functools.partial(jax.jit, donate_argnums=0)
         def update(state, batch, frozen):
-            return train_step(task.beside(frozen), tx, state, batch, {})
+            return train_step(task, tx, state, batch, Fixed(frozen, {}))
 
         losses = []
         for _ in range(steps):
             state, out = update(
                 state, put_batch(batch_of(items, 2, batch_shards(mesh)), mesh), frozen
             )
-            losses.append(float(out["loss"]))
+            losses.append(float(out.loss))
     return state, losses, frozen
 
 
@@ -250,7 +251,7 @@ def test_no_gradient_of_the_base_is_formed(remat):
         return {(p, s) for p, s in found if p in ("dot_general", "scan", "while") and s in big}
 
     task = Task(OBJECTIVES["dpo"], {}, model.forward, trains_head=False)
-    ours = task.beside(frozen)
+    ours = task.with_base(frozen)
     assert formed(ours, adapters, {}) == set()
     assert formed(Task(OBJECTIVES["dpo"], {}, model.base.forward), frozen, frozen) != set()
 
@@ -261,7 +262,7 @@ def test_evaluation_takes_the_base_as_an_argument():
     task = Task(OBJECTIVES["dpo"], {}, model.forward, trains_head=False)
     batches = [batch_of(some_examples("Pairs", B))]
     with jax.set_mesh(model.mesh):
-        loss = evaluator(task, model.mesh, {}, frozen)(adapters, None, batches)["loss"]
+        loss = evaluator(task, model.mesh, Fixed(frozen, {}))(adapters, None, batches)["loss"]
     assert loss == pytest.approx(float(dense("dpo", "llama")[0]), rel=1e-5)
 
 

@@ -23,7 +23,7 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe.read import parse
 from jaxalign.settings import Lora
 from jaxalign.update.forward import Task
-from jaxalign.update.step import value_and_grad
+from jaxalign.update.gradient import value_and_grad
 
 pytestmark = pytest.mark.slow
 
@@ -92,9 +92,9 @@ def gradient(kind, mesh, name="dpo"):
     batch = batch_of(some_examples("Pairs", B), 2, batch_shards(mesh))
     task = Task(objective, {}, model.forward)
     with jax.set_mesh(mesh):
-        run = jax.jit(lambda p, b, f: value_and_grad(task.beside(f), p, b, ref_params={}))
-        (loss, _), grads = run(adapters, put_batch(batch, mesh), kept(params, kind))
-    return jax.tree.map(np.asarray, (loss, grads))
+        run = jax.jit(lambda p, b, f: value_and_grad(task.with_base(f), p, b, ref_params={}))
+        found = run(adapters, put_batch(batch, mesh), kept(params, kind))
+    return jax.tree.map(np.asarray, (found.loss, found.grads))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
 from jaxalign.run.checkpoint import Checkpoints
 from jaxalign.settings import Mesh
-from jaxalign.update.step import TrainState
+from jaxalign.update.state import TrainState
 
 
 def state(value, sharding=None):

@@ -16,6 +16,7 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.run.evaluate import evaluator, means
 from jaxalign.settings import Mesh
 from jaxalign.update.forward import Task
+from jaxalign.update.step import Fixed
 
 N = 11
 ONE = h.one_device()
@@ -50,7 +51,9 @@ def evaluate(name, *, batch_size, microbatches=1, mesh=ONE, state=None):
     )
     with jax.set_mesh(mesh):
         run = evaluator(
-            Task(objective, {}, model.forward), mesh, ref_params if objective.uses_ref else None
+            Task(objective, {}, model.forward),
+            mesh,
+            Fixed(reference=ref_params if objective.uses_ref else None),
         )
         return run(params, state, loader.sequential())
 

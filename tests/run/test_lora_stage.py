@@ -104,7 +104,7 @@ def test_going_on_gives_the_same_bits(finished, tmp_path):
         path.unlink() if path.is_file() else shutil.rmtree(path)
     again = h.replaced(read(recipe, []), ours)
     text = h.run(again, h.one_device())
-    assert "goes on after update 4 of 6" in text
+    assert "resumes after update 4 of 6" in text
     chex.assert_trees_all_equal(adapter(ours / "dpo"), adapter(folder / "dpo"))
     chex.assert_trees_all_equal(
         h.tensors(ours / "dpo" / "model"), h.tensors(folder / "dpo" / "model")

@@ -134,7 +134,7 @@ def test_sigterm_to_one_process_saves_and_stops_both_and_both_go_on(
     assert h.sealed(path.parent)[-1] < STEPS
     done = finish(start(cache, *command))
     assert [code for code, _, _ in done] == [0, 0], done
-    assert "bco: goes on after update" in done[0][1]
+    assert "bco: resumes after update" in done[0][1]
     for stage in STAGES:
         ours, theirs = (h.tensors(run / stage / "model") for run in (tmp_path / "run", double[0]))
         chex.assert_trees_all_equal(ours, theirs)

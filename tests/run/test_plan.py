@@ -9,7 +9,7 @@ from lib import runs as h
 from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
 from jaxalign.run import plan, train
-from jaxalign.run.stage import frozen_params
+from jaxalign.run.weights import fixed_weights
 
 MESH = h.one_device()
 
@@ -35,7 +35,7 @@ def limited(monkeypatch, limit):
 def sizes(inputs, run, *microbatches, mesh=MESH, name="dpo", **changes):
     """Bytes of an update by the number of microbatches."""
     prepared = h.prepared(auto(inputs, run, name, **changes), name, mesh)
-    return [plan.update_bytes(plan._with(prepared, n)) for n in microbatches]
+    return [plan.update_bytes(prepared.with_microbatches(n)) for n in microbatches]
 
 
 def planned(run, stage="dpo"):
@@ -46,8 +46,8 @@ def planned(run, stage="dpo"):
 
 def shapes(recipe, microbatches, mesh=MESH):
     """The leading axes [n, S] of the batches of a stage that was settled."""
-    prepared = plan.settled(h.prepared(recipe, "dpo", mesh))
-    assert prepared.stage.microbatches == microbatches
+    prepared = plan.settled(h.prepared(recipe, "dpo", mesh), h.QUIET)
+    assert prepared.settings.microbatches == microbatches
     return prepared.loader(prepared.train).batch(0).ids.shape[:2]
 
 
@@ -57,7 +57,7 @@ def shapes(recipe, microbatches, mesh=MESH):
 def test_a_batch_to_plan_with_has_the_statistics_of_both_references(inputs, tmp_path):
     for mode, names in (("cached", {"logp"}), ("live", set())):
         recipe = h.recipe(inputs, tmp_path / mode, "inpo", stages__inpo__reference__mode=mode)
-        batch = plan._costliest(h.prepared(recipe, "inpo", MESH))
+        batch = plan.costliest_batch(h.prepared(recipe, "inpo", MESH))
         assert set(batch.ref) == names
         assert set(batch.start) == {"logp"}
 
@@ -68,7 +68,7 @@ def test_the_batch_to_plan_with_is_the_largest(inputs, tmp_path):
     prepared = h.prepared(recipe, "dpo", MESH)
     loader = prepared.loader(prepared.train)
     assert len({shape.rows * shape.row_length for shape in loader.shapes}) > 1
-    batch = plan._costliest(prepared)
+    batch = plan.costliest_batch(prepared)
     largest = max(loader.shapes, key=lambda shape: shape.rows * shape.row_length + shape.scored)
     assert batch.ids.shape[2:] == batch.segment.shape[2:] == largest[:2]
     assert batch.target.shape[2:] == batch.slot.shape[2:] == largest[2:]
@@ -102,7 +102,7 @@ def test_cpu_devices_share_the_memory_of_the_machine():
 
 def test_a_number_in_the_recipe_is_left_alone(inputs, tmp_path):
     prepared = h.prepared(h.recipe(inputs, tmp_path, "dpo"), "dpo", MESH)
-    assert plan.settled(prepared) is prepared
+    assert plan.settled(prepared, h.QUIET) is prepared
     assert not (tmp_path / "dpo").exists()
 
 
@@ -135,11 +135,11 @@ def test_the_base_of_adapters_is_an_argument_with_the_shardings_of_the_loaded_on
     lora = {"rank": 2, "quantize": quantize}
     mesh = make_mesh(h.Mesh(fsdp=2, tensor=2), jax.devices()[:4])
     prepared = h.prepared(auto(inputs, tmp_path, stages__dpo__lora=lora), "dpo", mesh)
-    loaded = frozen_params(prepared)
+    loaded = fixed_weights(prepared).base
     expected = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), loaded)
-    found = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), plan._frozen(prepared))
+    found = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), plan._base(prepared))
     assert found == expected
-    assert plan.update_bytes(plan._with(prepared, 1)) > 0
+    assert plan.update_bytes(prepared.with_microbatches(1)) > 0
 
 
 # A run
@@ -166,7 +166,7 @@ def test_a_run_trains_with_the_fewest_that_fit_and_goes_on_with_them(
     assert found["bytes"]["1"] > found["limit"] >= found["bytes"]["2"]
     monkeypatch.setattr(plan, "update_bytes", lambda prepared: 1 / 0)  # is not asked again
     printed = h.run(recipe, MESH)
-    assert "goes on after update 6 of 6" in printed
+    assert "resumes after update 6 of 6" in printed
     assert "an update takes" not in printed
     assert shapes(recipe, 2) == (2, 1)
     assert "microbatches: auto" in (tmp_path / "run" / "recipe.yaml").read_text()

@@ -12,7 +12,8 @@ from jaxalign.data.pack import CachedStats
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
 from jaxalign.run import reference
-from jaxalign.run.stage import cached_reference, prepare, reference_forward
+from jaxalign.run.reference import cached_reference, reference_forward
+from jaxalign.run.stage import prepare
 from jaxalign.update.forward import cached_stats, sequence_stats
 
 MESH = h.one_device()
@@ -113,7 +114,7 @@ def test_a_pass_over_the_same_batch_gives_the_same_bits(stage, forward, cached):
 
 
 def test_a_short_last_part_is_whole(stage):
-    held_out = cached_reference(stage, "held_out")
+    held_out = cached_reference(stage, "held_out", h.QUIET)
     batches = list(stage.loader(stage.held_out, held_out).sequential())
     assert len(batches) == 2
     for batch in batches:
@@ -225,22 +226,22 @@ def test_what_the_statistics_depend_on_is_in_the_fingerprint(stage, inputs, tmp_
     other = h.copy_folder(inputs / "model", tmp_path / "other")
     h.edit_tensors(other, lambda tensors: tensors["model.norm.weight"].__imul__(1.5))
     run = tmp_path / "run"
-    cached_reference(h.prepared(h.recipe(inputs, run, "slpo"), "slpo", MESH), "train")
+    cached_reference(h.prepared(h.recipe(inputs, run, "slpo"), "slpo", MESH), "train", h.QUIET)
     changes = json.loads(json.dumps(CHANGES[key]).replace('"other"', json.dumps(str(other))))
     changed = h.prepared(h.recipe(inputs, run, "slpo", **changes), "slpo", MESH)
     with pytest.raises(UserError, match=rf"is stale[^\n]*\n[^\n]*\n +{key} "):
-        cached_reference(changed, "train")
+        cached_reference(changed, "train", h.QUIET)
 
 
 def test_the_tokenizer_is_in_the_fingerprint(inputs, tmp_path):
     recipe = h.recipe(inputs, tmp_path / "run", "slpo")
-    cached_reference(h.prepared(recipe, "slpo", MESH), "train")
+    cached_reference(h.prepared(recipe, "slpo", MESH), "train", h.QUIET)
     other = h.copy_folder(inputs / "model", tmp_path / "other")
     file = other / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": "{{ messages }}"}))
     changed = prepare(recipe, "slpo", other, MESH, Console(file=io.StringIO()))
     with pytest.raises(UserError, match=r"\n +tokenizer "):
-        cached_reference(changed, "train")
+        cached_reference(changed, "train", h.QUIET)
 
 
 @pytest.mark.slow

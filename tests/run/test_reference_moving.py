@@ -11,7 +11,7 @@ from lib import runs as h
 from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
 from jaxalign.settings import Mesh, Reference
-from jaxalign.update.step import followed
+from jaxalign.update.step import moved_reference
 
 pytestmark = pytest.mark.slow
 
@@ -46,13 +46,13 @@ def losses(lines):
 @pytest.mark.parametrize(("step", "mix", "after"), [(4, 0.6, 1.6), (3, 0.6, 1.0), (4, 1.0, 2.0)])
 def test_the_reference_moves_at_every_few_updates(step, mix, after):
     settings = Reference(mode="live", every=2, mix=mix)
-    out = followed({"w": jnp.ones(2)}, {"w": jnp.full(2, 2.0)}, jnp.int32(step), settings)
+    out = moved_reference({"w": jnp.ones(2)}, {"w": jnp.full(2, 2.0)}, jnp.int32(step), settings)
     np.testing.assert_allclose(out["w"], after, rtol=1e-6)
 
 
 def test_a_reference_in_half_precision_keeps_its_dtype():
     half = {"w": jnp.ones(2, jnp.bfloat16)}
-    out = followed(half, half, jnp.int32(1), Reference(mode="live", every=1))
+    out = moved_reference(half, half, jnp.int32(1), Reference(mode="live", every=1))
     assert out["w"].dtype == jnp.bfloat16
 
 

@@ -12,7 +12,8 @@ from jaxalign.core.types import Pairs
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.inpo import inpo
-from jaxalign.run.stage import cached_reference, prepare
+from jaxalign.run.reference import cached_reference
+from jaxalign.run.stage import prepare
 from jaxalign.update.forward import cached_stats
 
 MESH = h.one_device()
@@ -31,12 +32,12 @@ def other(inputs, tmp_path):
 
 def prepared(inputs, folder, **changes):
     recipe = h.recipe(inputs, folder / "run", "inpo", **changes)
-    return prepare(recipe, "inpo", inputs / "model", MESH, Console(file=io.StringIO(), width=400))
+    return prepare(recipe, "inpo", inputs / "model", MESH, h.QUIET)
 
 
-def logps(stage, split="train"):
+def logps(stage, split="train", console=h.QUIET):
     """The flat log-probabilities under the reference and under the start."""
-    found = cached_reference(stage, split)
+    found = cached_reference(stage, split, console)
     assert set(found.ref) <= {"logp"}
     assert set(found.start) == {"logp"}
     return found.ref.get("logp"), found.start["logp"]
@@ -52,8 +53,9 @@ def test_the_start_is_not_the_reference_where_that_has_a_path(inputs, other, tmp
 
 def test_each_has_a_folder_of_its_own(inputs, other, tmp_path):
     stage = prepared(inputs, tmp_path, **{REFERENCE: str(other)})
-    logps(stage)
-    said = stage.console.file.getvalue()
+    console = Console(file=io.StringIO(), width=400)
+    logps(stage, console=console)
+    said = console.file.getvalue()
     assert f"reference pass over train data with {other}" in said
     assert f"start pass over train data with {inputs / 'model'}" in said
     assert (stage.folder / "reference" / "train" / "fingerprint.json").exists()
@@ -69,8 +71,9 @@ def test_one_pass_is_enough_where_they_are_the_same(inputs, tmp_path):
 def test_a_second_call_reads_what_the_first_one_wrote(inputs, other, tmp_path):
     before = logps(prepared(inputs, tmp_path, **{REFERENCE: str(other)}))
     stage = prepared(inputs, tmp_path, **{REFERENCE: str(other)})
-    after = logps(stage)
-    assert "pass over" not in stage.console.file.getvalue()
+    console = Console(file=io.StringIO(), width=400)
+    after = logps(stage, console=console)
+    assert console.file.getvalue() == ""
     np.testing.assert_array_equal(before, after)
 
 
@@ -83,7 +86,7 @@ def test_a_start_that_has_changed_is_refused(inputs, other, tmp_path):
     ))  # fmt: skip
     stage = prepare(recipe, "inpo", moved, MESH, Console(file=io.StringIO(), width=400))
     with pytest.raises(UserError, match=r"start/train is stale"):
-        cached_reference(stage, "train")
+        cached_reference(stage, "train", h.QUIET)
 
 
 def test_the_start_is_cached_beside_a_live_reference(inputs, tmp_path):
@@ -94,12 +97,12 @@ def test_the_start_is_cached_beside_a_live_reference(inputs, tmp_path):
 
 def test_an_objective_without_start_has_none(inputs, tmp_path):
     stage = h.prepared(h.recipe(inputs, tmp_path / "run", "dpo"), "dpo", MESH)
-    assert cached_reference(stage, "train").start == {}
+    assert cached_reference(stage, "train", h.QUIET).start == {}
 
 
 def test_a_batch_keeps_them_apart(inputs, other, tmp_path):
     stage = prepared(inputs, tmp_path, **{REFERENCE: str(other)})
-    batch = stage.loader(stage.train, cached_reference(stage, "train")).batch(0)
+    batch = stage.loader(stage.train, cached_reference(stage, "train", h.QUIET)).batch(0)
     ref, start = (cached_stats(token, batch.mask) for token in (batch.ref, batch.start))
     assert set(ref.token) == set(start.token) == {"logp"}
     assert np.abs(ref.logp - start.logp).max() > 0.1
@@ -121,7 +124,7 @@ def test_a_recipe_trains_from_two_references(inputs, other, tmp_path, mode):
     stage = prepared(
         inputs, tmp_path / "b", **changes | {"stages__inpo__reference__mode": "cached"}
     )
-    batch = stage.loader(stage.train, cached_reference(stage, "train")).batch(0)
+    batch = stage.loader(stage.train, cached_reference(stage, "train", h.QUIET)).batch(0)
     start, ref = (cached_stats(token, batch.mask) for token in (batch.start, batch.ref))
     gap = np.asarray(start.logp - ref.logp)[0, 0]
     want = (((gap[:, 0] - gap[:, 1]) / 3 - 5.0) ** 2).mean()

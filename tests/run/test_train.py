@@ -16,6 +16,7 @@ from jaxalign.errors import RunError, UserError
 from jaxalign.hf.load import load_params
 from jaxalign.recipe.read import dump
 from jaxalign.run import train
+from jaxalign.run.evaluate import evaluator
 from jaxalign.run.export import newest_state
 from jaxalign.run.tracking import Tracker
 
@@ -244,7 +245,7 @@ def test_sigterm_saves_and_the_resumed_run_ends_bit_equal(finished, at_log, tmp_
     with pytest.raises(train.Stopped, match="dpo: stopped and saved after update 4"):
         h.run(ours, MESH)
     assert h.sealed(tmp_path / "run" / "dpo")[-1] == 4
-    assert "goes on after update 4 of 6" in h.run(ours, MESH)
+    assert "resumes after update 4 of 6" in h.run(ours, MESH)
     assert_same_models(tmp_path / "run", folder, "sft", "dpo")
 
 
@@ -255,7 +256,7 @@ def test_a_run_that_crashed_between_saves_ends_bit_equal(finished, at_log, tmp_p
     at_log("dpo", 5, crash)
     with pytest.raises(Crash):
         h.run(again, MESH)
-    assert "goes on after update 4 of 6" in h.run(again, MESH)
+    assert "resumes after update 4 of 6" in h.run(again, MESH)
     assert_same_models(tmp_path / "run", folder, "dpo")
     for stage in h.STEPS:
         ours, theirs = (h.metrics(run / stage) for run in (tmp_path / "run", folder))
@@ -268,13 +269,17 @@ def test_sigterm_in_the_last_evaluation_does_not_start_the_next_stage(
     recipe = h.recipe(
         inputs, tmp_path / "run", stages__sft__data__eval_path=f"{inputs}/held_out.jsonl"
     )
-    evaluation = train.Loop._evaluation
 
-    def terminated(self, state):
-        terminate()
-        return evaluation(self, state)
+    def terminating(*args):
+        evaluate = evaluator(*args)
 
-    monkeypatch.setattr(train.Loop, "_evaluation", terminated)
+        def run(*args):
+            terminate()
+            return evaluate(*args)
+
+        return run
+
+    monkeypatch.setattr(train, "evaluator", terminating)
     with pytest.raises(train.Stopped, match="sft: stopped and saved after update 4"):
         h.run(recipe, MESH)
     assert not (tmp_path / "run" / "dpo").exists()

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.core import stats
-from jaxalign.update.head import sum_over_chunks, token_stats
+from jaxalign.update.gradient import sum_over_chunks
+from jaxalign.update.head import token_stats
 
 NEEDS = (stats.logp, stats.log_complement)
 
@@ -50,7 +51,7 @@ def chunked(g, dtype="float32"):
     hidden, head = hidden.astype(dtype), head.astype(dtype)
     chunks = cut(target), cut(weight)
     out = jax.jit(lambda h, w: sum_over_chunks(weighted_sum, h, w, chunks))(cut(hidden), head)
-    (value, logp), (d_hidden, d_head) = out
+    value, logp, d_hidden, d_head = out
     logp, d_hidden = (jnp.moveaxis(x, 0, 1).reshape(2, 10, -1) for x in (logp, d_hidden))
     return value, logp[..., 0], d_hidden, d_head
 

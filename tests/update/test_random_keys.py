@@ -14,7 +14,7 @@ from jaxalign.core.stats import reduce_tokens
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.update.forward import Task
-from jaxalign.update.step import value_and_grad
+from jaxalign.update.gradient import value_and_grad
 
 SAMPO = OBJECTIVES["sampo"]
 
@@ -48,7 +48,7 @@ def updates(step, n=1, devices=1, seed=0):
         params, ref = parameters(model, 0), parameters(model, 1)
         batch = put_batch(batch_of(some_examples("Pairs", B), n, batch_shards(mesh)), mesh)
         of = Task(SAMPO, {}, model.forward, seed=seed)
-        run = jax.jit(lambda p, r, b, s: value_and_grad(of, p, b, ref_params=r, step=s)[0][0])
+        run = jax.jit(lambda p, r, b, s: value_and_grad(of, p, b, ref_params=r, step=s).loss)
         return float(run(params, ref, batch, jnp.int32(step)))
 
 

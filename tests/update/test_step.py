@@ -24,14 +24,9 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.update import step
 from jaxalign.update.forward import Task
-from jaxalign.update.state import abstract_state
-from jaxalign.update.step import (
-    TrainState,
-    eval_step,
-    jitted_step,
-    train_step,
-    weighted_mean,
-)
+from jaxalign.update.loss import weighted_sum
+from jaxalign.update.state import TrainState, abstract_state
+from jaxalign.update.step import Fixed, eval_step, jitted_step, train_step
 
 # One objective of each kind: per token, paired, coupled with state or frozen rows, ranked, with
 # context that is not scored, with a reward head.
@@ -157,11 +152,11 @@ def trained(n, steps=3):
         tx = optax.adamw(1e-2)
         state = TrainState(params, tx.init(params), jnp.int32(0), None)
         task = Task(objective, {}, model.forward)
-        step = jax.jit(lambda s, b, r: train_step(task, tx, s, b, r))
+        step = jax.jit(lambda s, b, r: train_step(task, tx, s, b, Fixed(reference=r)))
         losses = []
         for _ in range(steps):
             state, out = step(state, put_batch(batch_of(items, n), mesh), ref_params)
-            losses.append(float(out["loss"]))
+            losses.append(float(out.loss))
     return state, losses
 
 
@@ -182,8 +177,8 @@ def test_evaluation_adds_up_to_the_loss_of_the_whole_data():
         task = Task(objective, {}, model.forward)
 
         def run(items):
-            out = eval_step(task, params, None, put_batch(batch_of(items), mesh), ref_params)
-            return np.asarray(out["terms"], np.float64)
+            sums, _ = eval_step(task, params, None, put_batch(batch_of(items), mesh), ref_params)
+            return np.asarray(sums.terms, np.float64)
 
         whole = run(items)
         parts = run(items[:6]) + run([*items[6:], None, None, None, None])
@@ -192,7 +187,7 @@ def test_evaluation_adds_up_to_the_loss_of_the_whole_data():
 
 def test_a_metric_is_averaged_over_the_examples_that_have_it():
     values = jnp.array([1.0, jnp.nan, 5.0, 9.0])
-    total, count = weighted_mean(values, jnp.array([1.0, 1.0, 1.0, 0.0]))
+    total, count = weighted_sum(values, jnp.array([1.0, 1.0, 1.0, 0.0]))
     assert (float(total), float(count)) == (6.0, 2.0)
 
 
@@ -209,6 +204,6 @@ def test_the_update_is_compiled_with_the_options_of_its_mesh(monkeypatch):
     abstract = abstract_state(model, tx, OBJECTIVES["sft"])
     batch = put_batch(batch_of(some_examples("Demos", B)), mesh)
     with jax.set_mesh(mesh):
-        lowered = jitted_step(task, tx, abstract, mesh).lower(abstract, batch, None, None)
+        lowered = jitted_step(task, tx, abstract, mesh).lower(abstract, batch, Fixed())
         with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
             lowered.compile()
