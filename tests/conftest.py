@@ -12,12 +12,13 @@ import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAXALIGN_TEST_PLATFORM", "cpu")
-# Tests compile much and run little: without fusion emitters, a choice until 0.10, in half the time.
+# Tests compile much and run little: without fusion emitters (an option of jaxlib 0.10) they take
+# half the time.
 FLAGS = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
-# Programs that several tests share, in one process of pytest or several, are compiled once.
+# One cache for all processes of pytest: each program is compiled once.
 CACHE = os.environ.get("JAXALIGN_TEST_CACHE")
 if CACHE is None:
     CACHE = os.environ["JAXALIGN_TEST_CACHE"] = tempfile.mkdtemp(prefix="jaxalign-tests-")
@@ -36,8 +37,8 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory):
-    """`source(name, **options)` is the folder of a random Hugging Face checkpoint, written once."""
+def hf_checkpoint(tmp_path_factory):
+    """`hf_checkpoint(name, **options)`: the folder of a random checkpoint, written once."""
     from lib.checkpoints import checkpoint
 
     @functools.cache
@@ -50,33 +51,38 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture
-def copy(source, tmp_path):
+def damaged_checkpoint(hf_checkpoint, tmp_path):
     """A copy of the small Llama checkpoint, to damage."""
-    return shutil.copytree(source("llama-gqa"), tmp_path / "copy")
+    return shutil.copytree(hf_checkpoint("llama-gqa"), tmp_path / "damaged")
 
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory):
+    """The folder of a small model and its data; tests leave it as it is."""
     return h.write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory):
+def compile_cache(tmp_path_factory):
+    """The folder of compiled programs that the processes of all tests share."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
-def trained(inputs, cache, tmp_path_factory):
-    """A finished run, its recipe, and the process that made it."""
+def trained(inputs, compile_cache, tmp_path_factory):
+    """A finished run, its recipe, and the finished process."""
     folder = tmp_path_factory.mktemp("trained")
     held_out = {"stages__dpo__data__eval_path": f"{inputs}/held_out.jsonl"}
     recipe = h.write_recipe(folder / "recipe.yaml", h.values(inputs, folder / "run", **held_out))
-    return folder / "run", recipe, h.cli("train", recipe, cache=cache)
+    return folder / "run", recipe, h.cli("train", recipe, cache=compile_cache)
 
 
 @pytest.fixture(scope="session")
-def endless(inputs, cache, tmp_path_factory):
-    """`endless(number)` is a run too long to finish, its recipe, and how it took a signal."""
+def running_forever(inputs, compile_cache, tmp_path_factory):
+    """`running_forever(signal)`: a run without end, sent a signal after its first checkpoint.
+
+    Returns its folder, recipe, exit code and standard error.
+    """
 
     def start(number):
         folder = tmp_path_factory.mktemp("endless")
@@ -84,7 +90,7 @@ def endless(inputs, cache, tmp_path_factory):
         recipe = h.write_recipe(folder / "recipe.yaml", values)
         process = subprocess.Popen(
             h.command("train", recipe),
-            env=h.environment(cache),
+            env=h.environment(compile_cache),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -100,14 +106,14 @@ def endless(inputs, cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def stopped(endless):
-    """A run that SIGTERM has stopped."""
-    return endless(signal.SIGTERM)
+def stopped(running_forever):
+    """A run stopped by SIGTERM."""
+    return running_forever(signal.SIGTERM)
 
 
 @pytest.fixture
-def run(capsys):
-    """`run(*argv)`: (exit code, standard output, standard error), in this process."""
+def jaxalign_command(capsys):
+    """`jaxalign_command(*argv)`: (exit code, standard output, standard error), in this process."""
 
     def call(*argv):
         try:
@@ -121,11 +127,11 @@ def run(capsys):
 
 
 @pytest.fixture
-def refused(run):
+def refused(jaxalign_command):
     """`refused(*argv)`: the one error line of a command that exits with 2."""
 
     def call(*argv):
-        code, _, err = run(*argv)
+        code, _, err = jaxalign_command(*argv)
         assert code == 2, err
         assert err.startswith("jaxalign: ")
         assert err.count("jaxalign: ") == 1

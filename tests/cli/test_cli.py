@@ -27,9 +27,9 @@ def test_train_ends_with_0_and_says_where_the_model_is(trained):
     assert f"dpo: model written to {folder}/dpo/model" in process.stdout
 
 
-def test_evaluate_prints_the_metrics_of_the_last_evaluation(trained, run):
+def test_evaluate_prints_the_metrics_of_the_last_evaluation(trained, jaxalign_command):
     folder, recipe, _ = trained
-    code, out, _ = run("evaluate", recipe)
+    code, out, _ = jaxalign_command("evaluate", recipe)
     assert code == 0
     printed = dict(re.findall(r"^(\S+) +(-?[\d.e-]+) *$", out, re.MULTILINE))
     last = h.metrics(folder / "dpo")[-1]
@@ -38,9 +38,9 @@ def test_evaluate_prints_the_metrics_of_the_last_evaluation(trained, run):
         assert float(printed[name]) == pytest.approx(last[f"eval/{name}"], rel=1e-4)
 
 
-def test_evaluate_takes_another_checkpoint(trained, run):
+def test_evaluate_takes_another_checkpoint(trained, jaxalign_command):
     folder, recipe, _ = trained
-    code, out, _ = run("evaluate", recipe, "--checkpoint", folder / "sft" / "model")
+    code, out, _ = jaxalign_command("evaluate", recipe, "--checkpoint", folder / "sft" / "model")
     assert code == 0
     # The reference itself.
     loss = re.search(r"^loss +([\d.]+)", out, re.MULTILINE)
@@ -48,31 +48,33 @@ def test_evaluate_takes_another_checkpoint(trained, run):
     assert float(loss[1]) == pytest.approx(math.log(2), abs=1e-5)
 
 
-def test_generate_prints_one_json_line(trained, run):
+def test_generate_prints_one_json_line(trained, jaxalign_command):
     model = trained[0] / "dpo" / "model"
-    code, out, _ = run("generate", model, "--prompt", "1+1=", "--max-new", 4, "--dtype", "float32")
+    code, out, _ = jaxalign_command(
+        "generate", model, "--prompt", "1+1=", "--max-new", 4, "--dtype", "float32"
+    )
     assert code == 0
     record = json.loads(out)
     assert record["prompt"] == "1+1="
     assert isinstance(record["answer"], str)
 
 
-def test_generate_answers_every_prompt_of_a_file(trained, run, inputs, tmp_path):
+def test_generate_answers_every_prompt_of_a_file(trained, jaxalign_command, inputs, tmp_path):
     model = trained[0] / "dpo" / "model"
     out = tmp_path / "out.jsonl"
     prompts = ["1+1=", "2+2=", "0+5="]
     h.write_rows(tmp_path / "prompts.jsonl", [{"prompt": p} for p in prompts])
     files = ("--prompts", tmp_path / "prompts.jsonl", "--out", out)
     how = ("--max-new", 4, "--temperature", 0, "--dtype", "float32", "--batch-size", 8)
-    assert run("generate", model, *files, *how)[:2] == (0, "")
+    assert jaxalign_command("generate", model, *files, *how)[:2] == (0, "")
     assert [json.loads(line)["prompt"] for line in out.read_text().splitlines()] == prompts
 
 
-def test_reference_writes_what_training_reads(trained, run, tmp_path):
+def test_reference_writes_what_training_reads(trained, jaxalign_command, tmp_path):
     folder, recipe, _ = trained
     ours = h.copy_folder(folder, tmp_path / "run")
     shutil.rmtree(ours / "dpo" / "reference")
-    code, out, _ = run("reference", recipe, "--run.dir", ours)
+    code, out, _ = jaxalign_command("reference", recipe, "--run.dir", ours)
     assert code == 0
     assert f"reference statistics are in {ours}/dpo/reference" in out
     for part in (folder / "dpo" / "reference").rglob("part-*.npz"):
@@ -81,9 +83,11 @@ def test_reference_writes_what_training_reads(trained, run, tmp_path):
                 np.testing.assert_allclose(again[name], theirs[name], atol=1e-5)
 
 
-def test_export_writes_the_newest_checkpoint_of_an_unfinished_stage(stopped, run, tmp_path):
+def test_export_writes_the_newest_checkpoint_of_an_unfinished_stage(
+    stopped, jaxalign_command, tmp_path
+):
     folder, recipe, *_ = stopped
-    code, out, _ = run("export", recipe, "--out", tmp_path / "model")
+    code, out, _ = jaxalign_command("export", recipe, "--out", tmp_path / "model")
     assert code == 0
     assert f"the model after update {h.sealed(folder / 'sft')[-1]} is in" in out
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -93,23 +97,23 @@ def test_export_writes_the_newest_checkpoint_of_an_unfinished_stage(stopped, run
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(run, command):
-    code, out, err = run(command, "--help")
+def test_every_command_has_help(jaxalign_command, command):
+    code, out, err = jaxalign_command(command, "--help")
     assert code == 0
     assert f"jaxalign {command}" in out
     assert err == ""
 
 
-def test_help_lists_every_command(run):
-    code, out, _ = run("--help")
+def test_help_lists_every_command(jaxalign_command):
+    code, out, _ = jaxalign_command("--help")
     assert code == 0
     assert all(f"  {name} " in out for name in COMMANDS)
 
 
-def test_a_recipe_with_help_prints_every_field(trained, run, monkeypatch):
+def test_a_recipe_with_help_prints_every_field(trained, jaxalign_command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     _, recipe, _ = trained
-    code, out, _ = run("train", recipe, "--help")
+    code, out, _ = jaxalign_command("train", recipe, "--help")
     assert code == 0
     text = (trained[0] / "recipe.yaml").read_text()
     fields = set(re.findall(r"^ +([a-z_0-9]+): \S", text, re.MULTILINE)) - {"name"}
@@ -118,16 +122,16 @@ def test_a_recipe_with_help_prints_every_field(trained, run, monkeypatch):
     assert [f for f in fields if f".{f.replace('_', '-')}" not in out] == []
 
 
-def test_generate_with_help_prints_every_field(run):
-    code, out, _ = run("generate", "--help")
+def test_generate_with_help_prints_every_field(jaxalign_command):
+    code, out, _ = jaxalign_command("generate", "--help")
     assert code == 0
     flags = [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(Sampling)]
     assert [f for f in flags if f not in out and f not in ("--model", "--mesh")] == []
     assert "--mesh.fsdp" in out
 
 
-def test_no_command_is_an_error_that_shows_the_commands(run):
-    code, out, _ = run()
+def test_no_command_is_an_error_that_shows_the_commands(jaxalign_command):
+    code, out, _ = jaxalign_command()
     assert code == 2
     assert "evaluate" in out
 
@@ -143,24 +147,24 @@ def test_sigterm_saves_and_exits_with_143(stopped):
 
 
 @pytest.mark.slow
-def test_an_interrupt_saves_and_exits_with_130(endless):
-    folder, _, code, err = endless(signal.SIGINT)
+def test_an_interrupt_saves_and_exits_with_130(running_forever):
+    folder, _, code, err = running_forever(signal.SIGINT)
     assert code == 130
     assert GOES_ON in err
     assert h.sealed(folder / "sft")
 
 
-def test_a_loss_of_nan_exits_with_1(inputs, run, tmp_path):
+def test_a_loss_of_nan_exits_with_1(inputs, jaxalign_command, tmp_path):
     changes = {"optimizer": {"learning_rate": 1e30}, "steps": 3}
     values = h.values(inputs, tmp_path / "run", "sft")
     values["stages"]["sft"] |= changes
-    code, _, err = run("train", h.write_recipe(tmp_path / "recipe.yaml", values))
+    code, _, err = jaxalign_command("train", h.write_recipe(tmp_path / "recipe.yaml", values))
     assert code == 1
     assert re.match(r"jaxalign: update \d: loss .* not finite", err)
 
 
 @pytest.mark.slow
-def test_a_full_disk_exits_with_1_and_keeps_what_was_saved(stopped, cache, tmp_path):
+def test_a_full_disk_exits_with_1_and_keeps_what_was_saved(stopped, compile_cache, tmp_path):
     folder, recipe, *_ = stopped
     ours = h.copy_folder(folder, tmp_path / "run")
     saved = h.sealed(ours / "sft")
@@ -168,7 +172,7 @@ def test_a_full_disk_exits_with_1_and_keeps_what_was_saved(stopped, cache, tmp_p
     limited = ["sh", "-c", 'ulimit -f 64 && exec "$@"', "sh"]
     full = subprocess.run(
         [*limited, *h.command("train", recipe, "--run.dir", str(ours))],
-        env=h.environment(cache),
+        env=h.environment(compile_cache),
         capture_output=True,
         text=True,
         check=False,
@@ -180,7 +184,7 @@ def test_a_full_disk_exits_with_1_and_keeps_what_was_saved(stopped, cache, tmp_p
     assert f"the checkpoint of step {saved[-1]} is intact" in error
     assert h.sealed(ours / "sft") == saved
     out = str(tmp_path / "model")
-    again = h.cli("export", recipe, "--run.dir", str(ours), "--out", out, cache=cache)
+    again = h.cli("export", recipe, "--run.dir", str(ours), "--out", out, cache=compile_cache)
     assert f"the model after update {saved[-1]} is in {out}" in again.stdout, again.stderr
 
 

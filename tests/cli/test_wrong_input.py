@@ -83,8 +83,8 @@ def test_a_flag_out_of_range_is_one_error(trained, refused):
     assert "--stages.sft.steps" in error
 
 
-def test_an_unknown_flag_exits_with_2_and_shows_the_near_one(trained, run):
-    code, _, err = run("train", trained[1], "--stages.sft.stepz", "3")
+def test_an_unknown_flag_exits_with_2_and_shows_the_near_one(trained, jaxalign_command):
+    code, _, err = jaxalign_command("train", trained[1], "--stages.sft.stepz", "3")
     assert code == 2
     assert "--stages.sft.steps" in err
 
@@ -163,7 +163,7 @@ def test_a_truncated_gzip_file_is_one_error(inputs, refused, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tokenizer_without_a_pad_token_trains(inputs, run, tmp_path):
+def test_a_tokenizer_without_a_pad_token_trains(inputs, jaxalign_command, tmp_path):
     file = damage(inputs, tmp_path) / "tokenizer_config.json"
     config = json.loads(file.read_text())
     del config["pad_token"]
@@ -171,7 +171,7 @@ def test_a_tokenizer_without_a_pad_token_trains(inputs, run, tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(file.parent).pad_token is None
     path = str(file.parent)
     values = h.values(inputs, tmp_path / "run", "sft", model__path=path, stages__sft__steps=1)
-    code, _, err = run("train", h.write_recipe(tmp_path / "recipe.yaml", values))
+    code, _, err = jaxalign_command("train", h.write_recipe(tmp_path / "recipe.yaml", values))
     assert code == 0, err
 
 

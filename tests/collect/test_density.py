@@ -58,10 +58,10 @@ def test_labels_that_do_not_depend_on_the_prompt_have_ratio_1():
     np.testing.assert_allclose(density_ratios(embedded, np.arange(40) % 2), 1.0, rtol=1e-4)
 
 
-def test_pairs_become_labelled_rows_that_bco_udm_trains_on(inputs, tmp_path, run):
+def test_pairs_become_labelled_rows_that_bco_udm_trains_on(inputs, tmp_path, jaxalign_command):
     out = tmp_path / "ratios.jsonl"
     command = (inputs / "model", "--data", f"{inputs}/pairs.jsonl", "--out", out)
-    code, said, _ = run("density", *command, "--dtype", "float32")
+    code, said, _ = jaxalign_command("density", *command, "--dtype", "float32")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert (code, f"{2 * h.TRAIN} rows are in {out}" in said) == (0, True)
     assert [row["label"] for row in rows] == [True, False] * h.TRAIN

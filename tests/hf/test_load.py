@@ -49,8 +49,8 @@ def edit_tensors(folder, edit):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_equal_those_of_transformers(source, name):
-    folder = source(name)
+def test_logits_equal_those_of_transformers(hf_checkpoint, name):
+    folder = hf_checkpoint(name)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     model = small_model(folder)
     rows = plain_rows([20, 13, 1], 20)
@@ -60,8 +60,8 @@ def test_logits_equal_those_of_transformers(source, name):
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "neox-parallel"])
-def test_means_of_layers_equal_those_of_transformers(source, name):
-    folder = source(name)
+def test_means_of_layers_equal_those_of_transformers(hf_checkpoint, name):
+    folder = hf_checkpoint(name)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     found = []
     for layer in theirs.base_model.layers:
@@ -80,8 +80,8 @@ def test_means_of_layers_equal_those_of_transformers(source, name):
     np.testing.assert_allclose(ours[real], want[real], atol=1e-5)
 
 
-def test_packed_branches_equal_separate_sequences_in_transformers(source):
-    folder = source("neox-parallel")
+def test_packed_branches_equal_separate_sequences_in_transformers(hf_checkpoint):
+    folder = hf_checkpoint("neox-parallel")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     model = small_model(folder)
     ids = plain_rows([9], 9)["ids"]
@@ -98,67 +98,67 @@ def test_packed_branches_equal_separate_sequences_in_transformers(source):
         np.testing.assert_allclose(ours[at], torch_logits(theirs, alone)[0], atol=1e-4)
 
 
-def test_a_file_in_the_older_rope_spelling_gives_the_same_configuration(source, tmp_path):
-    folder = shutil.copytree(source("llama-tied-llama3"), tmp_path / "older")
+def test_a_file_in_the_older_rope_spelling_gives_the_same_configuration(hf_checkpoint, tmp_path):
+    folder = shutil.copytree(hf_checkpoint("llama-tied-llama3"), tmp_path / "older")
     raw = load_config(folder)
     scaling = raw.pop("rope_parameters")
     raw |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
     (folder / "config.json").write_text(json.dumps(raw))
-    assert small_model(folder).config == small_model(source("llama-tied-llama3")).config
+    assert small_model(folder).config == small_model(hf_checkpoint("llama-tied-llama3")).config
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_files_are_read_exactly(source, dtype):
-    folder = source("llama-gqa", dtype=dtype)
+def test_half_precision_files_are_read_exactly(hf_checkpoint, dtype):
+    folder = hf_checkpoint("llama-gqa", dtype=dtype)
     params = load(folder)
     wanted = tensors_of(folder)["model.layers.1.mlp.down_proj.weight"].astype(np.float32)
     np.testing.assert_array_equal(params["layers"]["mlp"]["down"]["kernel"][1], wanted.T)
 
 
-def test_parameters_are_kept_in_the_dtype_asked_for(source):
-    params = load(source("llama-gqa"), param_dtype="bfloat16")
+def test_parameters_are_kept_in_the_dtype_asked_for(hf_checkpoint):
+    params = load(hf_checkpoint("llama-gqa"), param_dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jax.numpy.dtype("bfloat16")}
 
 
-def test_a_checkpoint_in_several_files_is_one_checkpoint(source, tmp_path):
+def test_a_checkpoint_in_several_files_is_one_checkpoint(hf_checkpoint, tmp_path):
     checkpoint(tmp_path, "neox-parallel", max_shard_size="20KB")
     assert len(weight_files(tmp_path)) > 2
-    chex.assert_trees_all_equal(load(tmp_path), load(source("neox-parallel")))
+    chex.assert_trees_all_equal(load(tmp_path), load(hf_checkpoint("neox-parallel")))
 
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
 @pytest.mark.parametrize("name", ["neox-parallel", "llama-tied-llama3"])
-def test_every_mesh_holds_the_same_parameters(source, name, sizes):
+def test_every_mesh_holds_the_same_parameters(hf_checkpoint, name, sizes):
     data, fsdp, tensor = sizes
-    sharded = load(source(name), mesh=Mesh(data=data, fsdp=fsdp, tensor=tensor))
-    chex.assert_trees_all_equal(jax.device_get(sharded), jax.device_get(load(source(name))))
+    sharded = load(hf_checkpoint(name), mesh=Mesh(data=data, fsdp=fsdp, tensor=tensor))
+    chex.assert_trees_all_equal(jax.device_get(sharded), jax.device_get(load(hf_checkpoint(name))))
 
 
-def test_shards_are_read_on_their_own(source, monkeypatch):
+def test_shards_are_read_on_their_own(hf_checkpoint, monkeypatch):
     read = []
     whole = hf_load.read_part
     monkeypatch.setattr(
         hf_load, "read_part", lambda *args: read.append(whole(*args).shape) or whole(*args)
     )
-    load(source("llama-gqa"), mesh=Mesh(data=2, fsdp=4, tensor=1))
+    load(hf_checkpoint("llama-gqa"), mesh=Mesh(data=2, fsdp=4, tensor=1))
     assert read.count((8, 48)) == 2 * 2 * 4  # gate and up, two layers, four shards; no replica
 
 
-def test_rotary_buffers_of_older_checkpoints_are_passed_over(copy):
-    expected = load(copy)
+def test_rotary_buffers_of_older_checkpoints_are_passed_over(damaged_checkpoint):
+    expected = load(damaged_checkpoint)
     buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
-    edit_tensors(copy, lambda t: t.update(buffer))
-    chex.assert_trees_all_equal(load(copy), expected)
+    edit_tensors(damaged_checkpoint, lambda t: t.update(buffer))
+    chex.assert_trees_all_equal(load(damaged_checkpoint), expected)
 
 
-def test_a_neox_head_may_have_either_name(source, tmp_path):
-    folder = shutil.copytree(source("neox-parallel"), tmp_path / "renamed")
+def test_a_neox_head_may_have_either_name(hf_checkpoint, tmp_path):
+    folder = shutil.copytree(hf_checkpoint("neox-parallel"), tmp_path / "renamed")
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t.pop("embed_out.weight")}))
-    chex.assert_trees_all_equal(load(folder), load(source("neox-parallel")))
+    chex.assert_trees_all_equal(load(folder), load(hf_checkpoint("neox-parallel")))
 
 
-def test_a_tied_head_that_is_stored_too_must_be_the_embedding(source, tmp_path):
-    folder = shutil.copytree(source("qwen2-tied"), tmp_path / "tied")
+def test_a_tied_head_that_is_stored_too_must_be_the_embedding(hf_checkpoint, tmp_path):
+    folder = shutil.copytree(hf_checkpoint("qwen2-tied"), tmp_path / "tied")
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
     load(folder)
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": 2 * t["lm_head.weight"]}))
@@ -169,42 +169,44 @@ def test_a_tied_head_that_is_stored_too_must_be_the_embedding(source, tmp_path):
 # Damaged checkpoints
 
 
-def test_a_truncated_file_is_named(copy):
-    file = copy / "model.safetensors"
+def test_a_truncated_file_is_named(damaged_checkpoint):
+    file = damaged_checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-7])
     with pytest.raises(UserError, match=r"model.safetensors: not readable as safetensors"):
-        load(copy)
+        load(damaged_checkpoint)
 
 
-def test_a_missing_tensor_is_named(copy):
-    edit_tensors(copy, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
+def test_a_missing_tensor_is_named(damaged_checkpoint):
+    edit_tensors(damaged_checkpoint, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(UserError, match=r"tensor 'model.layers.1.mlp.up_proj.weight' is missing"):
-        load(copy)
+        load(damaged_checkpoint)
 
 
-def test_an_unexpected_tensor_is_named(copy):
+def test_an_unexpected_tensor_is_named(damaged_checkpoint):
     extra = {"model.layers.0.self_attn.q_norm.weight": np.ones(8, np.float32)}
-    edit_tensors(copy, lambda t: t.update(extra))
+    edit_tensors(damaged_checkpoint, lambda t: t.update(extra))
     with pytest.raises(UserError, match=r"'model.layers.0.self_attn.q_norm.weight' \(8,\) has no"):
-        load(copy)
+        load(damaged_checkpoint)
 
 
-def test_a_wrong_shape_is_shown_with_the_right_one(copy):
-    edit_config(copy, intermediate_size=56)
+def test_a_wrong_shape_is_shown_with_the_right_one(damaged_checkpoint):
+    edit_config(damaged_checkpoint, intermediate_size=56)
     with pytest.raises(UserError, match=r"got shape \(48, 32\), wanted \(56, 32\)"):
-        load(copy)
+        load(damaged_checkpoint)
 
 
-def test_integer_weights_are_refused(copy):
-    edit_tensors(copy, lambda t: t.update({"lm_head.weight": np.ones((264, 32), np.int8)}))
+def test_integer_weights_are_refused(damaged_checkpoint):
+    edit_tensors(
+        damaged_checkpoint, lambda t: t.update({"lm_head.weight": np.ones((264, 32), np.int8)})
+    )
     with pytest.raises(UserError, match=r"'lm_head.weight': got dtype I8, wanted one of F32"):
-        load(copy)
+        load(damaged_checkpoint)
 
 
-def test_pickled_weights_are_refused(copy):
-    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+def test_pickled_weights_are_refused(damaged_checkpoint):
+    (damaged_checkpoint / "model.safetensors").rename(damaged_checkpoint / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which is not read"):
-        load(copy)
+        load(damaged_checkpoint)
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -243,15 +245,15 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
 # Tokenizer
 
 
-def test_tokenizer_json_is_used_whatever_the_model_type(source):
-    folder = source("qwen2-untied")
+def test_tokenizer_json_is_used_whatever_the_model_type(hf_checkpoint):
+    folder = hf_checkpoint("qwen2-untied")
     text = "what is 12 + 1212?"
     wanted = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
     assert load_tokenizer(folder).encode(text) == wanted
 
 
-def test_special_tokens_and_template_come_along(source):
-    tokenizer = load_tokenizer(source("qwen2-untied"))
+def test_special_tokens_and_template_come_along(hf_checkpoint):
+    tokenizer = load_tokenizer(hf_checkpoint("qwen2-untied"))
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], return_dict=False)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, ids[0]) == (1, 2, 3)
 
@@ -267,33 +269,33 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_that_transformers_changes_is_refused(source, monkeypatch):
-    changed = transformers.PreTrainedTokenizerFast.from_pretrained(source("llama-gqa"))
+def test_a_tokenizer_that_transformers_changes_is_refused(hf_checkpoint, monkeypatch):
+    changed = transformers.PreTrainedTokenizerFast.from_pretrained(hf_checkpoint("llama-gqa"))
     changed.add_tokens(["Hello"])
     monkeypatch.setattr(
         transformers.PreTrainedTokenizerFast, "from_pretrained", lambda *_, **__: changed
     )
     with pytest.raises(UserError, match="other ids than the file itself on a probe text"):
-        load_tokenizer(source("llama-gqa"))
+        load_tokenizer(hf_checkpoint("llama-gqa"))
 
 
 # Fingerprints
 
 
-def test_the_weights_fingerprint_changes_with_one_bit(copy):
-    before = weights_fingerprint(copy)
-    edit_tensors(copy, lambda t: t["lm_head.weight"].view(np.uint32).__ixor__(1))
-    assert weights_fingerprint(copy) != before
+def test_the_weights_fingerprint_changes_with_one_bit(damaged_checkpoint):
+    before = weights_fingerprint(damaged_checkpoint)
+    edit_tensors(damaged_checkpoint, lambda t: t["lm_head.weight"].view(np.uint32).__ixor__(1))
+    assert weights_fingerprint(damaged_checkpoint) != before
 
 
-def test_the_tokenizer_fingerprint_changes_with_the_template(copy):
-    before = tokenizer_fingerprint(copy)
-    (copy / "chat_template.jinja").write_text("{{ messages }}")
-    assert tokenizer_fingerprint(copy) != before
+def test_the_tokenizer_fingerprint_changes_with_the_template(damaged_checkpoint):
+    before = tokenizer_fingerprint(damaged_checkpoint)
+    (damaged_checkpoint / "chat_template.jinja").write_text("{{ messages }}")
+    assert tokenizer_fingerprint(damaged_checkpoint) != before
 
 
-def test_the_tokenizer_fingerprint_ignores_other_settings(copy):
-    before = tokenizer_fingerprint(copy)
-    file = copy / "tokenizer_config.json"
+def test_the_tokenizer_fingerprint_ignores_other_settings(damaged_checkpoint):
+    before = tokenizer_fingerprint(damaged_checkpoint)
+    file = damaged_checkpoint / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 7}))
-    assert tokenizer_fingerprint(copy) == before
+    assert tokenizer_fingerprint(damaged_checkpoint) == before

@@ -38,7 +38,7 @@ def adapted_logits(model, frozen, adapters):
 
 
 @pytest.fixture(scope="module")
-def made(source, tmp_path_factory):
+def made(hf_checkpoint, tmp_path_factory):
     """`made(name)`: the folders of a checkpoint and of an adapter by PEFT, and PEFT's logits."""
     known = {}
 
@@ -46,9 +46,9 @@ def made(source, tmp_path_factory):
         key = (name, *options.items())
         if key not in known:
             folder = tmp_path_factory.mktemp("adapter")
-            model = peft_model(source(name), **options)
+            model = peft_model(hf_checkpoint(name), **options)
             model.save_pretrained(folder)
-            known[key] = source(name), folder, torch_logits(model, ROWS)
+            known[key] = hf_checkpoint(name), folder, torch_logits(model, ROWS)
         return known[key]
 
     return make
@@ -76,17 +76,17 @@ def test_an_adapter_of_some_matrices_is_read_as_such(made):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("stabilized", [False, True])
-def test_peft_opens_what_is_saved_and_gives_equal_logits(source, tmp_path, name, stabilized):
+def test_peft_opens_what_is_saved_and_gives_equal_logits(hf_checkpoint, tmp_path, name, stabilized):
     settings = Lora(rank=RANK, alpha=6, rank_stabilized=stabilized)
-    model = adapted(source(name), settings, mesh=Mesh(data=2, fsdp=2, tensor=2))
+    model = adapted(hf_checkpoint(name), settings, mesh=Mesh(data=2, fsdp=2, tensor=2))
     adapters = randomised(model)
-    save_adapter(tmp_path / "out", adapters, model, base=str(source(name)), card=CARD)
-    theirs = opened(tmp_path / "out", source(name))
+    save_adapter(tmp_path / "out", adapters, model, base=str(hf_checkpoint(name)), card=CARD)
+    theirs = opened(tmp_path / "out", hf_checkpoint(name))
     # PEFT passes in silence over tensors that it does not know, and keeps zeros for them.
     trained = [p for n, p in theirs.named_parameters() if "lora_" in n]
     assert len(trained) == len(load_file(tmp_path / "out" / "adapter_model.safetensors"))
     assert all(bool(p.ne(0).any()) for p in trained)
-    ours = adapted_logits(model, load_params(source(name), model.base), adapters)
+    ours = adapted_logits(model, load_params(hf_checkpoint(name), model.base), adapters)
     close(ours, torch_logits(theirs, ROWS))
 
 
@@ -106,21 +106,23 @@ def test_the_file_is_the_one_that_peft_writes(made, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_merged_export_gives_equal_logits_in_transformers(source, tmp_path, name):
-    model = adapted(source(name), Lora(rank=RANK), mesh=Mesh(data=2, fsdp=2, tensor=2))
-    frozen, adapters = load_params(source(name), model.base), randomised(model)
+def test_the_merged_export_gives_equal_logits_in_transformers(hf_checkpoint, tmp_path, name):
+    model = adapted(hf_checkpoint(name), Lora(rank=RANK), mesh=Mesh(data=2, fsdp=2, tensor=2))
+    frozen, adapters = load_params(hf_checkpoint(name), model.base), randomised(model)
     merged = model.merged(frozen, adapters)
-    save_checkpoint(tmp_path / "out", merged, model.base, source=source(name), card=CARD)
+    save_checkpoint(tmp_path / "out", merged, model.base, source=hf_checkpoint(name), card=CARD)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     close(adapted_logits(model, frozen, adapters), torch_logits(theirs, ROWS))
 
 
-def test_a_merged_export_is_rounded_once(source, tmp_path):
+def test_a_merged_export_is_rounded_once(hf_checkpoint, tmp_path):
     """A base in bfloat16 is merged in float32; only then is the sum rounded, if at all."""
-    model = adapted(source("llama-gqa"), Lora(rank=RANK), param_dtype="bfloat16")
-    frozen, adapters = load_params(source("llama-gqa"), model.base), randomised(model)
+    model = adapted(hf_checkpoint("llama-gqa"), Lora(rank=RANK), param_dtype="bfloat16")
+    frozen, adapters = load_params(hf_checkpoint("llama-gqa"), model.base), randomised(model)
     merged = model.merged(frozen, adapters)
-    save_checkpoint(tmp_path / "out", merged, model.base, source=source("llama-gqa"), card=CARD)
+    save_checkpoint(
+        tmp_path / "out", merged, model.base, source=hf_checkpoint("llama-gqa"), card=CARD
+    )
     kernel = np.asarray(frozen["layers"]["mlp"]["up"]["kernel"], np.float32)[1]
     low = adapters["layers"]["mlp"]["up"]
     a, b = (np.asarray(low[k], np.float64)[1] for k in ("lora_a", "lora_b"))

@@ -93,8 +93,8 @@ def with_new_head(source, scores, **options):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scores", [1, 4])
-def test_transformers_gives_equal_scores_for_the_export(source, tmp_path, name, scores):
-    folder, rows = source(name), plain_rows(LENGTHS, 9)
+def test_transformers_gives_equal_scores_for_the_export(hf_checkpoint, tmp_path, name, scores):
+    folder, rows = hf_checkpoint(name), plain_rows(LENGTHS, 9)
     model, params = with_new_head(folder, scores)
     pad = ("<pad>", 0)
     save_checkpoint(tmp_path / "out", params, model, source=folder, card="", pad=pad)
@@ -109,9 +109,9 @@ def test_transformers_gives_equal_scores_for_the_export(source, tmp_path, name, 
     np.testing.assert_allclose(theirs(read, rows), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_new_head_is_normal_and_the_same_for_the_same_key_on_any_mesh(source):
+def test_a_new_head_is_normal_and_the_same_for_the_same_key_on_any_mesh(hf_checkpoint):
     heads = [
-        np.asarray(with_new_head(source("llama-gqa"), 64, **mesh)[1]["head"]["kernel"])
+        np.asarray(with_new_head(hf_checkpoint("llama-gqa"), 64, **mesh)[1]["head"]["kernel"])
         for mesh in ({}, {"data": 2, "fsdp": 2, "tensor": 2})
     ]
     np.testing.assert_array_equal(*heads)

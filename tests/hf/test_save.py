@@ -24,8 +24,8 @@ CARD = "# A model card\n"
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["neox-parallel", "llama-gqa", "qwen2-tied"])
-def test_load_then_save_is_bit_equal(source, tmp_path, name, dtype):
-    folder = source(name, dtype=dtype)
+def test_load_then_save_is_bit_equal(hf_checkpoint, tmp_path, name, dtype):
+    folder = hf_checkpoint(name, dtype=dtype)
     model = small_model(folder)
     save_checkpoint(tmp_path / "out", load_params(folder, model), model, source=folder, card=CARD)
     ours, theirs = tensors_of(tmp_path / "out"), tensors_of(folder)
@@ -37,8 +37,8 @@ def test_load_then_save_is_bit_equal(source, tmp_path, name, dtype):
 
 
 @pytest.mark.parametrize("name", ["neox-parallel", "llama-tied-llama3", "qwen2-untied"])
-def test_transformers_gives_equal_logits_for_the_export(source, tmp_path, name):
-    folder = source(name)
+def test_transformers_gives_equal_logits_for_the_export(hf_checkpoint, tmp_path, name):
+    folder = hf_checkpoint(name)
     model = small_model(folder, mesh=Mesh(data=2, fsdp=2, tensor=2))
     params = load_params(folder, model)
     save_checkpoint(
@@ -53,8 +53,8 @@ def test_transformers_gives_equal_logits_for_the_export(source, tmp_path, name):
     np.testing.assert_array_equal(after, before)
 
 
-def test_an_export_in_another_dtype_says_so_in_its_configuration(source, tmp_path):
-    folder = source("llama-gqa")
+def test_an_export_in_another_dtype_says_so_in_its_configuration(hf_checkpoint, tmp_path):
+    folder = hf_checkpoint("llama-gqa")
     model = small_model(folder)
     params = load_params(folder, model)
     save_checkpoint(tmp_path / "out", params, model, source=folder, dtype="bfloat16", card=CARD)
@@ -62,8 +62,8 @@ def test_an_export_in_another_dtype_says_so_in_its_configuration(source, tmp_pat
     assert (theirs.dtype, load_config(tmp_path / "out")["dtype"]) == (torch.bfloat16, "bfloat16")
 
 
-def test_an_export_carries_tokenizer_card_and_generation_settings(source, tmp_path):
-    folder = source("llama-gqa")
+def test_an_export_carries_tokenizer_card_and_generation_settings(hf_checkpoint, tmp_path):
+    folder = hf_checkpoint("llama-gqa")
     model = small_model(folder)
     save_checkpoint(tmp_path / "out", load_params(folder, model), model, source=folder, card=CARD)
     assert tokenizer_fingerprint(tmp_path / "out") == tokenizer_fingerprint(folder)
@@ -71,8 +71,8 @@ def test_an_export_carries_tokenizer_card_and_generation_settings(source, tmp_pa
     assert (tmp_path / "out" / "generation_config.json").is_file()
 
 
-def test_saving_replaces_an_older_export_and_leaves_nothing_beside_it(source, tmp_path):
-    folder = source("llama-gqa")
+def test_saving_replaces_an_older_export_and_leaves_nothing_beside_it(hf_checkpoint, tmp_path):
+    folder = hf_checkpoint("llama-gqa")
     model = small_model(folder)
     for left in ("out", ".out.partial", ".out.old"):
         (tmp_path / left).mkdir()
@@ -83,8 +83,8 @@ def test_saving_replaces_an_older_export_and_leaves_nothing_beside_it(source, tm
 
 
 @pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
-def test_a_failed_save_leaves_the_older_export_whole(source, tmp_path, monkeypatch, error):
-    folder = source("llama-gqa")
+def test_a_failed_save_leaves_the_older_export_whole(hf_checkpoint, tmp_path, monkeypatch, error):
+    folder = hf_checkpoint("llama-gqa")
     model = small_model(folder)
     older = shutil.copytree(folder, tmp_path / "out")
 
@@ -98,8 +98,8 @@ def test_a_failed_save_leaves_the_older_export_whole(source, tmp_path, monkeypat
     assert weights_fingerprint(older) == weights_fingerprint(folder)
 
 
-def test_a_full_disk_is_one_clear_error(source, tmp_path, monkeypatch):
-    folder = source("llama-gqa")
+def test_a_full_disk_is_one_clear_error(hf_checkpoint, tmp_path, monkeypatch):
+    folder = hf_checkpoint("llama-gqa")
     model = small_model(folder)
 
     def fail(*_, **__):
@@ -110,8 +110,8 @@ def test_a_full_disk_is_one_clear_error(source, tmp_path, monkeypatch):
         save_checkpoint(tmp_path / "o", load_params(folder, model), model, source=folder, card="")
 
 
-def test_weights_that_overflow_the_export_dtype_are_refused(source, tmp_path):
-    folder = source("llama-gqa")
+def test_weights_that_overflow_the_export_dtype_are_refused(hf_checkpoint, tmp_path):
+    folder = hf_checkpoint("llama-gqa")
     model = small_model(folder)
     params = jax.tree.map(lambda x: 1e6 * x, load_params(folder, model))
     with pytest.raises(UserError, match="values that are not finite in float16"):

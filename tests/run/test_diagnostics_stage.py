@@ -66,9 +66,9 @@ def test_diagnostics_are_in_the_model_card(finished):
 
 
 @pytest.mark.slow
-def test_evaluate_prints_the_diagnostics_of_the_stage(finished, run):
+def test_evaluate_prints_the_diagnostics_of_the_stage(finished, jaxalign_command):
     folder, recipe = finished
-    code, out, _ = run("evaluate", recipe)
+    code, out, _ = jaxalign_command("evaluate", recipe)
     assert code == 0
     got, last = of_diagnostics(printed(out)), h.metrics(folder / "dpo")[-1]
     assert len(got) > 25
@@ -76,11 +76,11 @@ def test_evaluate_prints_the_diagnostics_of_the_stage(finished, run):
         assert value == pytest.approx(last[f"eval/{name}"], rel=1e-3, abs=1e-4), name
 
 
-def test_a_model_against_itself_has_not_moved(finished, run):
+def test_a_model_against_itself_has_not_moved(finished, jaxalign_command):
     folder, recipe = finished
     model = folder / "dpo" / "model"
     named = ("--diagnostics", "shift", "logit_shift", "ranking")
-    code, out, _ = run("evaluate", recipe, "--against", model, *named)
+    code, out, _ = jaxalign_command("evaluate", recipe, "--against", model, *named)
     assert code == 0
     got = printed(out)
     assert got["loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -91,10 +91,14 @@ def test_a_model_against_itself_has_not_moved(finished, run):
     assert {k.split("/")[0] for k in of_diagnostics(got)} == {"shift", "logit_shift", "ranking"}
 
 
-def test_a_reference_on_the_command_line_is_the_reference_of_the_stage(finished, run, inputs):
+def test_a_reference_on_the_command_line_is_the_reference_of_the_stage(
+    finished, jaxalign_command, inputs
+):
     folder, recipe = finished
     start = inputs / "model"  # what the stage started from, its reference
-    code, out, _ = run("evaluate", recipe, "--against", start, "--diagnostics", "three_d", "shift")
+    code, out, _ = jaxalign_command(
+        "evaluate", recipe, "--against", start, "--diagnostics", "three_d", "shift"
+    )
     assert code == 0
     last = h.metrics(folder / "dpo")[-1]
     for name, value in of_diagnostics(printed(out)).items():
@@ -102,12 +106,12 @@ def test_a_reference_on_the_command_line_is_the_reference_of_the_stage(finished,
 
 
 def test_an_objective_without_a_reference_is_compared_with_a_checkpoint(
-    finished, run, inputs, tmp_path
+    finished, jaxalign_command, inputs, tmp_path
 ):
     folder, _ = finished
     recipe = h.write_recipe(tmp_path / "recipe.yaml", values(inputs, tmp_path / "run", "simpo"))
     two = ("--checkpoint", folder / "dpo" / "model", "--against", inputs / "model")
-    code, out, err = run("evaluate", recipe, *two, "--diagnostics", "shift")
+    code, out, err = jaxalign_command("evaluate", recipe, *two, "--diagnostics", "shift")
     assert code == 0, err
     last = h.metrics(folder / "dpo")[-1]
     assert printed(out)["shift/chosen"] == pytest.approx(last["eval/shift/chosen"], rel=1e-3)
@@ -169,10 +173,10 @@ def test_a_wrong_diagnostic_of_evaluate_is_one_error(inputs, refused, tmp_path):
     assert "--diagnostics: 'logit_shift' reads the reference's logits" in error
 
 
-def test_generate_prints_the_diversity_of_its_answers(run, inputs, tmp_path):
+def test_generate_prints_the_diversity_of_its_answers(jaxalign_command, inputs, tmp_path):
     h.write_rows(tmp_path / "prompts.jsonl", [{"prompt": f"{i}+1="} for i in range(6)])
     how = ("--prompts", tmp_path / "prompts.jsonl", "--max-new", 6, "--dtype", "float32")
-    code, out, err = run("generate", inputs / "model", *how, "--diversity")
+    code, out, err = jaxalign_command("generate", inputs / "model", *how, "--diversity")
     assert code == 0
     assert len([json.loads(line) for line in out.splitlines()]) == 6
     got = printed(err)

@@ -129,32 +129,34 @@ def test_eight_devices_train_the_same_adapters(finished, inputs, tmp_path):
         chex.assert_trees_all_close(ours, theirs, atol=1e-4)
 
 
-def test_evaluate_gives_the_last_evaluation_of_training(finished, run):
+def test_evaluate_gives_the_last_evaluation_of_training(finished, jaxalign_command):
     folder, recipe = finished
     last = h.metrics(folder / "dpo")[-1]
     for options in ((), ("--checkpoint", folder / "dpo" / "adapter")):
-        code, out, err = run("evaluate", recipe, *options)
+        code, out, err = jaxalign_command("evaluate", recipe, *options)
         assert code == 0, err
         printed = dict(line.split() for line in out.splitlines() if line.startswith("rewards/m"))
         margins = float(printed["rewards/margins"])
         assert margins == pytest.approx(last["eval/rewards/margins"], rel=1e-3)
 
 
-def test_generate_answers_with_an_adapter_as_with_the_merged_model(finished, run):
+def test_generate_answers_with_an_adapter_as_with_the_merged_model(finished, jaxalign_command):
     folder, _ = finished
     how = ("--prompt", "1+1=", "--max-new", 8, "--temperature", 0, "--dtype", "float32")
-    outs = [run("generate", folder / "dpo" / kind, *how) for kind in ("adapter", "model")]
+    outs = [
+        jaxalign_command("generate", folder / "dpo" / kind, *how) for kind in ("adapter", "model")
+    ]
     assert outs[0][:2] == outs[1][:2]
     assert outs[0][0] == 0
 
 
-def test_export_writes_either(finished, run, tmp_path):
+def test_export_writes_either(finished, jaxalign_command, tmp_path):
     folder, recipe = finished
     ours = h.copy_folder(folder, tmp_path / "run")
     shutil.rmtree(ours / "dpo" / "model")
     for options, name in (((), "model"), (("--adapter",), "adapter")):
         out = ("--out", tmp_path / name, "--run.dir", ours)
-        code, text, err = run("export", recipe, *out, *options)
+        code, text, err = jaxalign_command("export", recipe, *out, *options)
         assert code == 0, err
         assert f"the {name} after update 6 is in {tmp_path / name}" in text
     chex.assert_trees_all_equal(h.tensors(tmp_path / "model"), h.tensors(folder / "dpo" / "model"))
@@ -203,9 +205,9 @@ def test_a_recipe_with_adapters_is_dumped_and_read_again(inputs, tmp_path):
     assert (changed.rank, changed.targets) == (2, ("up", "down"))
 
 
-def test_the_command_line_trains_the_same_adapters(finished, inputs, cache, tmp_path):
+def test_the_command_line_trains_the_same_adapters(finished, inputs, compile_cache, tmp_path):
     recipe = h.write_recipe(tmp_path / "recipe.yaml", values(inputs, tmp_path / "run"))
-    process = h.cli("train", recipe, cache=cache)
+    process = h.cli("train", recipe, cache=compile_cache)
     assert (process.returncode, process.stderr) == (0, "")
     for name in ("sft", "dpo"):
         ours, theirs = adapter(tmp_path / "run" / name), adapter(finished[0] / name)

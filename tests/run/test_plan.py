@@ -223,7 +223,9 @@ def test_a_compiler_that_finds_no_room_is_a_candidate_that_does_not_fit(
 
 
 @pytest.mark.slow
-def test_every_command_reads_the_plan_of_the_training(inputs, tmp_path, run, monkeypatch):
+def test_every_command_reads_the_plan_of_the_training(
+    inputs, tmp_path, jaxalign_command, monkeypatch
+):
     values = h.values(
         inputs,
         tmp_path / "run",
@@ -234,9 +236,9 @@ def test_every_command_reads_the_plan_of_the_training(inputs, tmp_path, run, mon
         stages__dpo__data__eval_path=f"{inputs}/held_out.jsonl",
     )
     recipe = h.write_recipe(tmp_path / "recipe.yaml", values)
-    assert run("train", recipe)[0] == 0
+    assert jaxalign_command("train", recipe)[0] == 0
     monkeypatch.setattr(plan, "update_bytes", lambda prepared: 1 / 0)
     for command in (["evaluate"], ["reference"], ["export", "--out", tmp_path / "out"]):
-        code, out, err = run(command[0], recipe, *command[1:])
+        code, out, err = jaxalign_command(command[0], recipe, *command[1:])
         assert (code, err) == (0, "")
         assert "an update takes" not in out

@@ -92,7 +92,9 @@ def test_microbatches_and_devices_give_the_same_model(whole, inputs, tmp_path, n
         np.testing.assert_allclose(weights[name], whole[2][name], atol=1e-4)
 
 
-def test_the_command_evaluates_against_the_moved_reference(whole, inputs, tmp_path, run):
+def test_the_command_evaluates_against_the_moved_reference(
+    whole, inputs, tmp_path, jaxalign_command
+):
     folder, lines, _ = whole
     values = h.values(
         inputs,
@@ -103,7 +105,7 @@ def test_the_command_evaluates_against_the_moved_reference(whole, inputs, tmp_pa
         stages__dpo__data__eval_path=f"{inputs}/held_out.jsonl",
         mesh={"data": 1, "fsdp": len(jax.devices())},
     )
-    code, out, _ = run("evaluate", h.write_recipe(tmp_path / "recipe.yaml", values))
+    code, out, _ = jaxalign_command("evaluate", h.write_recipe(tmp_path / "recipe.yaml", values))
     assert code == 0
     loss = re.search(r"^loss +([\d.]+)", out, re.MULTILINE)
     assert loss is not None

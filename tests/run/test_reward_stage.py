@@ -251,9 +251,9 @@ def test_transformers_gives_the_vectors_of_gpm(finished):
     np.testing.assert_allclose(score.mean(), last["eval/rewards/margins"], rtol=1e-4)
 
 
-def test_evaluation_gives_the_accuracy_of_rewards(finished, run):
+def test_evaluation_gives_the_accuracy_of_rewards(finished, jaxalign_command):
     folder, recipe = finished("bradley_terry")
-    code, out, err = run("evaluate", recipe)
+    code, out, err = jaxalign_command("evaluate", recipe)
     assert code == 0, err
     last = h.metrics(folder / "bradley_terry")[-1]
     (line,) = (x for x in out.splitlines() if x.startswith("rewards/accuracies"))

@@ -24,11 +24,6 @@ MESH = h.one_device()
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return h.write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
 def finished(inputs, tmp_path_factory):
     """An uninterrupted run: (recipe, folder, what was printed)."""
     folder = tmp_path_factory.mktemp("finished") / "run"
