@@ -185,11 +185,12 @@ def _updates(
             # Metrics are read one update late, so that the device never waits for the host.
             log.update(step, functools.partial(read, step, batch, reported), token_counts(batch))
             checkpoints.check()
-            stop, last = stopping(step), step == total
+            last = step == total
             if _due(step, every.eval_every) or last:
                 log.flush()
                 metrics = evaluate(state)
                 log.evaluation(step, metrics)
+            stop = stopping(step)
             if _due(step, every.save_every) or stop or last:
                 log.flush()  # a state is saved only once its loss is known to be finite
                 checkpoints.save(step, state)
