@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +115,6 @@ def _train(argv: list[str]) -> int:
     from .run import train
 
     mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
-    began = time.monotonic()
     make_world(recipe, mesh)
     try:
         train.train(recipe, mesh, console)
@@ -125,7 +123,7 @@ def _train(argv: list[str]) -> int:
         return 128 + e.number
     last, _ = objective_settings(list(recipe.stages.values())[-1])
     if recipe.world is not None and last.scores is None:
-        showcase.show(recipe, mesh, console, time.monotonic() - began)
+        showcase.show(recipe, mesh, console)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the quickstart shows: answers before and after alignment, with their true reward."""
+"""The result of the quickstart: answers before and after alignment, with their true rewards."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from ..collect.sample import Sampling, answer
 from ..core.sharding import batch_shards
 from ..data.loader import Loader
 from ..data.tokenize import load_examples
+from ..files import first_process
 from ..hf import load
 from ..objectives import OBJECTIVES
+from ..report import terminal, write_report
 from ..report.metrics import read_metrics
-from ..report.page import Estimate, Report, evaluate_answers, render_text, write_report
+from ..report.samples import Comparison, Estimate, Measure, with_rewards, write_samples
 from ..run.evaluate import evaluator
 from ..run.stage import open_model
 from ..run.train import model_folder
@@ -29,42 +31,44 @@ from . import world
 LONGEST = 64  # tokens of a sampled answer; the world's answers are at most 40 bytes
 
 
-def show(recipe: Recipe, mesh: Mesh, console: Console, seconds: float) -> Path:
-    """Compare the first stage's model with the last's; print and write the report.
+def show(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
+    """Compare the first stage's model with the last's; print the report and write its page.
 
     Args:
-      recipe: of a finished run with a synthetic world.
-      mesh: of all devices.
+      recipe: the recipe of a finished run with a synthetic world.
+      mesh: the device mesh.
       console: where to print.
-      seconds: that the training took.
 
     Returns:
       The path of the page.
     """
     began = time.monotonic()
-    names = list(recipe.stages)
+    folder, names = Path(recipe.run.dir), list(recipe.stages)
     before, after = (model_folder(recipe, name) for name in (names[0], names[-1]))
     held_out = Path(recipe.world_dir) / "held_out.jsonl"
     prompts = [json.loads(line)["prompt"] for line in held_out.read_text().splitlines()]
     how = Sampling(model="", max_new=LONGEST, dtype="float32", seed=recipe.run.seed, batch_size=256)
-    metrics = {name: read_metrics(Path(recipe.run.dir) / name / "metrics.jsonl") for name in names}
-    report = Report(
-        title=f"{recipe.run.dir}: {names[0]} (before) and {names[-1]} (after)",
-        summary=evaluate_answers(
-            prompts,
-            answer(before, how, mesh, prompts),
-            answer(after, how, mesh, prompts),
-            world.reward,
-        ),
-        accuracy=share(metrics[names[-1]][-1]["eval/rewards/accuracies"], len(prompts)),
-        ranking_before=ranking(recipe, before, mesh),
-        ranking_after=ranking(recipe, after, mesh),
-        metrics=metrics,
-        exported=after,
-        timings={"training": seconds, "sampling": time.monotonic() - began},
+    samples = with_rewards(
+        prompts,
+        answer(before, how, mesh, prompts),
+        answer(after, how, mesh, prompts),
+        world.reward,
     )
-    path = write_report(Path(recipe.run.dir) / "report", report)
-    console.print(render_text(report))
+    last = read_metrics(folder / names[-1] / "metrics.jsonl")[-1]
+    accuracy = share(last["eval/rewards/accuracies"], len(prompts))
+    rankings = ranking(recipe, before, mesh), ranking(recipe, after, mesh)
+    change = rankings[1].mean - rankings[0].mean
+    measures = (
+        # The reward is measured from the model before: for that model every pair is a tie.
+        Measure("reward accuracy, pairs", "all ties", str(accuracy), ""),
+        Measure("same, by logp per token", *map(str, rankings), f"{change:+.3f}"),
+    )
+    seconds = time.monotonic() - began
+    if first_process():
+        write_samples(folder, Comparison(names[0], names[-1], samples, measures, seconds))
+        write_report(folder)
+        console.print(terminal(folder))
+    path = folder / "report" / "report.html"
     console.print(f"report: {path}")
     return path
 

@@ -9,25 +9,33 @@ from typing import Any
 from ..errors import UserError
 
 
+def parse_line(line: str) -> dict[str, Any] | None:
+    """A line of a metrics.jsonl: `step` an int, everything else a float; None if it is damaged."""
+    try:
+        values = json.loads(line)
+        step = int(values.pop("step"))
+        return {"step": step} | {name: float(value) for name, value in values.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl: `step` an int, everything else a float.
+    """The lines of a metrics.jsonl, as `parse_line` gives them.
 
     The last line is left out if a kill cut it short.
 
     Raises:
-      UserError: another line is not a JSON object of numbers.
+      UserError: another line is damaged.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     records = []
     for number, line in enumerate(lines, 1):
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-            records.append({"step": step} | {name: float(value) for name, value in values.items()})
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            if number < len(lines):
-                raise UserError(
-                    f"{path} line {number}: got {line[:60]!r}, wanted a JSON object of numbers "
-                    "with a 'step'; remove the line"
-                ) from error
+        record = parse_line(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            raise UserError(
+                f"{path} line {number}: got {line[:60]!r}, wanted a JSON object of numbers "
+                "with a 'step'; remove the line"
+            )
     return records

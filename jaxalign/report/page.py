@@ -1,320 +1,282 @@
-"""The report of a run: answers before and after alignment, curves, a page and a terminal view."""
+"""The report of a run as one page that needs no other file."""
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import html
-import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
+from ..files import whole_file
+from . import figures, html
+from .read import Run, Stage, read_run
+from .samples import Comparison
+from .text import seconds, setting, short
 
-from ..errors import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-SHOWN = 5  # samples in a report
-BLUE, VERMILLION = "#0072B2", "#D55E00"  # told apart by colour-blind readers (Okabe and Ito)
-GREY = "#BBBBBB"
-PANELS = {  # label of the y axis: metrics drawn there, and how the legend calls them
-    "loss": {"loss": "loss"},
-    "reward, nats": {"rewards/chosen": "chosen", "rewards/rejected": "rejected"},
-    "reward accuracy, share of pairs": {"rewards/accuracies": "accuracy"},
-    "gradient norm": {"grad_norm": "gradient norm"},
+SHOWN = 5  # samples
+RECIPE = 100_000  # characters of a recipe that are shown
+SETTINGS = {  # of a stage: the words for them, by their place in the recipe
+    "held-out data": "data.eval_path",
+    "longest prompt + response, tokens": "data.max_length",
+    "longest prompt, tokens": "data.max_prompt",
+    "too long": "data.too_long",
+    "batch size, examples": "batch_size",
+    "microbatches": "microbatches",
+    "epochs": "epochs",
+    "updates": "steps",
+    "optimizer": "optimizer.name",
+    "peak learning rate": "optimizer.learning_rate",
+    "schedule": "optimizer.schedule",
+    "warm-up updates": "optimizer.warmup",
+    "weight decay": "optimizer.weight_decay",
+    "largest gradient norm": "optimizer.clip_norm",
+    "adapters": "lora",
 }
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem }
-h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
-table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; vertical-align: top; padding: .4rem .8rem .4rem 0;
-  border-bottom: 1px solid #ddd }
-th { font-weight: 600; color: #555 } td.number { font-variant-numeric: tabular-nums;
-  white-space: nowrap }
-td.answer { font-family: ui-monospace, monospace; font-size: .85rem; overflow-wrap: anywhere }
-img { max-width: 100% } .note { color: #666; font-size: .9rem } code { overflow-wrap: anywhere }
-"""
+RUN_SETTINGS = {
+    "starting checkpoint": "model.path",
+    "dtype": "model.dtype",
+    "dtype of parameters": "model.param_dtype",
+    "mesh": "mesh",
+    "seed": "run.seed",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean and its standard error; the error of a single value is unknown, nan."""
-
-    mean: float
-    error: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        """Mean of independent values [n], and their standard deviation over the root of n."""
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-        return cls(float(np.mean(values)), spread / math.sqrt(len(values)))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.error:.3f}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """The answers to one prompt, and their true rewards."""
-
-    prompt: str
-    before: str
-    after: str
-    reward_before: float
-    reward_after: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """How answers changed: estimates over prompts, each with its standard error."""
-
-    before: Estimate  # true reward before alignment
-    after: Estimate  # true reward after it
-    gain: Estimate  # after - before, paired by prompt
-    win_rate: Estimate  # share of prompts with the better answer after; a tie counts half
-    samples: tuple[Sample, ...]  # one per prompt
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
-    """What a report shows."""
-
-    title: str
-    summary: Summary
-    accuracy: Estimate  # share of held-out pairs whose chosen response has the higher reward, after
-    ranking_before: Estimate  # the share with more log-probability per token instead
-    ranking_after: Estimate
-    metrics: Mapping[str, Sequence[Mapping[str, Any]]]  # {stage: lines of its metrics.jsonl}
-    exported: Path  # folder of the aligned checkpoint
-    timings: Mapping[str, float]  # {part of the run: seconds}
-
-
-def evaluate_answers(
-    prompts: Sequence[str],
-    before: Sequence[str],
-    after: Sequence[str],
-    reward: Callable[[str, str], float],
-) -> Summary:
-    """Compare the answers of two models to the same prompts [n] by a known reward.
-
-    Raises:
-      UserError: there are no prompts.
-      ValueError: the three lists differ in length.
-    """
-    if not prompts:
-        raise UserError("report: got no prompts, wanted at least one; give held-out data")
-    samples = tuple(
-        Sample(p, b, a, reward(p, b), reward(p, a))
-        for p, b, a in zip(prompts, before, after, strict=True)
-    )
-    gains = [s.reward_after - s.reward_before for s in samples]
-    return Summary(
-        before=Estimate.of([s.reward_before for s in samples]),
-        after=Estimate.of([s.reward_after for s in samples]),
-        gain=Estimate.of(gains),
-        win_rate=Estimate.of([0.5 + 0.5 * float(np.sign(g)) for g in gains]),
-        samples=samples,
-    )
-
-
-def write_report(folder: Path, report: Report) -> Path:
-    """Write `report.html`, which needs no other file, and its pictures as PNG files beside it.
+def write_report(folder: Path) -> Path:
+    """Write `report/report.html` and its figures as PNG files, from the folder of a run alone.
 
     Args:
-      folder: made if missing.
-      report: what to show.
+      folder: the folder of a run: finished, interrupted or damaged.
 
     Returns:
       The path of the page.
+
+    Raises:
+      UserError: the folder holds no run.
+      OSError: the report cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = {"Answers": _answers_figure(report.summary)}
-    for number, (stage, lines) in enumerate(report.metrics.items(), 1):
-        if (figure := _curves_figure(lines)) is not None:
-            figures[f"Stage {number}: {stage}"] = figure
-    pictures = {}
-    for name, figure in figures.items():
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=150)
-        pictures[name] = png.getvalue()
-        file = re.sub(r"[^a-z0-9]+", "_", name.lower()) + ".png"
-        (folder / file).write_bytes(png.getvalue())
-    path = folder / "report.html"
-    path.write_text(_page(report, pictures), encoding="utf-8")
-    return path
+    folder = Path(folder)
+    run = read_run(folder)
+    out = folder / "report"
+    out.mkdir(exist_ok=True)
+    for old in (*out.glob("stage_*.png"), *out.glob("answers*.png")):
+        old.unlink()
+    drawn = _draw(run)
+    for name, group in drawn.items():
+        for panel, png in group.items():
+            with whole_file(out / f"{_file_name(name)}_{panel}.png") as file:
+                file.write(png)
+    with whole_file(out / "report.html") as file:
+        file.write(_page(run, drawn).encode())
+    return out / "report.html"
 
 
-def render_text(report: Report) -> Group:
-    """The report for a terminal: print it with a `rich` console."""
-    scores = Table(title=Text(_visible(report.title)), title_justify="left")
-    for column in ("", "before", "after", "change"):
-        scores.add_column(column)
-    for row in _score_rows(report):
-        scores.add_row(*row)
-    samples = Table(title=f"first {SHOWN} held-out prompts, one sample each", title_justify="left")
-    for column in ("prompt", "before", "after", "reward"):
-        samples.add_column(column, overflow="fold")
-    for s in report.summary.samples[:SHOWN]:
-        cells = (_visible(s.prompt), _visible(s.before), _visible(s.after), _rewards(s))
-        samples.add_row(*(Text(cell) for cell in cells))
-    spent = "  ".join(f"{name} {seconds:.0f} s" for name, seconds in report.timings.items())
-    return Group(
-        scores, samples, Text(f"time: {spent}"), Text(f"aligned checkpoint: {report.exported}")
-    )
+def _draw(run: Run) -> dict[str, dict[str, bytes]]:
+    """The figures of the comparison and of each stage: {group: {panel: PNG}}."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return {}
+    drawn = {"answers": figures.answers(run.comparison) if run.comparison else {}}
+    return drawn | {_group(i, s): figures.curves(s.metrics) for i, s in enumerate(run.stages, 1)}
 
 
-def _score_rows(report: Report) -> list[tuple[str, str, str, str]]:
-    s = report.summary
-    change = report.ranking_after.mean - report.ranking_before.mean
-    rankings = str(report.ranking_before), str(report.ranking_after), f"{change:+.3f}"
-    return [
-        ("true reward of an answer", str(s.before), str(s.after), _signed(s.gain)),
-        ("win rate (a tie is half)", "", str(s.win_rate), ""),
-        # The reward is measured from the model before: there every pair is a tie.
-        ("reward accuracy, pairs", "all ties", str(report.accuracy), ""),
-        ("same, by logp per token", *rankings),
+def _group(number: int, stage: Stage) -> str:
+    return f"stage {number} {stage.name}"
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _page(run: Run, drawn: Mapping[str, Mapping[str, bytes]]) -> str:
+    title = f"{run.folder.resolve().name}: report of a run"
+    kind = "good" if run.state == "finished" else "bad"
+    parts = [
+        html.heading(1, run.folder.resolve().name),
+        html.element("p", f"{html.element('b', html.text(run.state), kind)}"),
+        *(html.paragraph(problem, "problem") for problem in run.problems),
     ]
-
-
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.mean:+.3f} ± {estimate.error:.3f}"
-
-
-def _rewards(sample: Sample) -> str:
-    return f"{sample.reward_before:.2f} → {sample.reward_after:.2f}"
-
-
-def _visible(text: str) -> str:
-    """Control characters, which a page or a terminal would obey, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
-    def cells(row: Sequence[str], kind: str = "") -> str:
-        return "".join(f'<td class="{kind}">{html.escape(_visible(cell))}</td>' for cell in row)
-
-    def table(head: Sequence[str], rows: Sequence[str]) -> str:
-        top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-        return f"<table><tr>{top}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
-
-    def picture(name: str) -> str:
-        data = base64.b64encode(pictures[name]).decode()
-        label = html.escape(_visible(name), quote=True)
-        return f'<img alt="{label}" src="data:image/png;base64,{data}">'
-
-    samples = report.summary.samples
-    title = html.escape(_visible(report.title))
-    scores = [cells(row[:1]) + cells(row[1:], "number") for row in _score_rows(report)]
-    answers = [
-        cells([s.prompt, s.before, s.after], "answer") + cells([_rewards(s)], "number")
-        for s in samples[:SHOWN]
-    ]
-    times = [cells([k]) + cells([f"{v:.1f} s"], "number") for k, v in report.timings.items()]
-    curves = "".join(
-        f'<h2>{html.escape(_visible(name))}</h2>{picture(name)}<p class="note">Faint: every '
-        "update; line: running mean; circles: held-out data.</p>"
-        for name in pictures
-        if name != "Answers"
-    )
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body><h1>{title}</h1>"
-        f"<h2>Result</h2>{table(['', 'before', 'after', 'change'], scores)}"
-        f'<p class="note">{len(samples)} held-out prompts; ± is one standard error; the change of '
-        f"the reward is paired by prompt.</p>{picture('Answers')}"
-        f"<h2>Samples</h2>{table(['prompt', 'before', 'after', 'reward'], answers)}"
-        f'<p class="note">The first {min(SHOWN, len(samples))} held-out prompts, one sample each, '
-        f"not selected.</p>{curves}<h2>Time</h2>{table(['part', 'spent'], times)}"
-        f"<h2>Aligned checkpoint</h2><p><code>{html.escape(_visible(str(report.exported)))}</code>"
-        "</p></body></html>\n"
-    )
-
-
-def _answers_figure(summary: Summary) -> Figure:
-    figure = _figure(2)
-    left, right = figure.axes
-    before = [s.reward_before for s in summary.samples]
-    after = [s.reward_after for s in summary.samples]
-    low, high = min(before + after), max(before + after)
-    bins = np.linspace(low, high if high > low else low + 1.0, 11).tolist()
-    left.hist([before, after], bins, color=[BLUE, VERMILLION], label=["before", "after"])
-    for mean, colour in ((summary.before.mean, BLUE), (summary.after.mean, VERMILLION)):
-        left.axvline(mean, color=colour, linestyle="--", linewidth=1.2)
-    left.set(xlabel="true reward (dashed: mean)", ylabel="answers")
-    left.legend(frameon=False)
-    signs = np.sign(np.subtract(after, before))
-    counts = [int(np.sum(signs == sign)) for sign in (1, 0, -1)]
-    bars = right.bar(["better", "equal", "worse"], counts, color=[VERMILLION, GREY, BLUE])
-    right.bar_label(bars)
-    right.set(xlabel="answer after, against before", ylabel="prompts")
-    return figure
-
-
-def _curves_figure(lines: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Training metrics over updates, one panel per kind; None where there are none of them."""
-    drawn = {
-        label: {n: word for n, word in names.items() if any(n in line for line in lines)}
-        for label, names in PANELS.items()
-    }
-    drawn = {label: names for label, names in drawn.items() if names}
     if not drawn:
-        return None
-    figure = _figure(len(drawn))
-    for axes, (label, names) in zip(figure.axes, drawn.items(), strict=True):
-        for (name, word), colour in zip(names.items(), (BLUE, VERMILLION), strict=False):
-            _draw(axes, lines, name, word, colour)
-        axes.set(xlabel="update", ylabel=label)
-        if len(axes.get_legend_handles_labels()[1]) > 1:
-            axes.legend(frameon=False)
-    return figure
+        parts.append(html.paragraph("No figures: matplotlib is not installed.", "problem"))
+    if run.comparison is not None:
+        parts.append(_comparison(run.comparison, drawn.get("answers", {})))
+    parts += [_asked(run)]
+    parts += [_stage(i, s, drawn.get(_group(i, s), {})) for i, s in enumerate(run.stages, 1)]
+    parts += [_times(run), _models(run), _environment(run.environment), _recipe(run)]
+    return html.page(title, "".join(parts))
 
 
-def _draw(
-    axes: Axes, lines: Sequence[Mapping[str, Any]], name: str, word: str, colour: str
-) -> None:
-    """One metric: its values faint, their running mean strong, held-out values as circles."""
-    steps, values = _series(lines, name)
-    if not values.size:
-        return
-    window = max(1, len(values) // 20)
-    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
-    smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
-    centre = (window - 1) // 2
-    axes.plot(steps[centre:][: len(smooth)], smooth, color=colour, linewidth=1.8, label=word)
-    held_out = _series(lines, f"eval/{name}")
-    if held_out[0].size:
-        axes.plot(
-            *held_out, "o--", color=colour, markerfacecolor="white", label=f"{word}, held out"
+def _comparison(comparison: Comparison, pictures: Mapping[str, bytes]) -> str:
+    """The result: numbers before and after, and samples next to each other."""
+    count, shown = len(comparison.samples), comparison.samples[:SHOWN]
+    rows = [(r.name, r.before, r.after, r.change) for r in comparison.rows()]
+    parts = [html.heading(2, "Result")]
+    if rows:
+        parts.append(html.table(("", "before", "after", "change"), rows, "numbers wide"))
+    parts += [
+        html.paragraph(
+            f"Before: the model of stage {comparison.before}. After: the model of stage "
+            f"{comparison.after}. {count} held-out prompts; ± is one standard error; the change "
+            "of the reward is paired by prompt.",
+            "note",
+        ),
+        html.pictures({name.replace("_", ": "): png for name, png in pictures.items()}),
+        html.heading(2, "Samples"),
+    ]
+    for sample in shown:
+        sides = "".join(
+            html.element(
+                "div",
+                html.element("div", html.text(name), "label")
+                + html.element("div", html.text(answer, keep="\n\t"), "text"),
+            )
+            for name, answer in (
+                (_labeled("before", sample.reward_before), sample.before),
+                (_labeled("after", sample.reward_after), sample.after),
+            )
         )
-
-
-def _series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a metric, [n] each, where it is finite."""
-    points = [(x["step"], x[name]) for x in lines if name in x and math.isfinite(x[name])]
-    steps, values = zip(*points, strict=True) if points else ((), ())
-    return np.asarray(steps, float), np.asarray(values, float)
-
-
-def _figure(panels: int) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(
-        figsize=(4.2 * min(panels, 2), 3.1 * math.ceil(panels / 2)), layout="constrained"
+        prompt = html.element("div", html.text(sample.prompt, keep="\n\t"), "prompt text")
+        parts.append(html.element("div", prompt + html.element("div", sides, "sides"), "sample"))
+    parts.append(
+        html.paragraph(f"The first {len(shown)} prompts, one sample each, not selected.", "note")
     )
-    for number in range(panels):
-        axes = figure.add_subplot(math.ceil(panels / 2), min(panels, 2), number + 1)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-        axes.set_axisbelow(True)
-    return figure
+    return "".join(parts)
+
+
+def _labeled(name: str, reward: float | None) -> str:
+    return name if reward is None else f"{name}, true reward {reward:.2f}"
+
+
+def _asked(run: Run) -> str:
+    """The settings of the run, and of each stage in a column of its own."""
+    if not run.recipe:
+        return ""
+    rows = [(name, _at(run.recipe, place)) for name, place in RUN_SETTINGS.items()]
+    parts = [html.heading(2, "Settings"), html.table((), (r for r in rows if r[1]), "settings")]
+    columns = [_settings(stage.asked) for stage in run.stages]
+    names = dict.fromkeys(name for column in columns for name in column)
+    # The hyper-parameters of the objectives come before what all stages have.
+    ordered = sorted(names, key=lambda name: not name.startswith("objective"))
+    by_stage = [(name, *(column.get(name, "") for column in columns)) for name in ordered]
+    head = ("stage", *(stage.name for stage in run.stages))
+    parts.append(html.table(head, by_stage, "settings") if by_stage else "")
+    return "".join(parts)
+
+
+def _settings(asked: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a stage that a reader asks for first; all of them are in the recipe."""
+    objective = asked.get("objective")
+    hyper = dict(objective) if isinstance(objective, dict) else {}
+    found = {"objective": str(hyper.pop("name", ""))}
+    found |= {f"objective: {name}": setting(value) for name, value in hyper.items()}
+    found["data"] = _at(asked, "data.path")
+    found |= {name: _at(asked, place) for name, place in SETTINGS.items()}
+    if asked.get("steps") is not None:
+        found.pop("epochs")
+    return {name: value for name, value in found.items() if value}
+
+
+def _at(values: Mapping[str, Any], place: str) -> str:
+    """The value at a dotted place; empty if there is none."""
+    found: Any = values
+    for key in place.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return "" if found is None else setting(found)
+
+
+def _stage(number: int, stage: Stage, pictures: Mapping[str, bytes]) -> str:
+    """Counts of the data, curves and held-out values of a stage."""
+    parts = [html.heading(2, f"Stage {number}: {stage.name}")]
+    rate = stage.tokens_per_second
+    total = "" if stage.updates is None else f" of {stage.updates:,}"
+    facts = [stage.state, f"{stage.done:,}{total} updates recorded"]
+    facts += [] if rate is None else [f"{rate:,.0f} tokens/s (median)"]
+    parts.append(html.paragraph("; ".join(dict.fromkeys(facts)) + "."))
+    if stage.counts:
+        names = dict.fromkeys(name for counts in stage.counts.values() for name in counts)
+        head = ("examples", *(("training", "held out")[k == "held_out"] for k in stage.counts))
+        rows = [(n, *(_count(c.get(n)) for c in stage.counts.values())) for n in names]
+        parts += [html.heading(3, "Data"), html.table(head, rows, "numbers right")]
+    if stage.metrics:
+        parts.append(html.heading(3, "Training"))
+        parts.append(html.pictures({n.replace("_", " "): png for n, png in pictures.items()}))
+        parts.append(
+            html.paragraph(
+                "Faint: every recorded update; line: running mean; circles: held-out data.", "note"
+            )
+        )
+    if stage.held_out:
+        parts += [html.heading(3, "Held-out data"), _held_out(stage)]
+    return "".join(parts)
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _held_out(stage: Stage) -> str:
+    """The first and the last evaluation, with the standard error of the last."""
+    rows = []
+    for name, value in stage.held_out.items():
+        error = "" if math.isnan(value.error) else f"± {short(value.error)}"
+        rows.append((name, short(stage.evaluations(name)[0]), short(value.mean), error))
+    known = any(row[3] for row in rows)
+    head = ("metric", "first", "last", *(("standard error",) if known else ()))
+    count = stage.held_out_examples
+    note = "First and last evaluation of the training."
+    note += "" if count is None else f" {count:,} examples."
+    note += "" if known else " The standard errors are not recorded."
+    cut = [row[: len(head)] for row in rows]
+    return html.table(head, cut, "numbers right") + html.paragraph(note, "note")
+
+
+def _times(run: Run) -> str:
+    """Seconds by phase and stage, and in all."""
+    timed = [stage for stage in run.stages if stage.timings]
+    parts = [html.heading(2, "Time")]
+    if not timed and run.comparison is None:
+        return "".join([*parts, html.paragraph("The times of the phases are not recorded.")])
+    names = dict.fromkeys(name for stage in timed for name in stage.timings)
+    rows = [
+        (name, *(seconds(s.timings[name]) if name in s.timings else "" for s in timed))
+        for name in names
+    ]
+    if timed:
+        rows.append(("all", *(seconds(sum(s.timings.values())) for s in timed)))
+        parts.append(html.table(("phase", *(s.name for s in timed)), rows, "numbers right"))
+    if run.comparison is not None:
+        spent = seconds(run.comparison.seconds)
+        parts.append(html.paragraph(f"Sampling and measuring of the answers: {spent}.", "note"))
+    return "".join(parts)
+
+
+def _models(run: Run) -> str:
+    """Where the exported models are."""
+    rows = [(f"{stage.name}: model", str(stage.model)) for stage in run.stages if stage.model]
+    rows += [(f"{s.name}: adapter", str(s.adapter)) for s in run.stages if s.adapter]
+    parts = [html.heading(2, "Exported models")]
+    parts.append(html.table((), rows, "settings") if rows else html.paragraph("None yet."))
+    return "".join(parts)
+
+
+def _environment(environment: Mapping[str, Any]) -> str:
+    """Versions, devices and the commit."""
+    known = {"devices": "devices", "python": "Python", "git": "commit"}
+    rows = [(w, setting(environment[k])) for k, w in known.items() if environment.get(k)]
+    packages = environment.get("packages")
+    rows += (
+        [(str(k), setting(v)) for k, v in packages.items()] if isinstance(packages, dict) else []
+    )
+    content = html.table((), rows, "settings") if rows else html.paragraph("Not recorded.")
+    return html.heading(2, "Versions and devices") + content
+
+
+def _recipe(run: Run) -> str:
+    """The recipe with every value, folded."""
+    if not run.recipe_text:
+        return ""
+    lines = run.recipe_text[:RECIPE].splitlines()
+    recipe = html.element("pre", "\n".join(html.text(line) for line in lines))
+    summary = html.element("summary", "recipe.yaml, with every value")
+    return html.heading(2, "Recipe") + html.element("details", summary + recipe)

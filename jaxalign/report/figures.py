@@ -1,0 +1,150 @@
+"""The figures of a report, one small picture each, so that they fit a phone as well as a desk."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .samples import Comparison
+from .text import visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, VERMILLION = "#0072B2", "#D55E00"  # told apart by color-blind readers (Okabe and Ito)
+OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GRAY = "#BBBBBB"
+COLORS = {"chosen": BLUE, "rejected": VERMILLION, "response": BLUE}
+PANELS = {  # file name: the label of the y axis, and the metrics drawn there (/: all that begin so)
+    "loss": ("loss", "loss"),
+    "rewards": ("reward, nats", "rewards/"),
+    "accuracy": ("reward accuracy, share of pairs", "rewards/accuracies"),
+    "margin": ("reward margin, nats", "rewards/margins"),
+    "logps": ("log-probability, nats", "logps/"),
+    "learning_rate": ("learning rate", "learning_rate"),
+    "grad_norm": ("gradient norm", "grad_norm"),
+    "tokens": ("tokens per second", "time/tokens_per_second"),
+}
+LARGEST = 1e30  # a value beyond it is treated as not finite: axes cannot hold it
+
+
+def curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
+    """The metrics of a stage over its updates.
+
+    Args:
+      metrics: lines of its metrics.jsonl.
+
+    Returns:
+      {name of the panel: PNG} for the panels that have a finite value.
+    """
+    present = list(dict.fromkeys(name.removeprefix("eval/") for line in metrics for name in line))
+    alone = {names for _, names in PANELS.values()}
+    pictures = {}
+    for panel, (label, wanted) in PANELS.items():
+        group = [n for n in present if n.startswith(wanted) and n not in alone]
+        names = group if wanted.endswith("/") else [n for n in present if n == wanted]
+        figure = _panel(metrics, label, names[: len(OTHERS)])
+        if figure is not None:
+            pictures[panel] = _png(figure)
+    return pictures
+
+
+def answers(comparison: Comparison) -> dict[str, bytes]:
+    """The true rewards before and after, as {name: PNG}; empty if they are unknown."""
+    summary = comparison.summary()
+    if summary is None:
+        return {}
+    before = [s.reward_before or 0.0 for s in comparison.samples]
+    after = [s.reward_after or 0.0 for s in comparison.samples]
+    histogram, axes = _figure()
+    low, high = min(before + after), max(before + after)
+    bins = np.linspace(low, high if high > low else low + 1.0, 11).tolist()
+    axes.hist([before, after], bins, color=[BLUE, VERMILLION], label=["before", "after"])
+    for mean, color in ((summary.before.mean, BLUE), (summary.after.mean, VERMILLION)):
+        axes.axvline(mean, color=color, linestyle="--", linewidth=1.2)
+    axes.set(xlabel="true reward (dashed: mean)", ylabel="answers")
+    _legend(histogram, axes)
+    wins, axes = _figure()
+    signs = np.sign(np.subtract(after, before))
+    counts = [int(np.sum(signs == sign)) for sign in (1, 0, -1)]
+    bars = axes.bar(["better", "equal", "worse"], counts, color=[VERMILLION, GRAY, BLUE])
+    axes.bar_label(bars)
+    axes.set(xlabel="answer after, compared with before", ylabel="prompts")
+    return {"answers_rewards": _png(histogram), "answers_wins": _png(wins)}
+
+
+def _panel(metrics: Sequence[Mapping[str, Any]], label: str, names: Sequence[str]) -> Figure | None:
+    """Metrics in one set of axes; None if they have no finite value."""
+    series = {n: (_series(metrics, n), _series(metrics, f"eval/{n}")) for n in names}
+    series = {n: pair for n, pair in series.items() if pair[0][0].size or pair[1][0].size}
+    if not series:
+        return None
+    figure, axes = _figure()
+    others = iter(OTHERS)
+    for name, (training, held_out) in series.items():
+        word = name.rpartition("/")[2] if name.startswith(("rewards/", "logps/")) else "training"
+        word = "training" if word in ("accuracies", "margins") else word
+        word = "planned" if name == "learning_rate" else word
+        color = BLUE if len(series) == 1 else COLORS.get(word) or next(others)
+        _draw(axes, training, held_out, word, color)
+    axes.set(xlabel="update", ylabel=label)
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        _legend(figure, axes)
+    return figure
+
+
+def _draw(
+    axes: Axes,
+    training: Sequence[np.ndarray],
+    held_out: Sequence[np.ndarray],
+    word: str,
+    color: str,
+) -> None:
+    """One metric: its values faint, their running mean strong, held-out values as circles."""
+    word = visible(word)[:24].replace("$", r"\$")
+    steps, values = training
+    if values.size:
+        window = 1 if word == "planned" else max(1, len(values) // 20)
+        axes.plot(steps, values, ".-", color=color, alpha=0.25, linewidth=1, markersize=2)
+        smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
+        center = (window - 1) // 2
+        axes.plot(steps[center:][: len(smooth)], smooth, color=color, linewidth=1.8, label=word)
+    if held_out[0].size:
+        name = "held out" if word == "training" else f"{word}, held out"
+        axes.plot(*held_out, "o--", color=color, markerfacecolor="white", label=name)
+
+
+def _series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a metric, [n] each, where it is finite."""
+    points = [(x["step"], x[name]) for x in metrics if abs(x.get(name, math.nan)) < LARGEST]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return np.asarray(steps, float), np.asarray(values, float)
+
+
+def _figure() -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2, 3.1), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="x", nbins=6)
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """A legend above the axes, where it covers no curve."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2,
+                  frameon=False, fontsize="small")  # fmt: skip
+
+
+def _png(figure: Figure) -> bytes:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    return picture.getvalue()

@@ -1,0 +1,249 @@
+"""Read the folder of a run: finished, interrupted or damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+from .metrics import parse_line
+from .samples import FILE, Comparison, Estimate, parse_samples
+
+Lines = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What the folder of a stage tells; a missing file gives an empty field."""
+
+    name: str
+    asked: Mapping[str, Any]  # its settings in the recipe
+    metrics: Lines
+    counts: Mapping[str, Mapping[str, int]]  # {"train" | "held_out": {what: examples}}
+    updates: int | None  # updates asked for
+    timings: Mapping[str, float]  # {phase: seconds}
+    held_out: Mapping[str, Estimate]  # the last evaluation; the error is nan if unknown
+    held_out_examples: int | None
+    model: Path | None  # exported
+    adapter: Path | None
+    failed: tuple[int, ...]  # updates whose loss or gradient was not finite
+
+    @property
+    def done(self) -> int:
+        """Updates made, as far as the metrics tell."""
+        return max((line["step"] for line in self.metrics), default=0)
+
+    @property
+    def state(self) -> str:
+        """Whether the stage is finished, in words."""
+        if self.model is not None:
+            return "finished"
+        if self.failed and self.failed[-1] > self.done:
+            return f"failed: the loss or gradient of update {self.failed[-1]} was not finite"
+        if not (self.metrics or self.timings or self.counts):
+            return "not started"
+        total = "" if self.updates is None else f" of {self.updates:,}"
+        return f"unfinished: {self.done:,}{total} updates recorded"
+
+    def evaluations(self, name: str) -> list[float]:
+        """The held-out values of a metric, oldest first."""
+        return [line[f"eval/{name}"] for line in self.metrics if f"eval/{name}" in line]
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The median rate over the recorded updates."""
+        name = "time/tokens_per_second"
+        rates = sorted(r for x in self.metrics if math.isfinite(r := x.get(name, math.nan)))
+        return rates[len(rates) // 2] if rates else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What the folder of a run tells."""
+
+    folder: Path
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    environment: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    comparison: Comparison | None
+    problems: tuple[str, ...]  # sentences about missing and damaged files
+
+    @property
+    def state(self) -> str:
+        """Whether the run is finished, in words."""
+        for stage in self.stages:
+            if stage.state != "finished":
+                return f"stage {stage.name} {stage.state}"
+        return "finished" if self.stages else "no stages"
+
+    @property
+    def model(self) -> Path | None:
+        """The newest exported model."""
+        return next((s.model for s in reversed(self.stages) if s.model is not None), None)
+
+
+def read_run(folder: Path) -> Run:
+    """Read whatever is in the folder of a run.
+
+    Raises:
+      UserError: the folder is missing, or holds no run.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of a run, its run.dir")
+    metrics = sorted(folder.glob("*/metrics.jsonl"))
+    if not (folder / "recipe.yaml").exists() and not metrics:
+        raise UserError(
+            f"{folder}: holds no run (no recipe.yaml, and no stage with a metrics.jsonl); "
+            "give the run.dir of a recipe"
+        )
+    reader = _Reader(folder)
+    text = reader.text("recipe.yaml")
+    recipe = reader.recipe(text)
+    asked = _mapping(recipe.get("stages"))
+    names = [str(name) for name in asked] or [path.parent.name for path in metrics]
+    environment = reader.json("environment.json", expected=True)
+    comparison = None
+    if raw := reader.json(FILE):
+        try:
+            comparison = parse_samples(raw)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reader.problems.append(f"{FILE} is damaged ({error!r}); no samples are shown.")
+    stages = [reader.stage(name, _mapping(asked.get(name))) for name in names]
+    return Run(
+        folder=folder,
+        recipe=recipe,
+        recipe_text=text,
+        environment=environment,
+        stages=tuple(stage for stage in stages if stage is not None),
+        comparison=comparison,
+        problems=tuple(reader.problems),
+    )
+
+
+class _Reader:
+    """Reads files of one folder; what is wrong with them becomes a sentence in `problems`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.problems: list[str] = []
+
+    def text(self, name: str, *, expected: bool = True) -> str:
+        try:
+            return (self.folder / name).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            if expected:
+                self.problems.append(f"{name} is missing.")
+        except OSError as error:
+            self.problems.append(f"{name} cannot be read ({error.strerror}).")
+        return ""
+
+    def recipe(self, text: str) -> Mapping[str, Any]:
+        try:
+            found = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            found = None
+        if text and not isinstance(found, dict):
+            self.problems.append("recipe.yaml is damaged; the settings are not shown as a table.")
+        return _mapping(found)
+
+    def json(self, name: str, *, expected: bool = False) -> Mapping[str, Any]:
+        text = self.text(name, expected=expected)
+        if not text:
+            return {}
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            self.problems.append(f"{name} is damaged and left out.")
+        return _mapping(found)
+
+    def stage(self, name: str, asked: Mapping[str, Any]) -> Stage | None:
+        if name in (".", "..") or Path(name).name != name:
+            self.problems.append(f"The stage name {name!r} is no name of a folder.")
+            return None
+        own = self.folder / name
+        data = self.json(f"{name}/data.json")
+        metrics = self._metrics(f"{name}/metrics.jsonl")
+        held_out = self.json(f"{name}/held_out.json")
+        timings = self.json(f"{name}/timings.json")
+        total = asked.get("steps") or data.get("updates")
+        return Stage(
+            name=name,
+            asked=asked,
+            metrics=metrics,
+            counts={k: _counts(data[k]) for k in ("train", "held_out") if k in data},
+            updates=total if isinstance(total, int) else None,
+            timings={str(k): v for k, v in timings.items() if _is_number(v)},
+            held_out=_last_evaluation(metrics, held_out),
+            held_out_examples=_whole(held_out.get("examples")),
+            model=own / "model" if (own / "model").is_dir() else None,
+            adapter=own / "adapter" if (own / "adapter").is_dir() else None,
+            failed=_failed(own),
+        )
+
+    def _metrics(self, name: str) -> Lines:
+        lines = self.text(name, expected=False).splitlines()
+        found = [parse_line(line) for line in lines]
+        damaged = sum(record is None for record in found[:-1])
+        if damaged:
+            self.problems.append(f"{damaged} lines of {name} are damaged and left out.")
+        return [record for record in found if record is not None]
+
+
+def _failed(stage: Path) -> tuple[int, ...]:
+    """The updates whose batch was written down because the loss was not finite."""
+    steps = [path.stem.partition("-")[2] for path in stage.glob("not_finite-*.json")]
+    return tuple(sorted(int(step) for step in steps if step.isdecimal()))
+
+
+def _last_evaluation(metrics: Lines, recorded: Mapping[str, Any]) -> dict[str, Estimate]:
+    """The last held-out value of each metric, with its standard error where it is recorded."""
+    last: dict[str, float] = {}
+    step = None
+    for line in metrics:
+        found = {k.removeprefix("eval/"): v for k, v in line.items() if k.startswith("eval/")}
+        step = line["step"] if found else step
+        last |= found
+    current = recorded.get("step") == step
+    errors = _mapping(recorded.get("standard_errors")) if current else {}
+    return {
+        name: Estimate(value, float(e) if _is_number(e := errors.get(name)) else math.nan)
+        for name, value in last.items()
+    }
+
+
+def _counts(raw: Any) -> dict[str, int]:
+    """The row counts of a data set as {what: examples}, from the nested ones of data.json."""
+    words = {
+        "kept": "examples kept",
+        "dropped": "dropped: {}",
+        "prompt_cut": "prompt cut on the left",
+        "response_cut": "{} cut on the right",
+        "eos_lost": "{} lost its end token",
+    }
+    found = {}
+    for key, form in words.items():
+        value = _mapping(raw).get(key)
+        named = value if isinstance(value, dict) else {"": value}
+        found |= {form.format(name): n for name, n in named.items() if _is_number(n)}
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
