@@ -1,4 +1,4 @@
-"""The one exception that is a user's to mend."""
+"""The two exceptions of jaxalign: a mistake of the user, and a failed run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Names in the documentation exist, examples run, messages are real, and the language is plain."""
 
+import ast
 import dataclasses
 import io
 import itertools
@@ -206,3 +207,26 @@ def test_the_readme_stays_under_150_lines():
 def test_the_site_has_every_page():
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     assert sorted(re.findall(r"[\w-]+\.md", nav)) == sorted(p.name for p in ROOT.glob("docs/*.md"))
+
+
+def test_every_function_of_the_tour_exists():
+    named = re.findall(r"`([\w/]+\.py):(\w+)`", (ROOT / "docs" / "tour.md").read_text())
+    assert len(named) >= 9
+    missing = []
+    for file, name in named:
+        body = ast.parse((ROOT / file).read_text()).body
+        defined = {n.name for n in body if isinstance(n, ast.FunctionDef)}
+        defined |= {t.id for n in body if isinstance(n, ast.Assign) for t in n.targets}
+        missing += [] if name in defined else [f"{file}:{name}"]
+    assert missing == []
+
+
+def test_the_code_shown_on_the_tour_is_the_code():
+    shown = blocks(ROOT / "docs" / "tour.md", "python")
+    assert shown
+    for block in shown:
+        first, *lines = block.splitlines()
+        source = {
+            line.strip() for line in (ROOT / first.removeprefix("# ")).read_text().splitlines()
+        }
+        assert [line for line in lines if line.strip() not in source] == []
