@@ -40,7 +40,7 @@ def _log1mexp_jvp(primals, tangents):
 def weighted_mean(values: Array, weights: Array) -> Array:
     """Mean over the last axis, [..., B] -> [...]; 0 where all weights are 0.
 
-    What stands where a weight is 0 has no influence, not even if it is not finite.
+    Entries with weight 0 are ignored, even NaN or inf.
     """
     total = weights.sum(-1)
     weighted = weights * jnp.where(weights > 0, values, 0.0)
@@ -54,8 +54,8 @@ def bernoulli_kl(logit: Array, target: Array, excess: Array) -> Array:
     subtracts numbers of order 1 to get one of order excess^2.
 
     Args:
-      logit: of the distribution that is moved.
-      target: of the distribution aimed at, a constant; -inf (probability 0) is allowed.
+      logit: log-odds of the distribution that is moved.
+      target: log-odds of the target distribution, a constant; -inf (probability 0) is allowed.
       excess: logit - target, which a caller may know to more digits than its terms.
     """
     # The KL is the same after exchanging the two outcomes; then sigmoid(target) <= 1/2.

@@ -41,7 +41,7 @@ class Objective(Generic[P]):
     needs: tuple[TokenStat, ...] = (logp,)
     """Token statistics it reads; joint ones are of the policy and its reference together."""
     layers: tuple[LayerStat, ...] = ()
-    """Statistics of its reference's layers it reads, beside the token statistics of `ref`."""
+    """Statistics of the reference's layers that it reads, in addition to its token statistics."""
     columns: tuple[str, ...] = ()
     """Columns of the batch it reads, [B] each; examples of `weight` 0 are padding.
 
@@ -78,7 +78,7 @@ class Objective(Generic[P]):
 
     @property
     def reference(self) -> Literal["none", "cached", "live"]:
-        """Where its reference may be: nowhere, on disk or beside the policy, beside it alone."""
+        """The least its reference may be: none, cached on disk (or live), or live in memory."""
         if self.layers or any(stat.joint for stat in self.needs):
             return "live"
         return "cached" if self.uses_ref else "none"

@@ -70,7 +70,7 @@ def log_odds(logits: Array, target: Array) -> Array:
 
 
 def _is_target(logits: Array, target: Array) -> Array:
-    """Which of the logits are those of the targets, [..., V] bool."""
+    """True at the logits of the targets, [..., V] bool."""
     return jax.nn.one_hot(target, logits.shape[-1], dtype=bool)
 
 
@@ -80,7 +80,7 @@ def _most_of_others(logits: Array, target: Array) -> Array:
 
 
 def _most_of_others_by_parts(logits: Array, target: Array) -> Array:
-    """The same, where no more is masked than the part of the row in which the target lies.
+    """The same, masking only the part of the row that contains the target.
 
     XLA:CPU writes what is masked to memory before it takes the maximum.
     """
@@ -100,7 +100,7 @@ def _log_odds(logits: Array, target: Array) -> tuple[Array, tuple[Array, Array, 
     most = jnp.where(jnp.isfinite(most), most, 0.0)
     # Kept for the gradient: XLA:CPU then writes it once, where the logits were, and the gradient
     # where it was. With logsumexp it would compute it twice, the first time into an array of its
-    # own; so it would beside a scatter, which is bound to the array it writes to.
+    # own; with a scatter too, which is bound to the array it writes to.
     odds = jnp.where(_is_target(logits, target), 0.0, jnp.exp(logits - most[..., None]))
     total = odds.sum(-1)
     return z - (most + jnp.log(total)), (odds, target, total)

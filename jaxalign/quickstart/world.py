@@ -98,7 +98,7 @@ def make_data(folder: Path, *, seed: int, train: int, held_out: int) -> dict[str
 
     Args:
       folder: made if missing.
-      seed: of every choice.
+      seed: seed of every random choice.
       train: rows of `sft.jsonl` {prompt, completion} and of `pairs.jsonl` {prompt, chosen,
         rejected}. Demonstrations are of mixed quality; the responses of a pair are two such, the
         one of higher reward chosen.

@@ -29,14 +29,14 @@ from ..update.step import Fixed, jitted_step
 from .stage import StageRun
 
 SHARE = 0.9
-"""Part of a device's memory that an update may take; the rest is for what is not known ahead."""
+"""Part of a device's memory that an update may take; the rest is for memory that is not known ahead."""
 
 
 def settled(stage: StageRun, console: Console) -> StageRun:
     """The stage with a number of microbatches; one that has a number is returned as it is.
 
     The choice is read from `plan.json` in the stage's folder, where there is one for this mesh and
-    kind of device, and else made and written there. All hosts choose alike.
+    kind of device, and else made and written there. All hosts make the same choice.
 
     Raises:
       UserError: not even one example per microbatch and shard fits.
@@ -97,7 +97,7 @@ def fewest(candidates: Iterable[int], fits: Callable[[int], bool]) -> int | None
 
 
 def memory(devices: Iterable[Any]) -> int:
-    """Bytes that each of the devices may take; CPU devices share those of the machine."""
+    """Bytes that each of the devices may take; CPU devices share the memory of the machine."""
     devices = list(devices)
     stats = [device.memory_stats() for device in devices]
     if all(s and "bytes_limit" in s for s in stats):

@@ -49,7 +49,7 @@ class Stopped(Exception):  # noqa: N818
     """The run was asked to stop by a signal and has saved its state."""
 
     def __init__(self, message: str, number: int):
-        """`number` is that of the signal."""
+        """`number` is the number of the signal."""
         super().__init__(message)
         self.number = number
 

@@ -35,7 +35,7 @@ ChunkLoss = Callable[[Array, Array, Any], tuple[Array, Aux]]
 
 
 class Gradient(NamedTuple):
-    """The loss over the global batch, its gradient, and what is reported of it."""
+    """The loss over the global batch, its gradient, and its metrics."""
 
     loss: Array  # []
     grads: Params

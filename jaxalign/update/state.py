@@ -64,7 +64,7 @@ def initial_state(
     abstract: TrainState,
     ref_params: Params | None = None,
 ) -> TrainState:
-    """The state before the first update, from parameters and those of a reference that moves."""
+    """The state before the first update, from the parameters and a moving reference."""
     init = objective.init_state
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
