@@ -29,7 +29,7 @@ from ..update.step import Fixed, jitted_step
 from .stage import StageRun
 
 SHARE = 0.9
-"""Part of a device's memory that an update may take; the rest is for memory that is not known ahead."""
+"""Part of a device's memory that an update may take; the rest is for unplanned memory."""
 
 
 def settled(stage: StageRun, console: Console) -> StageRun:
