@@ -77,7 +77,7 @@ def _recipe(command: str, argv: list[str], *extra: tuple[str, dict[str, Any]]) -
     return own, read(own.recipe, flags, prog=f"jaxalign {command} {own.recipe}")
 
 
-def _cache_folder(run: Run) -> str | None:
+def compile_cache_folder(run: Run) -> str | None:
     """Where compiled programs are kept; None: nowhere."""
     shared = str(Path(run.dir).absolute().parent / "compile_cache")
     folder = run.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or shared
@@ -91,7 +91,7 @@ def _start(run: Run, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
 
     from .core.sharding import make_mesh
 
-    jax.config.update("jax_compilation_cache_dir", _cache_folder(run))
+    jax.config.update("jax_compilation_cache_dir", compile_cache_folder(run))
     if dtype == "float32":
         # Accelerators round float32 operands to fewer bits unless they are told not to.
         jax.config.update("jax_default_matmul_precision", "highest")

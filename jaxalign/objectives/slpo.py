@@ -116,7 +116,7 @@ def _split(
     def kl(y: SequenceStats, ref_y: SequenceStats, shift: Array, log_w: Array, others: Array):
         n = _temperature(y, temperature)
         log_not_w = jnp.logaddexp(rest, others)
-        log_not_y = _log_complement(y, complement)
+        log_not_y = complement_logp(y, complement)
         excess = _difference(y, ref_y) - shift - (log_not_y - log_not_w)
         return bernoulli_kl((y.logp - log_not_y) / n, (log_w - log_not_w) / n, excess / n)
 
@@ -148,7 +148,7 @@ def _temperature(y: SequenceStats, temperature: Temperature) -> Array | float:
     return jnp.maximum(y.length, 1.0) if isinstance(temperature, str) else temperature
 
 
-def _log_complement(y: SequenceStats, complement: Complement) -> Array:
+def complement_logp(y: SequenceStats, complement: Complement) -> Array:
     """That some token is not the one in y: log pi(not y|x), [B], nats.
 
     The tree is the sum over t of the probability of following y up to t and leaving it there,
@@ -177,7 +177,7 @@ def _log_rest(pair: Pairs, complement: Complement) -> Array:
     chosen, rejected = pair.chosen, pair.rejected
     likelier = chosen.logp > rejected.logp
     first = jnp.where(
-        likelier, _log_complement(chosen, complement), _log_complement(rejected, complement)
+        likelier, complement_logp(chosen, complement), complement_logp(rejected, complement)
     )
     second = jnp.where(likelier, rejected.logp, chosen.logp)
     return first + log1mexp(second - first)

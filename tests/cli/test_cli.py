@@ -13,7 +13,7 @@ import pytest
 import transformers
 from lib import runs as h
 
-from jaxalign.cli import COMMANDS, _cache_folder
+from jaxalign.cli import COMMANDS, compile_cache_folder
 from jaxalign.collect.sample import Sampling
 from jaxalign.settings import Run
 
@@ -191,8 +191,8 @@ def test_a_full_disk_exits_with_1_and_keeps_what_was_saved(stopped, compile_cach
 def test_compiled_programs_are_kept_beside_the_run_unless_told_otherwise(tmp_path, monkeypatch):
     run = str(tmp_path / "run")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    assert _cache_folder(Run(dir=run)) == str(tmp_path / "compile_cache")
+    assert compile_cache_folder(Run(dir=run)) == str(tmp_path / "compile_cache")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/theirs")
-    assert _cache_folder(Run(dir=run)) == "/theirs"
-    assert _cache_folder(Run(dir=run, compile_cache="/mine")) == "/mine"
-    assert _cache_folder(Run(dir=run, compile_cache="off")) is None
+    assert compile_cache_folder(Run(dir=run)) == "/theirs"
+    assert compile_cache_folder(Run(dir=run, compile_cache="/mine")) == "/mine"
+    assert compile_cache_folder(Run(dir=run, compile_cache="off")) is None

@@ -247,7 +247,7 @@ def test_n_grams_of_one_answer():
 
 
 def test_dynamic_target_is_the_worked_value_of_bnf():
-    """Of the sheet's example with four tokens; the sum is that of `bnf_pair`'s exact loss."""
+    """On `LOGITS`, a vocabulary of four tokens; the loss is the one of `bnf_pair`."""
 
     def build(logits):
         rows = []

@@ -15,7 +15,7 @@ from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import Pairs
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
-from jaxalign.objectives.slpo import _log_complement
+from jaxalign.objectives.slpo import complement_logp
 
 SLPO = OBJECTIVES["slpo"]
 
@@ -67,7 +67,7 @@ SLPO = OBJECTIVES["slpo"]
 @pytest.mark.parametrize("complement", ["tree", "closed"])
 def test_worked_value_of_slpo(hyper, scale, loss, chosen, rejected, complement):
     value, grad = logit_grads("slpo", complement=complement, **hyper)
-    if loss is not None:  # the sheet gives the cross-entropy of Eq. 7, which differs by a constant
+    if loss is not None:  # None: the loss of Eq. 7 is known up to a constant only
         np.testing.assert_allclose(scale * value, loss, rtol=3e-6)
     for row, expected in (("chosen", chosen), ("rejected", rejected)):
         p = np.exp(LOGITS[row][0]) / np.exp(LOGITS[row][0]).sum()
@@ -173,7 +173,7 @@ def test_gradient_reaches_every_token_to_float32(total):
 def complement_of(log_odds, how="tree"):
     m = jnp.asarray(log_odds, jnp.float32)
     mask = jnp.ones(m.shape, bool)
-    return jax.value_and_grad(lambda m: _log_complement(sequence_stats(m, mask), how)[0])(m)
+    return jax.value_and_grad(lambda m: complement_logp(sequence_stats(m, mask), how)[0])(m)
 
 
 @pytest.mark.parametrize("m", [20.0, 95.0, 300.0], ids=["2e-9", "6e-42", "5e-131"])
@@ -228,7 +228,7 @@ def test_complement_of_an_enumerated_model_is_the_mass_of_all_other_sequences():
     z = jnp.asarray([logits[y[:t]] for t in range(3)], jnp.float32)[None]
     target = jnp.asarray([y])
     token = {s.name: s(z, target) for s in SLPO.needs}
-    ours = _log_complement(reduce_tokens(token, jnp.ones((1, 3), bool)), "tree")
+    ours = complement_logp(reduce_tokens(token, jnp.ones((1, 3), bool)), "tree")
     np.testing.assert_allclose(ours, np.log(others), rtol=1e-6)
 
 
@@ -237,7 +237,7 @@ def test_a_masked_position_is_no_branch():
     gap = sequence_stats(m, jnp.asarray([[True, False, True]]))
     packed = sequence_stats(m[:, ::2], jnp.ones((1, 2), bool))
     np.testing.assert_allclose(
-        _log_complement(gap, "tree"), _log_complement(packed, "tree"), rtol=1e-6
+        complement_logp(gap, "tree"), complement_logp(packed, "tree"), rtol=1e-6
     )
 
 

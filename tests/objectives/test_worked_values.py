@@ -18,6 +18,7 @@ from lib.objectives import (
 )
 from lib.worked import CHOSEN, KL, LP, PAIR, REF_KL, REF_PAIR, RP, at_reference, rows, worked
 from oracles import HYPER, ORACLES, SURROGATES, UNDIRECTED, WORKED
+from oracles.worked import values
 
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.objectives import OBJECTIVES
@@ -82,12 +83,17 @@ def test_oracle_gradient_equals_differences_of_its_value(name):
     np.testing.assert_allclose(measured, slope, rtol=1e-7, atol=1e-12 + rounding)
 
 
+def test_worked_values_are_those_of_plain_formulas():
+    made = [values(name, **hyper) for name, hyper, *_ in WORKED]
+    np.testing.assert_allclose(made, [row[2:] for row in WORKED], rtol=2e-12)
+
+
 @pytest.mark.parametrize(
     ("name", "hyper", "loss", "chosen", "rejected"), WORKED, ids=[w[0] for w in WORKED]
 )
 def test_worked_value_of_a_pair(name, hyper, loss, chosen, rejected):
     value, grad = worked(OBJECTIVES[name], PAIR, REF_PAIR, **hyper)
-    # 1e-6: the sheet has 13 digits, float32 sums of seven tokens have 6.
+    # 1e-6: the table has 13 digits, float32 sums of seven tokens have 6.
     np.testing.assert_allclose(value, loss, rtol=1e-6)
     np.testing.assert_allclose(grad["chosen"], [chosen], rtol=2e-6)
     np.testing.assert_allclose(grad["rejected"], [rejected], rtol=2e-6)

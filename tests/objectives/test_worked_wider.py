@@ -26,7 +26,7 @@ def labels(values, **columns):
 
 
 def assert_worked(got, loss, **grads):
-    """A loss and slopes per summed log-probability, {row: [B]}, against those of the sheet."""
+    """A loss and slopes per summed log-probability, {row: [B]}, against worked values."""
     np.testing.assert_allclose(got[0], loss, rtol=1e-6)
     for row, slope in grads.items():
         np.testing.assert_allclose(got[1][row], slope, rtol=2e-6)

@@ -10,12 +10,15 @@ An oracle is `fn(policy, ref, columns, previous=None, **hyper) -> (loss, gradien
 - `loss`: average over the batch; `gradient`: {row: list of [T_i]} with respect to each token's
   log-probability, by the formula, not by differences.
 
-A module holds the oracles named in its `HYPER`, {name: hyper-parameters to compare it with}, and
-in `WORKED` the worked values of the pair of `test_objectives.py`: (name, hyper-parameters, loss,
-slope of each chosen token, slope of each rejected token). One whose gradient is not the slope of
-its value, since part of it is a constant to the gradient, is named in `SURROGATES`. One whose
-gradient at the reference need not raise every chosen and lower every rejected response is named
-in `UNDIRECTED`.
+A module holds:
+
+- `HYPER`: {name: hyper-parameters to compare it with} of its oracles;
+- `WORKED`: values that `worked.py` makes of one pair, (name, hyper-parameters, loss, slope of each
+  chosen token, slope of each rejected token);
+- `SURROGATES`: oracles whose gradient is not the slope of their value, because a part of the value
+  is a constant to the gradient;
+- `UNDIRECTED`: oracles whose gradient at the reference need not raise every chosen and lower every
+  rejected response.
 
 Nothing here imports the package.
 """
@@ -26,7 +29,7 @@ import pkgutil
 MODULES = [
     importlib.import_module(f"{__name__}.{module.name}")
     for module in pkgutil.iter_modules(__path__)
-    if module.name not in ("scalars", "pairs")
+    if module.name not in ("scalars", "pairs", "worked")
 ]
 HYPER = {name: hyper for module in MODULES for name, hyper in module.HYPER.items()}
 ORACLES = {name: getattr(module, name) for module in MODULES for name in module.HYPER}

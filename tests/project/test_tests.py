@@ -1,6 +1,7 @@
-"""What tests import from one another."""
+"""What tests import."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,9 @@ def test_no_module_imports_a_test(path):
     ours = {name for name in imported(path) if name.partition(".")[0] in OURS}
     assert {name for name in ours if name.partition(".")[0] not in SHARED} == set()
     assert not any(part.startswith("test_") for name in ours for part in name.split("."))
+
+
+def test_programs_in_strings_import_what_exists():
+    line = re.compile(r"^ *(from jaxalign[\w.]* import [\w, ]+)$", re.M)
+    for statement in {found for path in MODULES for found in line.findall(path.read_text())}:
+        exec(statement, {})

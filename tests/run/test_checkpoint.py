@@ -114,7 +114,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path):
         """
         import pathlib, resource, sys
         import jax, numpy as np, jax.numpy as jnp
-        from jaxalign.checkpoint import Checkpoints
+        from jaxalign.run.checkpoint import Checkpoints
         from jaxalign.errors import RunError
         c = Checkpoints(pathlib.Path(sys.argv[1]), keep=1)
         make = lambda seed: {"w": jax.random.normal(jax.random.key(seed), (1 << 20,))}

@@ -12,8 +12,9 @@ from lib import runs as h
 STEPS, SAVE_EVERY, EXAMPLES, PART = 16, 4, 64, 8
 PROGRAM = f"""
 import sys, time
-from jaxalign import cli, reference
-from jaxalign.tracking import Tracker
+from jaxalign import cli
+from jaxalign.run import reference
+from jaxalign.run.tracking import Tracker
 
 def slowly(function):
     def call(*args, **options):
@@ -22,7 +23,7 @@ def slowly(function):
     return call
 
 reference.PART = {PART}
-reference._write = slowly(reference._write)
+reference.whole_file = slowly(reference.whole_file)
 Tracker.log = slowly(Tracker.log)
 sys.exit(cli.main(sys.argv[1:]))
 """

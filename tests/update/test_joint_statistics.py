@@ -79,7 +79,7 @@ def test_joint_statistics_are_of_separate_examples():
         objective(Pairs, source="a test", needs=needs, couples_examples=True)(coupled)
 
 
-# Worked values, on the logits of the sheet
+# Worked values, on the logits of `lib.objectives`
 
 WORKED = {
     "tdpo1": (
