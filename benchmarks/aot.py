@@ -1,4 +1,4 @@
-"""Memory of an update of Llama-3-8B on machines that are not there: compiled, never run.
+"""Memory of an update of Llama-3-8B on machines that are not here: compiled, never run.
 
     python -m venv aot && . aot/bin/activate
     pip install 'jax[tpu]==0.10.2' optax flax annotated-types nvidia-cudnn-cu13
@@ -6,11 +6,11 @@
     python -m benchmarks.aot [--only NAME] [--write]
 
 Neither a driver nor a device is needed; a program for a TPU takes minutes to compile. DPO with a
-cached reference, full rematerialisation, bfloat16 activations; each row of tokens is one pair, half
-of it prompt. Parameters, gradient and the moments of AdamW lie on the mesh axis fsdp.
+cached reference, full rematerialization, bfloat16 activations; each row of tokens is one pair, half
+of it prompt. Parameters, gradient and the moments of AdamW are sharded over the mesh axis fsdp.
 
-It exits with 1 where an update does not fit its devices, or where a mesh holds the float32 gradient
-of the head whole on a device.
+It exits with 1 if an update does not fit its devices, or if a mesh holds the float32 gradient of
+the head whole on a device.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ runtime_version {{ major: 13 }}
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 MEMORY = {
-    "H100": 0.75 * H100_BYTES,  # what jax takes of a GPU unless told otherwise
-    "v5e": 15.75 * GIB,  # of a TPU: the limit in the compiler's own message
+    "H100": 0.75 * H100_BYTES,  # jax's default share of a GPU
+    "v5e": 15.75 * GIB,  # a TPU's limit, from the compiler's own message
     "v5p": 95.74 * GIB,
     "v6e": 31.25 * GIB,
 }
@@ -64,7 +64,7 @@ MEMORY = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An update and the devices that it is compiled for."""
+    """An update and the devices it is compiled for."""
 
     chip: str
     """Of `MEMORY`."""
@@ -77,7 +77,7 @@ class Case:
     microbatches: int = 1
 
     def devices(self) -> Sequence[Any]:
-        """Those of the topology; they can be compiled for, and nothing else."""
+        """The devices of the topology, for compiling only."""
         if self.chip == "H100":
             return topologies.get_topology_desc(
                 platform="cuda", target_config=H100, topology=self.topology
@@ -100,8 +100,8 @@ CASES = (
 def peak(memory: Any, chip: str) -> int:
     """Bytes that a device needs at once, given the compiler's account of a program.
 
-    On GPUs all temporaries are one allocation beside arguments and results. On TPUs arguments that
-    are no longer needed make room for temporaries.
+    On GPUs all temporaries are one allocation, separate from arguments and results. On TPUs
+    arguments that are no longer needed make room for temporaries.
     """
     if chip != "H100":
         return memory.peak_memory_in_bytes
@@ -112,14 +112,14 @@ def peak(memory: Any, chip: str) -> int:
 def whole_head(hlo: str, config: ModelConfig) -> bool:
     """Whether a compiled program has a float32 array as large as the head on one device.
 
-    The rows of `CASES` have fewer scored tokens than the model has widths: it cannot be logits.
+    It cannot be the logits: rows of `CASES` have fewer scored tokens than the model is wide.
     """
     d, v = config.width, config.vocab
     return re.search(rf"\bf32\[(1,)*({d},{v}|{v},{d})\]", hlo) is not None
 
 
 def measure(case: Case) -> tuple[list[str], bool]:
-    """Compile a case: its row of the table, and whether all is well."""
+    """Compile a case; returns its row of the table, and whether it passes."""
     devices = case.devices()
     mesh = make_mesh(Mesh(data=1, fsdp=len(devices)), devices)
     count = len(devices) * case.rows * case.microbatches
@@ -136,7 +136,7 @@ def measure(case: Case) -> tuple[list[str], bool]:
     limit = MEMORY[case.chip]
     try:
         compiled = shapes.program(case.work, mesh).compiled(batch)
-    except jax.errors.JaxRuntimeError as error:  # a TPU's compiler refuses what does not fit
+    except jax.errors.JaxRuntimeError as error:  # on a TPU: it does not fit
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return [*about, "", "", "", f"{limit / GIB:.2f}", "no"], False
@@ -157,7 +157,7 @@ def versions() -> str:
 
 
 def main() -> int:
-    """Compile, print the table."""
+    """Compile every case and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", choices=MEMORY, help="one kind of device")
     parser.add_argument("--write", action="store_true", help="write the table to results/")

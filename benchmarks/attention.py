@@ -1,8 +1,8 @@
 """CPU seconds and temporaries of attention, forward and backward: `blocked` and plain jax.nn.
 
-Rows of 256, 512 and 1024 tokens, as many as make 4,096; 8 heads of width 64 on 4 key heads,
-float32. A row is one sequence, or is packed with prompts of two responses each. All programs are
-timed in turn; a figure is the median of their rounds.
+Rows of 256, 512 and 1024 tokens, 4,096 tokens in all; 8 heads of width 64 on 4 key heads, float32.
+A row is one sequence, or is packed with prompts of two responses each. The programs take turns; a
+figure is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ ROUNDS = 9
 
 
 def dense(q: Array, k: Array, v: Array, packing: Packing) -> Array:
-    """All scores at once."""
+    """Attention with all scores at once."""
     mask = packing.visible()[:, None]
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
 
 
 def causal(q: Array, k: Array, v: Array, packing: Packing) -> Array:
-    """The same for rows of one sequence, without reading the packing."""
+    """Attention on rows of one sequence, without reading the packing."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
 
 
 def rows(length: int, packed: bool) -> Packing:
-    """4,096 tokens: a sequence in each row, or prompts of two responses each until it is full."""
+    """4,096 tokens: one sequence per row, or rows filled with prompts of two responses each."""
     shape = (TOKENS // length, length)
     segment, branch = np.ones(shape, np.int32), np.zeros(shape, np.int32)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape).copy()
@@ -57,7 +57,7 @@ def rows(length: int, packed: bool) -> Packing:
 
 
 def program(attention, packing: Packing):
-    """A call of the compiled gradient, the megabytes of its temporaries, and its results."""
+    """The compiled gradient as a function, the megabytes of its temporaries, and its results."""
     k, length = packing.segment.shape
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(k, length, n, WIDTH) for n in (HEADS, GROUPS, GROUPS, HEADS)]

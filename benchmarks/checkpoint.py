@@ -18,9 +18,9 @@ def make_checkpoint(folder: Path, data: Data, *, layers: int) -> None:
     """Write a random GPT-NeoX model of width 128 and a tokenizer of the data.
 
     Args:
-      folder: of the checkpoint; made if missing.
-      data: of which to train a byte-level BPE of at most `VOCAB` tokens.
-      layers: of the model.
+      folder: the folder of the checkpoint; made if missing.
+      data: the data that trains a byte-level BPE of at most `VOCAB` tokens.
+      layers: number of layers.
 
     Raises:
       UserError: the data cannot be read.
@@ -56,6 +56,6 @@ def make_model(folder: Path, config: transformers.PretrainedConfig, dtype: str =
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 1:  # made as 0 or 1, with which an error in them would not show
+            if parameter.ndim == 1:  # initialized to 0 or 1, which would hide an error in them
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(getattr(torch, dtype)).save_pretrained(folder)

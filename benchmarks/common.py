@@ -1,4 +1,4 @@
-"""What benchmarks share: their flags, their data, versions."""
+"""Shared parts of benchmarks: flags, data, versions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from jaxalign.run.export import environment
 from jaxalign.settings import Data
 
 PAIRS = 480
-"""Pairs read of a data file: a few passes' worth for some dozen updates."""
+"""Pairs read from a data file: a few passes for some dozen updates."""
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a benchmark, with the flag that all of them have."""
+    """The parser of a benchmark, with the flag `--data` that all of them have."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument(
         "--data", type=Path, help="preference pairs, .jsonl or .jsonl.gz; none: a synthetic set"
@@ -28,13 +28,13 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 
 def start() -> None:
-    """Full float32 on every device, and nothing of transformers' own on the terminal."""
+    """Set full float32 on every device, and silence the progress bars of transformers."""
     jax.config.update("jax_default_matmul_precision", "highest")
     transformers.utils.logging.disable_progress_bar()
 
 
 def pairs(given: Path | None, folder: Path) -> Data:
-    """How to read the given file of pairs; without one, the quickstart's, written to `folder`."""
+    """Settings to read the given pairs, or else the quickstart's, written to `folder`."""
     path = given or make_data(folder, seed=0, train=PAIRS, held_out=1)["pairs"]
     return Data(
         path=str(path.resolve()), limit=PAIRS, max_length=512, max_prompt=384, skip_empty=True

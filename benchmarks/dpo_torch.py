@@ -3,9 +3,9 @@
     python -m benchmarks.dpo_torch [--data PAIRS] [--updates N]
 
 Both sides start from one small random GPT-NeoX checkpoint. torch pads every sequence, keeps the
-logits of all positions and runs a frozen copy as reference; jaxalign packs, shares prompts, scores
-responses only and reads a cached reference. Exits with 1 if one of the first 10 losses differs by
-more than 2e-4, or one of their gradient norms by more than 1e-3 of itself.
+logits of all positions and runs a frozen copy as reference; jaxalign packs, shares prompts,
+computes logits of responses only and reads a cached reference. Exits with 1 if one of the first 10
+losses differs by more than 2e-4, or one of their gradient norms by more than 1e-3 of itself.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ LOSS, NORM = 2e-4, 1e-3  # largest differences: nats; of the norm itself
 
 
 class Update(NamedTuple):
-    """What one side says of an update."""
+    """One side's figures of an update."""
 
     loss: float
     grad_norm: float
-    seconds: float  # NaN where the time is mostly compilation
+    seconds: float  # NaN if most of the time is compilation
 
 
 def padded(items: Sequence[Example], r: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -75,7 +75,7 @@ def torch_logp(model: Any, items: Sequence[Example], r: int) -> torch.Tensor:
 
 
 def torch_updates(folder: Path, batches: Sequence[Sequence[Example]]) -> Iterator[Update]:
-    """DPO as a reader of the paper would write it in torch."""
+    """DPO in torch, as one would write it from the paper."""
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     frozen = copy.deepcopy(model).requires_grad_(False)
@@ -95,7 +95,7 @@ def torch_updates(folder: Path, batches: Sequence[Sequence[Example]]) -> Iterato
         loss = -torch.nn.functional.logsigmoid(BETA * (chosen - rejected)).mean()
         rule.zero_grad()
         loss.backward()
-        # The norm that torch clips by is itself off by some 1e-5: it sums squares in float32.
+        # torch's own clipping norm is off by about 1e-5: it sums squares in float32.
         squares = [
             p.grad.double().square().sum() for p in parameters.values() if p.grad is not None
         ]
@@ -107,7 +107,7 @@ def torch_updates(folder: Path, batches: Sequence[Sequence[Example]]) -> Iterato
 
 
 def recipe(source: Path, data: settings.Data, folder: Path, updates: int) -> settings.Recipe:
-    """What a user would write to have the same updates from jaxalign."""
+    """The recipe a user would write for the same updates in jaxalign."""
     stage = settings.Stage(
         objective=section("dpo")(name="dpo", beta=BETA),
         data=data,
@@ -123,7 +123,7 @@ def recipe(source: Path, data: settings.Data, folder: Path, updates: int) -> set
 
 
 def jaxalign_updates(stage: StageRun, loader: Loader, updates: int) -> Iterator[Update]:
-    """The same with jaxalign's own parts."""
+    """The same updates with jaxalign's own parts."""
     step, state = update_and_state(stage, updates)
     compiled = 0
     for batch in loader.batches(0, updates):
@@ -136,7 +136,7 @@ def jaxalign_updates(stage: StageRun, loader: Loader, updates: int) -> Iterator[
 
 
 def compare(theirs: Sequence[Update], ours: Sequence[Update]) -> tuple[str, bool]:
-    """The table, and whether every update that is checked agrees."""
+    """The table, and whether every checked update agrees."""
     heading: list[str] = ["step", "loss torch", "loss jaxalign", "difference"]
     heading += ["grad_norm torch", "grad_norm jaxalign", "relative difference"]
     rows, agree = [heading], True
@@ -151,7 +151,7 @@ def compare(theirs: Sequence[Update], ours: Sequence[Update]) -> tuple[str, bool
 
 
 def both(given: Path | None, count: int) -> tuple[list[Update], list[Update]]:
-    """So many updates of torch and of jaxalign, on the GPU where there is one."""
+    """The updates of torch and of jaxalign, on the GPU if there is one."""
     mesh = make_mesh(settings.Mesh(), jax.devices()[:1])
     with tempfile.TemporaryDirectory() as name, jax.set_mesh(mesh):
         folder = Path(name)

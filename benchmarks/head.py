@@ -3,9 +3,9 @@
     python -m benchmarks.head [--vocab 8192 50304 131072] [--write]
 
 32 pairs with 64 scored tokens in each response, hidden states of width 256, float32, DPO and SLPO
-with a cached reference. `full` is log_softmax over all logits, as most code has it; `again` is the
-usual recipe, chunks whose logits are computed again in the backward pass; `ours` forms the
-gradients within the forward. All are timed in turn; a figure is the median of their rounds.
+with a cached reference. `full` is log_softmax over all logits, the most common form; `again` is the
+usual remedy, chunks whose logits are computed again in the backward pass; `ours` forms the
+gradients within the forward. The forms take turns; a figure is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def loss(objective: Objective[Any], token: dict[str, Array], ref: dict[str, Arra
 
 
 def full(objective: Objective[Any], hidden: Array, head: Array, target: Array, ref: Any) -> Any:
-    """Logits of all tokens at once; the complement from log p, as far as float32 has it."""
+    """Logits of all tokens at once; the complement from log p, to float32's precision."""
 
     def value(hidden: Array, head: Array) -> Array:
         log_p = jax.nn.log_softmax(hidden.reshape(-1, WIDTH) @ head)
@@ -84,7 +84,7 @@ def ours(objective: Objective[Any], hidden: Array, head: Array, target: Array, r
 
 
 def chunks(vocab: int) -> int:
-    """As many as jaxalign would take."""
+    """The number of chunks that jaxalign would choose."""
     return head_chunks(PAIRS, 2 * TOKENS, vocab)
 
 

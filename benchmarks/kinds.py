@@ -14,19 +14,19 @@ import numpy as np
 from jaxalign.data.schema import Row, read_rows
 from jaxalign.settings import Data
 
-EDGE = 3.0  # nats by which the target of `f_dpg` likes a chosen response more, a rejected one less
+EDGE = 3.0  # nats that `f_dpg`'s target adds to a chosen response and takes from a rejected one
 
 
 def read_pairs(data: Data) -> list[Row]:
-    """The pairs of a data set; those with an empty response are left out, if it says so."""
+    """The pairs of a data set, without empty responses if its settings say so."""
     return list(read_rows(data, data.path, data.split, "Pairs", Counter()))
 
 
 def write_kinds(folder: Path, data: Data) -> dict[str, Data]:
-    """Write the pairs again with every column that an objective may read, and as rankings.
+    """Write the pairs with every column that an objective can read, and as rankings.
 
     Returns:
-      How to read them, by layout; "" for those not named.
+      The settings to read them, by layout; "" for every other layout.
     """
     rng = np.random.default_rng(0)
     pairs, rankings = [], []
@@ -58,12 +58,12 @@ def write_kinds(folder: Path, data: Data) -> dict[str, Data]:
 
 
 def write_samples(folder: Path, data: Data, logps: Mapping[str, np.ndarray]) -> Data:
-    """Responses as if the model had sampled them, with a target that prefers the chosen ones.
+    """Write responses as if the model had sampled them, with a target that prefers the chosen ones.
 
     Args:
-      folder: to write to; `chosen.jsonl` beside the samples has the chosen ones alone.
+      folder: the folder to write to; `chosen.jsonl` next to the samples has only the chosen ones.
       data: the pairs.
-      logps: by where a pair stands, the log-probability of its two responses under the model.
+      logps: by index of the pair, the log-probabilities of its two responses under the model.
     """
     rows: dict[str, list[dict[str, Any]]] = {"samples": [], "chosen": []}
     for row in read_pairs(data):
@@ -72,7 +72,7 @@ def write_samples(folder: Path, data: Data, logps: Mapping[str, np.ndarray]) -> 
         for response, logp, edge in zip(
             row.responses, logps[row.where], (EDGE, -EDGE), strict=True
         ):
-            columns = {"behaviour_logp": float(logp), "target_logp": float(logp) + edge}
+            columns = {"behavior_logp": float(logp), "target_logp": float(logp) + edge}
             rows["samples"].append({"prompt": row.prompt, "completion": response} | columns)
         rows["chosen"].append(rows["samples"][-2])
     held_out = write(folder / "chosen.jsonl", rows["chosen"], data)
@@ -82,7 +82,7 @@ def write_samples(folder: Path, data: Data, logps: Mapping[str, np.ndarray]) -> 
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]], like: Data) -> Data:
-    """Write rows of JSON; how to read them, with the limits of other data."""
+    """Write rows of JSON; returns the settings to read them, with the limits of `data`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return dataclasses.replace(like, path=str(path.resolve()), limit=None)

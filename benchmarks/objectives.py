@@ -1,15 +1,14 @@
-"""Every objective from the command line: 50 updates, and whether it moves what it should.
+"""Every objective from the command line: 50 updates, and whether its target moves.
 
     python -m benchmarks.objectives [--data PAIRS] [--only NAME ...] [--jobs N]
 
 `sft` trains a small random GPT-NeoX checkpoint; each other objective starts from that, each stage
-by `jaxalign train`, on data of its kind (`kinds.py`). What an objective is meant to move, the
-margin of rewards if nothing else is said in `WATCHED`, must have moved the right way: its mean over
-the last 10 updates is compared with that over the first 5. The loss before the first update follows
-from the reference's own statistics, as the policy still is the reference; it is computed here in
-float64 where `closed_form` has it. Exits with 1 if a loss is off by more than 1e-5, a number is not
-finite, or something moved the wrong way. A loss that is a difference of two is compared on the
-scale of these: it may be next to 0.
+by `jaxalign train`, on data of its kind (`kinds.py`). The metric that an objective should move (the
+margin of rewards, unless `WATCHED` names another) must move the right way from the mean over the
+first 5 updates to the mean over the last 10. Before the first update the policy is the reference,
+so the loss follows from the reference's statistics; `closed_form` computes it in float64. Exits
+with 1 if a loss is off by more than 1e-5, a number is not finite, or a metric moved the wrong way.
+A loss that is a difference of two terms is compared on their scale: it may be close to 0.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ from .tables import publish, table
 UPDATES, FIRST, LAST = 50, 5, 10
 TOLERANCE = 1e-5
 RATES = {"sft": 2e-3, "slpo": 2e-5, "simpo": 5e-5}  # peak learning rates
-RATE = 1e-4  # of the others
-EPS = {"slpo": 1e-12}  # its gradients are small beside Adam's usual 1e-8
+RATE = 1e-4  # peak of every other objective
+EPS = {"slpo": 1e-12}  # its gradients are small next to Adam's usual 1e-8
 WATCHED = {
     "sft": ("logps/response", 1),
     "dco": ("logps/response", 1),
@@ -55,7 +54,7 @@ WATCHED = {
     "npo": ("logps/response", -1),
     "discopop": ("rewards/margins", -1),  # its slope at the reference; see its docstring
     "hypo_kl": ("kl", -1),  # its reference is the model before `sft`
-    # Mean of pi/q over responses that its target prefers: the share of them, by samples of q.
+    # Mean of pi/q over the responses that its target prefers: their share, from samples of q.
     "f_dpg": ("eval/weights/response", 1),
 }
 """What should move, and which way; where nothing is said, `rewards/margins`, up."""
@@ -67,11 +66,11 @@ class Rows(NamedTuple):
 
     logp: np.ndarray  # [B, R] float64, nats
     length: np.ndarray  # [B, R] scored tokens
-    sign: np.ndarray  # [B] +1 desirable, -1 undesirable; +1 where nothing is labelled
+    sign: np.ndarray  # [B] +1 desirable, -1 undesirable; +1 without labels
 
 
 class Closed(NamedTuple):
-    """What a loss must be, and the size of the terms that it is made of."""
+    """The value of a loss, and the size of its terms."""
 
     value: float
     scale: float
@@ -99,7 +98,7 @@ AT_REFERENCE: dict[str, Callable[..., float]] = {
 
 
 def closed_form(name: str, rows: Rows, hyper: dict[str, Any]) -> Closed | None:
-    """An objective's loss where the policy is the reference; None where none is written here."""
+    """The loss when the policy is the reference; None if there is no formula here."""
     if name in AT_REFERENCE:
         value = AT_REFERENCE[name](**hyper)
         return Closed(value, value)
@@ -120,7 +119,7 @@ def closed_form(name: str, rows: Rows, hyper: dict[str, Any]) -> Closed | None:
 
 
 def slpo(rows: Rows) -> float:
-    """SLPO with all mass moved: the chosen response's target is w, the rejected one's is 0."""
+    """SLPO with all mass moved: the target of chosen is w, of rejected 0."""
     target = np.logaddexp(rows.logp[:, 0], rows.logp[:, 1])
     t = (target - np.log(-np.expm1(target))) / rows.length[:, 0]
     s = (rows.logp - np.log(-np.expm1(rows.logp))) / rows.length
@@ -130,7 +129,7 @@ def slpo(rows: Rows) -> float:
 
 
 def write_recipe(folder: Path, name: str, model: Path, data: Data) -> Path:
-    """A recipe of one stage, named as its objective, as a user would write it."""
+    """Write a recipe of one stage with the objective's name, as a user would write it."""
     optimizer = {"learning_rate": RATES.get(name, RATE), "warmup": 5}
     if name in EPS:
         optimizer["eps"] = EPS[name]
@@ -162,7 +161,7 @@ def train(path: Path) -> float:
     """Run a recipe from the command line; the seconds it took.
 
     Raises:
-      SystemExit: it failed; its own words are on standard error.
+      SystemExit: the run failed; its message is on standard error.
     """
     began = time.perf_counter()
     command = [sys.executable, "-m", "jaxalign.cli", "train", str(path)]
@@ -179,7 +178,7 @@ def prepared_stage(path: Path, model: Path) -> StageRun:
 
 
 def first_batch(stage: StageRun, cached: CachedStats) -> Rows:
-    """What the finished run's reference pass says of its first batch."""
+    """The reference statistics of the finished run's first batch."""
     batch = stage.loader(stage.train, cached).batch(0)
     mask = batch.mask[0, 0]
     logp = (batch.ref["logp"][0, 0].astype(np.float64) * mask).sum(-1)
@@ -188,14 +187,14 @@ def first_batch(stage: StageRun, cached: CachedStats) -> Rows:
 
 
 def pair_logps(stage: StageRun, ref: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By where a pair stands, the log-probability of its two responses under the reference."""
+    """By index of the pair, the log-probabilities of its two responses under the reference."""
     sums = np.add.reduceat(ref["logp"].astype(np.float64), stage.train.offsets[:-1])
     items = stage.train.items
     return {item.where: sums[2 * i : 2 * i + 2] for i, item in enumerate(items)}
 
 
 def moved(name: str, metrics: Sequence[dict[str, Any]]) -> tuple[str, float, float, bool]:
-    """What an objective should move, its mean at the start and at the end, and whether it did."""
+    """The metric that should move, its mean at the start and at the end, and whether it moved."""
     key, sign = WATCHED.get(name, ("rewards/margins", 1))
     values = [line[key] for line in metrics if key in line]
     few = min(FIRST, max(len(values) // 2, 1))
@@ -209,7 +208,7 @@ def moved(name: str, metrics: Sequence[dict[str, Any]]) -> tuple[str, float, flo
 def report(
     name: str, metrics: Sequence[dict[str, Any]], form: Closed | None, seconds: float
 ) -> tuple[list[str], bool]:
-    """An objective's row of the table, and whether all is as it must be."""
+    """An objective's row of the table, and whether it passes."""
     first = metrics[0]["loss"]
     finite = all(math.isfinite(v) for line in metrics for v in line.values())
     key, start, end, right = moved(name, metrics)
@@ -229,7 +228,7 @@ HEADING += [f"first {FIRST}", f"last {LAST}", "right way", "finite", "seconds"]
 
 
 def one(name: str, folder: Path, model: Path, data: Data) -> tuple[list[str], bool]:
-    """Train with an objective; its row of the table, and whether all is as it must be."""
+    """Train with an objective; returns its row of the table, and whether it passes."""
     path = write_recipe(folder, name, model, data)
     seconds = train(path)
     print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
@@ -246,7 +245,7 @@ def one(name: str, folder: Path, model: Path, data: Data) -> tuple[list[str], bo
 
 
 def main() -> int:
-    """Run them all, print the table; the exit code."""
+    """Run every objective and print the table; returns the exit code."""
     parser = common.arguments(__doc__)
     parser.add_argument("--only", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")

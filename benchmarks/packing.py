@@ -1,10 +1,11 @@
-"""What packing and sharing prompts save: tokens through the model's body, and compilations.
+"""Savings of packing and shared prompts: tokens through the decoder's layers, and compilations.
 
     python -m benchmarks.packing [--data PAIRS] [--microbatches N] [--write]
 
 One pass over the data in the order of training, for each batch size and number of shapes, against
-padding every sequence to the longest of its batch. A slot is a token that goes through the body,
-padding included; a pair's tokens are those of both sequences. Scored positions go through the head.
+padding every sequence to the longest of its batch. A slot is a token that goes through the layers,
+padding included; the tokens of a pair are the tokens of both sequences. Scored positions go through
+the head.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ HEADING = ["batch", "shapes", "slots per pair", "filled", "scored filled", "agai
 
 
 def loader_of(examples: Examples, batch_size: int, microbatches: int, shapes: int) -> Loader:
-    """Batches for one device, rows as long as by default."""
+    """Batches for one device, with the default length of rows."""
     return Loader(
         examples,
         batch_size=batch_size,
@@ -44,7 +45,7 @@ def loader_of(examples: Examples, batch_size: int, microbatches: int, shapes: in
 
 
 def padding(examples: Examples, batch_size: int) -> tuple[float, int]:
-    """Slots per pair of padded batches, and how many shapes they have."""
+    """Slots per pair of padded batches, and the number of their shapes."""
     loader = loader_of(examples, batch_size, 1, 1)
     longest = []
     for step in range(loader.steps(1)):

@@ -3,21 +3,21 @@
     python -m benchmarks.race_cpu [--data PAIRS] [--trl-python P] [--tunix-python P] [--write]
 
 Work: 8 pairs a step, prompts of at most 160 and responses of at most 96 tokens, float32, forward,
-backward, clipping and AdamW. Every side is a process of its own, takes the same token ids from
-disk, and the GPT-NeoX sides start from one transformers checkpoint with random weights. Tunix has
-its own Qwen3 and pads to fixed lengths; jaxalign runs a Qwen2 of the same widths on those pairs.
+backward, clipping and AdamW. Every side is a separate process, reads the same token ids from disk,
+and the GPT-NeoX sides start from one transformers checkpoint with random weights. Tunix has its own
+Qwen3 and pads to fixed lengths; jaxalign runs a Qwen2 of the same widths against it.
 
 The first pass over the batches is not timed: it compiles, and its losses and gradient norms must
-agree to 2e-4 nats and 1e-3 of the norm, or nothing is timed and the exit code is 1. Then the
-sides step in turn, A B C A B C. A figure is the mean over the batches of the median over the
-passes; the time to compile is what the first pass took beyond as many timed steps.
+agree to 2e-4 nats and 1e-3 of the norm, or nothing is timed and the exit code is 1. Then the sides
+take turns, A B C A B C. A figure is the mean over the batches of the median over the passes; the
+time to compile is the time of the first pass minus the time of as many later steps.
 
-CPU seconds are user and system time of the whole process since its last answer; on a machine that
-does other work they are the figure to read. Memory is the most that the process had resident. The
-useful FLOPs of a step (`race.work.useful_flops`) are those of its real tokens, a prompt once:
-linear layers 2 per parameter and token, attention only where a query may see a key, the output
-matrix only at scored tokens, and three times that for forward and backward. Their rate is given
-as a share of that of large float32 matrix products, timed in the same run.
+CPU seconds are user and system time of the whole process since its last answer; on a busy machine
+read them, not wall seconds. Memory is the peak resident size of the process. The useful FLOPs of a
+step (`race.work.useful_flops`) count real tokens only, a prompt once: linear layers 2 per parameter
+and token, attention only where a query may see a key, the output matrix only at scored tokens, and
+three times the sum for forward and backward. Their rate is given as a share of the rate of large
+float32 matrix products, timed in the same run.
 
 Tokens come from a BPE of 8,192 tokens trained on the data, in the model of 50,304 as well: the
 text is too short for more. `--layout padded` races on full rows of random tokens with a prompt of
@@ -67,7 +67,7 @@ INSTALL = {
     "tunix_side": "pip install google-tunix==0.1.7; --tunix-python",
     "torch_side": "pip install torch==2.13.0",
 }
-BASE = "jaxalign"  # whose CPU seconds the others' are divided by
+BASE = "jaxalign"  # the divisor of the others' CPU seconds
 UNCHECKED = ("tunix", "jaxalign-slpo")  # another model; another loss
 
 
@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
 
 
 def entered(model: str, sides: Sequence[str]) -> list[str]:
-    """The sides that race on a model: Tunix has only its own, the other rivals only GPT-NeoX."""
+    """The sides that race on a model: Tunix only on its own, the other rivals only on GPT-NeoX."""
     return [s for s in sides if s == BASE or (s == "tunix") == model.startswith("qwen")]
 
 
@@ -99,7 +99,7 @@ def start(side: str, folder: Path, args: argparse.Namespace) -> Worker:
     """Start a side's process and wait until it has imported what it needs.
 
     Raises:
-      Missing: its interpreter lacks a package.
+      Missing: the side's interpreter lacks a package.
     """
     _, program, *how = SIDES[side]
     python = {"trl_side": args.trl_python, "tunix_side": args.tunix_python}
@@ -110,11 +110,11 @@ def start(side: str, folder: Path, args: argparse.Namespace) -> Worker:
 
 
 def differences(first: Mapping[str, Sequence[Any]]) -> tuple[float, float]:
-    """The largest of the first pass: of losses, nats, and of gradient norms, as a share.
+    """The largest differences of the first pass: of losses, nats; of gradient norms, relative.
 
     Every side is compared with the first one. Tunix trains another model and SLPO is another loss:
-    of the one, only the first loss is known, log 2; of the other, only that it is finite. A NaN
-    anywhere is the largest.
+    Tunix must have log 2 as its first loss, SLPO must be finite. A NaN anywhere is the largest
+    difference.
     """
     losses, norms = [0.0], [0.0]
     checked = {name: steps for name, steps in first.items() if name not in UNCHECKED}
@@ -182,7 +182,7 @@ def race(folder: Path, model: str, args: argparse.Namespace) -> tuple[list[list[
 
 
 def progress(what: str) -> None:
-    """Say it at once, apart from the result."""
+    """Print a line of progress on standard error."""
     print(what, file=sys.stderr, flush=True)
 
 
@@ -193,7 +193,7 @@ HEADING += ["compile CPU s"]
 def results(
     folder: Path, model: str, first: Mapping[str, Any], timed: Mapping[str, Any], rate: float
 ) -> tuple[list[list[str]], str]:
-    """The rows of the sides that ran, and what their work was; `rate`: FLOP per CPU second."""
+    """The rows of the sides that ran, and their work; `rate`: FLOP per CPU second."""
     batches = work.batches(folder)
     flops = statistics.mean(work.useful_flops(work.decoder(folder), pairs) for pairs in batches)
     tokens = statistics.mean(sum(p.tokens for p in pairs) for pairs in batches)
@@ -215,7 +215,7 @@ def results(
 
 
 def main() -> int:
-    """Race on every model, print one table; the exit code."""
+    """Race on every model and print one table; returns the exit code."""
     args = parse()
     rows, notes, versions = [HEADING], [], []
     with tempfile.TemporaryDirectory() as name:
@@ -239,7 +239,7 @@ def main() -> int:
 
 
 def command(args: argparse.Namespace) -> str:
-    """What was run, without paths."""
+    """The command, without paths."""
     shown = {"layout": args.layout, "batches": args.batches, "passes": args.passes}
     shown |= {"microbatches": args.microbatches, "row-length": args.row_length}
     flags = " ".join(f"--{name} {value}" for name, value in shown.items())

@@ -43,7 +43,7 @@ MICROBATCH = 2  # pairs
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of one measurement."""
+    """The sizes of one measurement."""
 
     length: int = 256
     vocab: int = 8192
@@ -86,7 +86,7 @@ def random_pairs(sizes: Sizes) -> Examples:
 
 
 def make_update(sizes: Sizes, mesh: jax.sharding.Mesh) -> Callable[[], None]:
-    """An update that returns when it is done; compiled at the first call."""
+    """An update that blocks until it is done; the first call compiles."""
     model = build(llama(sizes), mesh, dtype="float32", param_dtype="float32", remat="none")
     objective = OBJECTIVES["dpo"]
     task = Task(objective, {}, model.forward)
@@ -129,7 +129,7 @@ def cpu_seconds(sizes: Sizes, mesh: jax.sharding.Mesh, repeats: int) -> float:
 
 
 def main() -> int:
-    """Measure, print the table."""
+    """Measure every size and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="write the table to results/")

@@ -106,14 +106,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
     },
 }
-"""The mathematics of each, as its `config.json` has it; `tiny` and `small` are nobody's."""
+"""The mathematics of each, as its `config.json` has it; `tiny` and `small` are made up."""
 
 RANK = 16
-REFERENCE = -2.0  # nats; what the cached reference gives every token, whatever the statistic
+REFERENCE = -2.0  # nats; every statistic of the cached reference, for every token
 
 
 def hh_like(count: int, vocab: int) -> list[Example]:
-    """Pairs about as long as those of Anthropic's HH, with its tail of long prompts."""
+    """Pairs about as long as the pairs of Anthropic's HH, with its tail of long prompts."""
     rng = np.random.default_rng(0)
 
     def lengths(mean: float, most: int) -> np.ndarray:
@@ -126,7 +126,7 @@ def hh_like(count: int, vocab: int) -> list[Example]:
 
 
 def filling(count: int, vocab: int, row: int) -> list[Example]:
-    """Pairs of which each fills a row: half of it prompt, a quarter each response."""
+    """Pairs that fill a row each: half of it prompt, a quarter for each response."""
     rng = np.random.default_rng(0)
     return [_pair(rng, vocab, row // 2, row // 4, row // 4) for _ in range(count)]
 
@@ -139,7 +139,7 @@ def _pair(rng: np.random.Generator, vocab: int, *sizes: int) -> Example:
 def packed(
     items: Sequence[Example], work: Work, *, shards: int, microbatches: int, row: int
 ) -> Batch:
-    """One update's pairs with a cached reference, packed as the loader does it."""
+    """The pairs of one update with a cached reference, packed as the loader packs them."""
     scored = [item.scored(r) for item in items for r in range(2)]
     offsets = np.concatenate([[0], np.cumsum(scored)])
     cell = len(items) // (shards * microbatches)
@@ -164,20 +164,20 @@ def packed(
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Which update of which model."""
+    """An update of a model."""
 
     model: str
-    """Of `SHAPES`."""
+    """The name of the model in `SHAPES`."""
     objective: str = "dpo"
     lora: bool = False
-    """Adapters of rank `RANK` beside all linear layers of a bfloat16 decoder."""
+    """Whether to train adapters of rank `RANK` on all linear layers of a bfloat16 decoder."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the parameters; AdamW's moments are kept in it too. Adapters are float32."""
+    """The dtype of the parameters and of AdamW's moments. Adapters are float32."""
     remat: Remat = "full"
 
     @property
     def config(self) -> ModelConfig:
-        """What the decoder computes."""
+        """The decoder's configuration."""
         return ModelConfig.from_hf(SHAPES[self.model])
 
 
@@ -188,14 +188,14 @@ class Program:
     mesh: Mesh
     abstract: TrainState
     frozen: Params | None
-    """The decoder that adapters stand beside, in shapes."""
+    """The shapes of the frozen decoder under the adapters."""
     update: Callable[[Params | None, TrainState, Batch], tuple[TrainState, dict[str, Any]]]
     """Jitted; the state is donated."""
     start: Callable[[], tuple[Params | None, TrainState]]
     """Random arrays as `frozen` and `abstract`."""
 
     def compiled(self, batch: Batch, **options: bool | str) -> jax.stages.Compiled:
-        """The update of such batches, compiled for the mesh without an array on it.
+        """The update for such batches, compiled for the mesh without any array on it.
 
         `options` are XLA's, by name.
         """
@@ -240,11 +240,11 @@ def program(work: Work, mesh: Mesh) -> Program:
 
 
 def all_linears(config: ModelConfig) -> LowRank:
-    """Adapters beside every linear layer of a block."""
+    """Adapters on every linear layer of a block."""
     targets = tuple(linears(config)[1])
     return LowRank(RANK, 2.0 * RANK, False, targets, fused=config.family == "gpt_neox")
 
 
 def parameters(params: Any) -> int:
-    """Scalars of a tree of arrays or shapes."""
+    """The number of scalars in a tree of arrays or shapes."""
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))

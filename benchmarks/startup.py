@@ -1,4 +1,4 @@
-"""How long it takes to start: imports, and the quickstart up to its first updates.
+"""Time to start: imports, and the quickstart up to its first updates.
 
     python -m benchmarks.startup [--processes N] [--write]
 
@@ -31,7 +31,7 @@ import {}
 print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 """
 Seconds = tuple[float, float]
-"""Wall and CPU."""
+"""Wall seconds and CPU seconds."""
 
 
 class Clock:

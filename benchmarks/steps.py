@@ -1,4 +1,4 @@
-"""jaxalign's jitted update, put together from its public parts as its own training loop does."""
+"""jaxalign's jitted update, built from its public parts as its own training loop builds it."""
 
 from __future__ import annotations
 

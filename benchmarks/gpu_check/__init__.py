@@ -1,4 +1,4 @@
-"""Everything worth knowing of jaxalign on one GPU, in order of worth, within a budget of seconds.
+"""Values, speed and a race of jaxalign on one GPU, most valuable first, within a budget of seconds.
 
     python -m benchmarks.gpu_check --budget 480 --out FOLDER [--only PART ...] [--data PAIRS]
     python -m benchmarks.gpu_check --quick --out FOLDER

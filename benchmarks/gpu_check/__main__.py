@@ -26,7 +26,7 @@ def wrong(folder: Path, ended: list[Outcome]) -> bool:
 
 
 def main() -> int:
-    """Run the parts, print the tables; the exit code."""
+    """Run the parts and print the tables; returns the exit code."""
     parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--budget", type=float, default=480, help="seconds for all parts")

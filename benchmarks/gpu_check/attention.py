@@ -49,7 +49,7 @@ def formula(q: Any, k: Any, v: Any, sees: Any, cotangent: Any) -> tuple[Any, ...
 
 
 def cases(gpu: bool, quick: bool) -> Sequence[tuple[str, int, str, int | None]]:
-    """(backend, head width, dtype, window), those first that only a GPU has."""
+    """(backend, head width, dtype, window), GPU-only backends first."""
     if quick:
         return [("blocked", 64, dtype, None) for dtype in BOUNDS] + [("coarse", 64, "float32", 32)]
     found: list[tuple[str, int, str, int | None]] = []
@@ -61,7 +61,7 @@ def cases(gpu: bool, quick: bool) -> Sequence[tuple[str, int, str, int | None]]:
 
 
 def main() -> None:
-    """Compare every backend that the device has."""
+    """Compare every backend of the device."""
     args = arguments(__doc__).parse_args()
     import jax
     import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the process of a part shares with the check: flags, results on disk, its turn on the GPU.
+"""The interface between the process of a part and the check: flags, results, turns on the GPU.
 
 Standard library alone.
 """
@@ -17,7 +17,7 @@ BEGAN = time.monotonic()
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a part, with the flags that the check gives to every part."""
+    """The parser of a part, with the flags that the check passes to every part."""
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="file to append results to")
     parser.add_argument("--work", type=Path, required=True, help="folder shared by the parts")
@@ -26,7 +26,7 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
 
 
 def turn() -> None:
-    """Wait for the GPU. Imports and other work of the CPU come before, and cost no GPU time."""
+    """Wait for the GPU. Do imports and other CPU work before, at no cost in GPU time."""
     sys.stdin.readline()
 
 

@@ -1,4 +1,4 @@
-"""The parts of the check in order of worth, and how long each may take on one H100."""
+"""The parts of the check, the most valuable first, with their time limits on one H100."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parts(folder: Path, *, data: Path | None, quick: bool) -> list[Part]:
         name = name or module
         shared = ["--out", str(folder / f"{name}.jsonl"), "--work", str(folder / "work")]
         shared += ["--quick"] if quick else []
-        # A CPU with few cores and other work to do takes its time; nothing is rented there.
+        # A busy CPU with few cores is slow; nothing is rented there.
         patience = 4 if quick else 1
         program = (f"benchmarks.gpu_check.{module}", *shared, *argv)
         return Part(name, program, patience * limit, alone)

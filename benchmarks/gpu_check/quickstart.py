@@ -1,4 +1,4 @@
-"""The main job: the quickstart through the command line, and what its report says."""
+"""The main job: the quickstart through the command line, with its report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main() -> None:
     command += ["--run.dir", str(folder), *(SMALL.split() if args.quick else ())]
     turn()
     began = time.monotonic()
-    printed = args.out.with_suffix(".txt")  # which a part that is cut leaves behind too
+    printed = args.out.with_suffix(".txt")  # kept even if the part is cut
     with printed.open("w") as file:
         subprocess.run(command, stdout=file, check=True, env=os.environ)
     seconds = time.monotonic() - began

@@ -1,11 +1,11 @@
-"""One side of the race on one model: its steps on the batches that every side gets.
+"""One side of the race on one model: its steps on the batches that every side has.
 
     ... MODEL SIDE
 
-The sides are those of `benchmarks.race_cpu`, on the terms of `work.GPU`: TRL as it runs by default,
-with and without a precomputed reference; a plain torch step that computes the logits of scored
-tokens alone; jaxalign. The first pass over the batches compiles, and is compared between the sides;
-a figure is the mean over the batches of the median over the later passes.
+The sides are the sides of `benchmarks.race_cpu`, on the terms of `work.GPU`: TRL with its defaults,
+with and without a precomputed reference; a plain torch step that computes only the logits of scored
+tokens; jaxalign. The first pass over the batches compiles, and its losses are compared between the
+sides; a figure is the mean over the batches of the median over the later passes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PASSES = 4
 
 
 def figures(folder: Path, first: list[Any], later: list[Any]) -> dict[str, Any]:
-    """What the table needs of one side; times in seconds."""
+    """The table's figures of one side; times in seconds."""
     batches = work.batches(folder)
     medians = [
         statistics.median(step["wall"] for step in later[i :: len(batches)])

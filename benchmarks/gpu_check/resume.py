@@ -1,9 +1,9 @@
-"""A run killed with SIGKILL and run again, against the same run left alone: the same bits.
+"""A run killed with SIGKILL and resumed has the same bits as the same run left alone.
 
     ... DTYPE
 
-The three processes share a folder of compiled programs, as those of one user do. The runs are
-compared by their exported weights.
+The three processes share a folder of compiled programs, as one user's runs do. The comparison is by
+exported weights.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def command(path: Path) -> list[str]:
 
 
 def killed(path: Path, stage: Path) -> int:
-    """Start a run and kill it after its second checkpoint; checkpoints that it left."""
+    """Start a run and kill it after its second checkpoint; returns the checkpoints it left."""
     process = subprocess.Popen(command(path))
     while process.poll() is None and len(list(stage.glob("checkpoints/step-*.json"))) < 2:
         time.sleep(0.02)

@@ -1,7 +1,7 @@
-"""Run the parts of the check: a process each, a limit each, and one budget for all.
+"""Run the parts of the check: each in a process with a time limit, all within one budget.
 
-Parts that time nothing run side by side. A part that does is alone on the GPU, while the next one
-already imports what it needs. Standard library alone.
+Parts that time nothing run side by side. A part with timings has the GPU alone, while the next one
+already imports its modules. Uses only the standard library.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-LANES = 3  # parts side by side: more of them only wait for one another's compilers
-SHARE = "0.92"  # of the GPU's memory for a part that is alone; jax by itself takes three quarters
+LANES = 3  # parts side by side: more only wait for each other's compilers
+SHARE = "0.92"  # GPU memory of a part that is alone; jax's default is three quarters
 
 
 class Part(NamedTuple):
     """A part of the check."""
 
     name: str
-    argv: tuple[str, ...]  # of `python -m`
+    argv: tuple[str, ...]  # arguments of `python -m`
     limit: float  # seconds from its turn on
     alone: bool  # whether it must have the GPU to itself
 
@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     """How a part ended."""
 
     part: Part
-    state: str  # done; failed, with its exit code; cut at its limit or the budget's; left out
+    state: str  # done; failed, with its exit code; cut at its limit or the budget; left out
     seconds: float
 
 
@@ -61,7 +61,7 @@ class _Running:
             )
 
     def go(self) -> None:
-        """Give it the GPU."""
+        """Give the GPU to this part."""
         self.began = time.monotonic()
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has failed already
@@ -69,7 +69,7 @@ class _Running:
             self._process.stdin.close()
 
     def ended(self, deadline: float) -> Outcome | None:
-        """How it ended, if it has; it is killed past its limit or the deadline of all."""
+        """The outcome once the part has ended; kills it past its limit or the check's deadline."""
         assert self.began is not None
         now = time.monotonic()
         code = self._process.poll()
@@ -80,14 +80,14 @@ class _Running:
         return Outcome(self.part, state, now - self.began)
 
     def kill(self) -> None:
-        """End it and everything it started."""
+        """End the process and everything it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
 def run(parts: Sequence[Part], folder: Path, budget: float) -> Iterator[Outcome]:
-    """Run the parts in their order until the budget, in seconds, is spent."""
+    """Run the parts in order until the budget, in seconds, is spent."""
     deadline = time.monotonic() + budget
     alive: list[_Running] = []
     waiting = list(parts)
@@ -109,7 +109,7 @@ def run(parts: Sequence[Part], folder: Path, budget: float) -> Iterator[Outcome]
 
 
 def _begin(waiting: list[Part], alive: list[_Running], folder: Path) -> None:
-    """Start what may start now, in order; give the GPU to what may have it."""
+    """Start the parts that may start now, in order; give the GPU to the part whose turn it is."""
     while waiting and not any(process.began is None for process in alive):
         part = waiting[0]
         if not part.alone and (len(alive) >= LANES or any(p.part.alone for p in alive)):

@@ -1,15 +1,15 @@
-"""Updates of a real model's shape: seconds, tokens, utilisation, memory, time to compile.
+"""Updates of a real model's shape: seconds, tokens, utilization, memory, time to compile.
 
     ... MODEL full|lora
 
 DPO and SLPO with a cached reference, on pairs shaped like HH and on full rows of 2,048 tokens;
 random weights and tokens, all parameters in float32 by AdamW or adapters of rank 16 on a bfloat16
-decoder; bfloat16 activations, full rematerialisation. The programs of a model are compiled at the
+decoder; bfloat16 activations, full rematerialization. The programs of a model are compiled at the
 same time.
 
-Utilisation is useful FLOPs (`useful_flops`) over the median time of an update, against the rate of
-a large bfloat16 product measured in the same process. Peak memory is the compiler's account of each
-program; `device_peak` in the results is the device's own, over the life of the process.
+Utilization is useful FLOPs (`useful_flops`) over the median time of an update, relative to the rate
+of a large bfloat16 product measured in the same process. Peak memory is the compiler's figure for
+each program; `device_peak` in the results is the device's own, over the life of the process.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CASES = [Case(objective, pairs) for pairs in ("HH", "rows") for objective in ("d
 
 
 def drawn(pairs: str, vocab: int, quick: bool) -> tuple[list[Example], int]:
-    """The pairs of an update, and the longest row that they are packed in, tokens."""
+    """The pairs of an update, and the longest packed row, tokens."""
     from .. import shapes
 
     row = 256 if quick else 2048
@@ -58,15 +58,15 @@ def drawn(pairs: str, vocab: int, quick: bool) -> tuple[list[Example], int]:
 
 
 def useful_flops(config: ModelConfig, items: Sequence[Example], adapters: int) -> int:
-    """FLOPs that an update cannot do without.
+    """The FLOPs that an update needs at least.
 
-    Three times those of the forward pass. Where only adapters are trained there is no gradient of
-    any other matrix: twice for the products with these, and three times for the adapters.
+    Three times the FLOPs of the forward pass. If only adapters are trained, no other matrix has a
+    gradient: twice for the products with these matrices, three times for the adapters.
 
     Args:
       config: the decoder.
       items: pairs of the update.
-      adapters: scalars of all adapters; 0 where all parameters are trained.
+      adapters: the number of scalars in all adapters; 0 if all parameters are trained.
     """
     forward = work.forward_flops(config, [work.Pair(x.prompt, *x.responses) for x in items])
     if not adapters:
@@ -76,7 +76,7 @@ def useful_flops(config: ModelConfig, items: Sequence[Example], adapters: int) -
 
 
 def seconds_of(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Wall seconds of each call, after two that warm up."""
+    """Wall seconds of each call, after two warm-up calls."""
     import jax
 
     took = []
@@ -145,7 +145,7 @@ class Programs:
         self.adapters = shapes.parameters(self.state.params) if lora else 0
 
     def runner(self, case: Case, update: Any) -> Callable[[], Any]:
-        """An update of a case, by its compiled program, at each call; gives its loss."""
+        """A function that runs one update of a case, compiled, and returns the loss."""
         from jaxalign.core.sharding import put_batch
 
         batch = put_batch(self.batches[case], self.mesh)
@@ -158,7 +158,7 @@ class Programs:
 
 
 def measure(programs: Programs, case: Case, rate: float, repeats: int) -> dict[str, Any]:
-    """What a row of the table needs."""
+    """The results of one row of the table."""
     import jax
     import numpy as np
 
@@ -183,7 +183,7 @@ def measure(programs: Programs, case: Case, rate: float, repeats: int) -> dict[s
 
 
 def breakdown(programs: Programs, updates: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of an update of the first case by what they go to, from a profiler trace."""
+    """Milliseconds of an update of the first case by kind of work, from a profiler trace."""
     import jax
 
     from . import trace

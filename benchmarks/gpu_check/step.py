@@ -1,8 +1,8 @@
 """Loss and gradient of one step on the device against the same step on the CPU in float32.
 
-DPO, SLPO, KTO, and DPO with adapters; random weights, and a live reference a little off them, so
-that losses are not those at the reference and nothing is saturated. In bfloat16 the bound is a
-multiple of what bfloat16 itself costs, the error of the CPU's own bfloat16 step.
+DPO, SLPO, KTO, and DPO with adapters; random weights, and a live reference slightly different from
+them, so that the policy is not the reference and nothing is saturated. In bfloat16 the bound is a
+multiple of the error of the CPU's own bfloat16 step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLOAT32 = 1e-5, 1e-4
 """Of the loss, or of a nat where it is smaller; of the gradient's norm. A response of some 450 nats
 is known to 2e-4 nats after a sum and four layers in float32; beta, 0.1, is what the weights of the
 gradient take of that."""
-MARGIN = 3.0  # two bfloat16 steps are apart by chance, each from the truth as far as the other
+MARGIN = 3.0  # two bfloat16 steps differ by chance, each from the truth as far as the other
 LOCK = threading.Lock()
 """Programs are compiled side by side and run one by one: cuDNN's graphs are not safe to start from
 two threads of a process."""
@@ -39,7 +39,7 @@ def distance(found: Any, wanted: Any) -> float:
 
 
 class Problem:
-    """A step: its batch and weights as arrays of the host, to be run on any device."""
+    """A step: its batch and weights as host arrays, to run on any device."""
 
     def __init__(self, objective: str, lora: bool, quick: bool):
         import jax
@@ -132,7 +132,7 @@ def compare(out: Path, objective: str, lora: bool, quick: bool) -> None:
     problem = Problem(objective, lora, quick)
     cpu, device = jax.devices("cpu")[0], jax.devices()[0]
     runs = [(where, dtype) for dtype in ("float32", "bfloat16") for where in (cpu, device)]
-    different = list(dict.fromkeys(runs))  # half of them, where the device is the CPU
+    different = list(dict.fromkeys(runs))  # half of the cores if the device is the CPU
     with ThreadPoolExecutor(len(different)) as pool:
         done = dict(
             zip(different, pool.map(lambda run: problem.step(*run), different), strict=True)

@@ -24,7 +24,7 @@ def of_kind(found: Records, kind: str) -> list[dict[str, Any]]:
 
 
 def values(found: Records) -> str:
-    """Each part's checks: how many, and the one nearest its bound; every wrong one by name."""
+    """Each part's checks: their number, the one nearest its bound, and every wrong one by name."""
     rows = [["part", "checks", "nearest its bound", "error", "bound", ""]]
     checks = of_kind(found, "value")
 
@@ -63,7 +63,7 @@ def speed(found: Records) -> str:
 
 
 def breakdown(found: Records) -> str:
-    """Milliseconds of an update by what they go to."""
+    """Milliseconds of an update by kind of work."""
     spent = of_kind(found, "breakdown")
     kinds = list(dict.fromkeys(kind for r in spent for kind in r["milliseconds"]))
     rows = [["model", "trained", "objective", "pairs", *kinds]]
@@ -112,7 +112,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Records], str]]] = {
 
 
 def summary(found: Records, ended: Sequence[Outcome]) -> str:
-    """Every table that there is anything for."""
+    """Every table that has results."""
     versions = [r["versions"] for r in of_kind(found, "about") if "versions" in r]
     text = ["# One GPU", *versions[:1]]
     for kind, (title, make) in SECTIONS.items():

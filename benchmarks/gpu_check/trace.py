@@ -1,4 +1,4 @@
-"""Where the time of a device goes, from a trace of `jax.profiler`."""
+"""The time of a device by kind of work, from a trace of `jax.profiler`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Span = tuple[float, float]
 
 
 def kind(name: str, scope: str) -> str:
-    """What a kernel belongs to.
+    """The kind of work of a kernel.
 
     Args:
-      name: of the kernel, and of its HLO instruction.
+      name: the name of the kernel and of its HLO instruction.
       scope: the instruction's `op_name`: the path of scopes that it was traced in.
     """
     parts = set(re.split(r"[^\w]+", scope))
@@ -33,7 +33,7 @@ def kind(name: str, scope: str) -> str:
 
 
 class Kernel(NamedTuple):
-    """Something that ran on a device."""
+    """A span of work on a device."""
 
     name: str
     op: str  # the HLO instruction
@@ -42,7 +42,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(folder: Path) -> Iterator[Kernel]:
-    """Everything that ran on the devices."""
+    """Every kernel of the devices."""
     import jax
 
     for path in folder.rglob("*.xplane.pb"):
@@ -67,14 +67,14 @@ def union(spans: Iterable[Span]) -> float:
 
 
 def breakdown(folder: Path, hlo: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds by kind, `idle` those between the first kernel and the last in which none ran.
+    """Seconds by kind; `idle`: between the first and the last kernel, without any running.
 
     Args:
-      folder: that a trace was written to.
-      hlo: text of the compiled program, which tells the scope of each instruction.
+      folder: the folder of the trace.
+      hlo: the text of the compiled program, which has the scope of each instruction.
 
     Returns:
-      The seconds of each kind, and of the `LARGEST` instructions that are of none, by their name.
+      The seconds of each kind, and of the `LARGEST` instructions without a kind, by name.
     """
     scopes = dict(METADATA.findall(hlo))
     spans: dict[str, list[Span]] = {}

@@ -1,8 +1,8 @@
-"""jaxalign by its public parts: rows packed by its loader, its jitted step, cached reference.
+"""jaxalign from its public parts: rows packed by its loader, its jitted step, cached reference.
 
     python -m benchmarks.race.jaxalign_side FOLDER OBJECTIVE MICROBATCHES ROW_LENGTH
 
-A step is all of it: packing in the loader's thread, the copy to the device, the update. On a GPU
+A step includes packing in the loader's thread, the copy to the device and the update. On a GPU
 products are bfloat16 of float32 weights.
 """
 
@@ -34,7 +34,7 @@ HYPER = {"dpo": {"beta": work.BETA}, "slpo": {}}
 
 
 def recipe(folder: Path, name: str, microbatches: int, row_length: int) -> settings.Recipe:
-    """What a user would write; the data is put in its place by `prepared`."""
+    """The recipe a user would write; `prepared` fills in the data."""
     terms = work.terms(folder)
     stage = settings.Stage(
         objective=section(name)(name=name, **HYPER[name]),
@@ -60,7 +60,7 @@ def recipe(folder: Path, name: str, microbatches: int, row_length: int) -> setti
 
 
 def examples(pairs: Sequence[work.Pair]) -> Examples:
-    """The pairs as the loader takes them."""
+    """The pairs in the loader's format."""
     items = [
         Example(p.prompt, (p.chosen, p.rejected), {}, f"pair {i}") for i, p in enumerate(pairs)
     ]
@@ -68,7 +68,7 @@ def examples(pairs: Sequence[work.Pair]) -> Examples:
 
 
 def make_step(stage: StageRun) -> Step:
-    """An update on the next batch; it compiles at the first of each shape."""
+    """An update on the next batch; the first batch of each shape compiles."""
     loader = stage.loader(stage.train, cached_reference(stage, "train", Console(quiet=True)))
     update, state = update_and_state(stage, 1)
     stream = itertools.chain.from_iterable(loader.sequential() for _ in itertools.count())

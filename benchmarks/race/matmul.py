@@ -2,7 +2,7 @@
 
     python -m benchmarks.race.matmul
 
-It has the same right to all cores as a side.
+It may use all cores, as a side may.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The worker's end of the pipe to the race. Standard library alone.
+"""The worker's end of the pipe to the race. Uses only the standard library.
 
-The race writes `step` lines and reads a line of JSON for each: first what the worker is, then what
-each step took. CPU seconds are those of the whole process since its last answer, so that no thread
-works unseen between two steps.
+The race writes `step` lines and reads a line of JSON for each: first its versions, then the figures
+of each step. CPU seconds cover the whole process since its last answer, so that no thread works
+unseen between two steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Step = Callable[[], tuple[float, float]]
 
 
 class Pipe:
-    """Answers on what was standard output; anything else that prints there lands in the log."""
+    """Answers on the original standard output; other prints go to the log."""
 
     def __init__(self):
         self._out = os.fdopen(os.dup(1), "w")
@@ -34,28 +34,28 @@ class Pipe:
         print(json.dumps(values), file=self._out, flush=True)
 
     def missing(self, package: str | None) -> None:
-        """Say that this interpreter lacks a package."""
+        """Report that this interpreter lacks a package."""
         self._send(missing=package)
 
     def imported(self) -> None:
-        """Say that all is imported, and wait until the device is free."""
+        """Report that everything is imported, and wait until the device is free."""
         self._send(imported=True)
         sys.stdin.readline()
 
     def ready(self, *packages: str) -> None:
-        """Say that all is loaded, and with which versions."""
+        """Report that everything is loaded, with the versions."""
         found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
         self._send(versions=found)
         self._cpu = cpu_seconds()
 
     def wait(self) -> bool:
-        """Wait for the next step; False where there is none."""
+        """Wait for the next step; False if there is none."""
         asked = sys.stdin.readline().strip() == "step"
         self._wall = time.perf_counter()
         return asked
 
     def done(self, loss: float, norm: float) -> None:
-        """Say that the step is done, and what it took."""
+        """Report that the step is done, with its figures."""
         wall, cpu = time.perf_counter() - self._wall, cpu_seconds()
         self._send(loss=loss, norm=norm, wall=wall, cpu=cpu - self._cpu, peak=self.peak())
         self._cpu = cpu
@@ -68,13 +68,13 @@ class Pipe:
 
 
 def cpu_seconds() -> float:
-    """User and system time of this process and of those it has waited for."""
+    """User and system time of this process and of the children it has waited for."""
     used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def peak_mb() -> float:
-    """The most memory that this process has had resident, MB (Linux counts it in KiB)."""
+    """Peak resident memory of this process, MB (Linux counts it in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 

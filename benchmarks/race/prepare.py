@@ -1,4 +1,4 @@
-"""Make what a race needs: a checkpoint for each model, and the same pairs of token ids beside it.
+"""Make the inputs of a race: a checkpoint for each model, next to the same pairs of token ids.
 
     python -m benchmarks.race.prepare FOLDER LAYOUT BATCHES DATA MODEL...
 
@@ -29,7 +29,7 @@ from ..checkpoint import make_model, neox
 from ..tokenizer import make_tokenizer
 from . import work
 
-VOCAB = 8192  # of the tokenizer, at most: a larger model's other tokens are never in the data
+VOCAB = 8192  # largest tokenizer: the other tokens of a larger model are never in the data
 
 
 def llama(name: str) -> LlamaConfig:
@@ -38,7 +38,7 @@ def llama(name: str) -> LlamaConfig:
 
 
 def qwen2(vocab: int) -> Qwen2Config:
-    """The nearest that jaxalign has to Qwen3, which norms queries and keys and has no biases."""
+    """The closest model to Qwen3 in jaxalign; Qwen3 norms queries and keys and has no biases."""
     return Qwen2Config(
         vocab_size=vocab,
         hidden_size=256,
@@ -69,7 +69,7 @@ def given_pairs(data: Data, tokenizer: Path, count: int, terms: work.Terms) -> l
     """Pairs from all over the data set, prompts cut on the left and responses on the right.
 
     Raises:
-      SystemExit: there are not so many.
+      SystemExit: there are too few pairs.
     """
     data = dataclasses.replace(data, max_length=terms.length, max_prompt=terms.prompt)
     items = load_examples(
@@ -82,7 +82,7 @@ def given_pairs(data: Data, tokenizer: Path, count: int, terms: work.Terms) -> l
 
 
 def drawn_pairs(count: int) -> list[work.Pair]:
-    """Random tokens, as long as pairs of HH."""
+    """Random tokens with the lengths of HH pairs."""
     return [work.Pair(x.prompt, *x.responses) for x in shapes.hh_like(count, VOCAB)]
 
 

@@ -1,10 +1,10 @@
-"""Plain torch: 2B padded rows, AdamW; as it is often written, and as well as it can be.
+"""Plain torch: 2B padded rows, AdamW; the usual form, and the fastest.
 
     python -m benchmarks.race.torch_side FOLDER full|compact
 
-`full`: logits of every position, a frozen copy of the model as reference in every step.
-`compact`: logits of the scored positions alone, reference log-probabilities computed beforehand.
-On a GPU products are bfloat16 (autocast) of float32 weights; nothing is computed again.
+`full`: logits of every position, a frozen copy of the model as reference in every step. `compact`:
+logits of the scored positions only, reference log-probabilities computed beforehand. On a GPU
+products are bfloat16 (autocast) of float32 weights; nothing is rematerialized.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
 
 
 def padded(pairs: Sequence[work.Pair]) -> Rows:
-    """The rows of a batch, as long as its longest."""
+    """The rows of a batch, padded to its longest."""
     import torch
 
     rows = [(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs]
@@ -55,7 +55,7 @@ def full(model: Any, rows: Rows) -> Tensor:
 
 
 def compact(model: Any, rows: Rows) -> Tensor:
-    """The same from the logits of the scored positions alone."""
+    """The same from the logits of the scored positions only."""
     import torch
 
     hidden = model.base_model(input_ids=rows.ids, attention_mask=rows.attention).last_hidden_state

@@ -2,7 +2,7 @@
 
     python -m benchmarks.race.trl_side FOLDER live|cached
 
-`cached`: `precompute_ref_log_probs`. On a GPU it runs as it does by default: bfloat16 products of
+`cached`: `precompute_ref_log_probs`. On a GPU it runs with its defaults: bfloat16 products of
 float32 weights, gradient checkpointing. On the CPU both are turned off.
 """
 
@@ -16,11 +16,11 @@ from typing import Any
 from . import work
 from .pipe import Pipe, run
 
-STEPS = 1_000_000  # more than any race has
+STEPS = 1_000_000  # more steps than any race has
 
 
 def settings(folder: Path, reference: str, gpu: bool) -> dict[str, Any]:
-    """What TRL's configuration is given."""
+    """The arguments of TRL's configuration."""
     terms = work.terms(folder)
     cpu = {"use_cpu": True, "bf16": False, "gradient_checkpointing": False}
     return ({} if gpu else cpu) | {
@@ -47,16 +47,16 @@ def side(pipe: Pipe) -> None:
     import torch
     import transformers
 
-    trl = importlib.import_module("trl")  # which the project itself does not need
+    trl = importlib.import_module("trl")  # not a dependency of the project
 
     class GivenIds(trl.DPOTrainer):
-        """Leaves out the tokenisation."""
+        """Skips the tokenization."""
 
         def _prepare_dataset(self, dataset, *args):
             return dataset
 
     class Driven(transformers.TrainerCallback):
-        """Holds the loop before each step; all that it does until it logs is part of the step."""
+        """Holds the loop before each step; everything until it logs is part of the step."""
 
         def on_train_begin(self, *args, **kwargs):
             pipe.ready("trl", "torch", "transformers")

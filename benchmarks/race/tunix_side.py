@@ -31,7 +31,7 @@ def padded(parts: Sequence[np.ndarray], size: int, *, left: bool) -> tuple[np.nd
 
 
 def batches(folder: Path) -> list[dict[str, np.ndarray]]:
-    """The steps' inputs as Tunix names them."""
+    """The inputs of the steps, with Tunix's names."""
     pairs = work.load(folder)
     prompt = max(len(p.prompt) for p in pairs)
     response = max(len(r) for p in pairs for r in (p.chosen, p.rejected))
@@ -81,7 +81,7 @@ def side(pipe: Pipe) -> None:
     rule = optax.chain(optax.clip_by_global_norm(work.CLIP), rule)
     config = dpo_trainer.DPOTrainingConfig(eval_every_n_steps=1_000_000, beta=work.BETA)
     trainer = dpo_trainer.DPOTrainer(policy, ref, rule, config)
-    # What its `train` calls, without the loop around it, which would run ahead of the clock.
+    # The inner step of its `train`: the loop around it would run ahead of the clock.
     update, _ = trainer.jit_train_and_eval_step(cache_nnx_graph=True)
     stream = itertools.cycle(batches(folder))
 

@@ -1,4 +1,4 @@
-"""What every side of the race is given: pairs of token ids on disk, and the settings of a step."""
+"""The inputs of every side of the race: pairs of token ids on disk, and the settings of a step."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jaxalign.models.config import ModelConfig
 
 BETA = 0.1
 CLIP = 1.0  # largest global gradient norm
-MATMUL_SIDE, MATMUL_TIMES = 2048, 4  # of the square matrices that measure the machine; a step's
+MATMUL_SIDE, MATMUL_TIMES = 2048, 4  # square matrices, and how many a step multiplies
 MATMUL_FLOPS = MATMUL_TIMES * 2 * MATMUL_SIDE**3
 
 
 class Terms(NamedTuple):
-    """What differs between the race on the CPU and that on a GPU."""
+    """The settings that differ between the race on the CPU and the race on a GPU."""
 
     batch: int  # pairs a step
     prompt: int  # longest, tokens
@@ -32,7 +32,7 @@ class Terms(NamedTuple):
 
 
 CPU = Terms(8, 160, 96, 1e-4)
-GPU = Terms(16, 512, 256, 1e-6)  # bfloat16 rounds more than a larger rate would leave comparable
+GPU = Terms(16, 512, 256, 1e-6)  # small: bfloat16 rounding must not part the sides
 
 
 class Pair(NamedTuple):
@@ -44,7 +44,7 @@ class Pair(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens of the pair's two sequences, the prompt in each of them."""
+        """Tokens of the pair's two sequences, with the prompt in both."""
         return 2 * len(self.prompt) + len(self.chosen) + len(self.rejected)
 
 
@@ -61,14 +61,14 @@ def terms(folder: Path) -> Terms:
 
 
 def load(folder: Path) -> list[Pair]:
-    """The pairs of a race, in their order; every `Terms.batch` of them are a step."""
+    """The pairs of a race, in order; every `Terms.batch` of them are a step."""
     with np.load(folder / "pairs.npz") as file:
         parts = np.split(file["ids"], np.cumsum(file["lengths"])[:-1])
     return [Pair(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
 
 
 def batches(folder: Path) -> list[list[Pair]]:
-    """The same, cut into steps."""
+    """The pairs of a race, split into steps."""
     pairs, size = load(folder), terms(folder).batch
     return [pairs[i : i + size] for i in range(0, len(pairs), size)]
 
@@ -79,7 +79,7 @@ def decoder(folder: Path) -> ModelConfig:
 
 
 class Flops(NamedTuple):
-    """Of the forward pass over some pairs."""
+    """The FLOPs of the forward pass over some pairs."""
 
     linear: int  # products with the matrices of the layers
     attention: int
@@ -87,12 +87,12 @@ class Flops(NamedTuple):
 
 
 def useful_flops(config: ModelConfig, pairs: Sequence[Pair]) -> int:
-    """FLOPs that a step over the pairs cannot do without: three times those of the forward pass."""
+    """The FLOPs that a step over the pairs needs at least: three times the forward pass."""
     return 3 * sum(forward_flops(config, pairs))
 
 
 def forward_flops(config: ModelConfig, pairs: Sequence[Pair]) -> Flops:
-    """FLOPs that the forward pass over the pairs cannot do without.
+    """The FLOPs that the forward pass over the pairs needs at least.
 
     Only real tokens count, a prompt once for both responses: 2 per parameter of the linear layers
     and token; 4 per scalar of the heads for each query and key that may see each other; 2 per

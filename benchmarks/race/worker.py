@@ -1,4 +1,4 @@
-"""The race's end of the pipe: a side as a process. Standard library alone."""
+"""The race's end of the pipe: a side as a process. Uses only the standard library."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(gpu: bool = False) -> dict[str, str]:
-    """That of every side: nothing from the network, and the CPU only unless it races on a GPU."""
+    """The environment of every side: no network, and only the CPU unless it races on a GPU."""
     cpu_only = {} if gpu else {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return os.environ | cpu_only | {"HF_HUB_OFFLINE": "1"}
 
@@ -28,10 +28,10 @@ class Missing(Exception):  # noqa: N818
 
 
 class Worker:
-    """A running side; `pipe.py` says what passes between the two."""
+    """A running side; `pipe.py` documents the protocol."""
 
     def __init__(self, command: Sequence[str], log: Path, *, gpu: bool = False):
-        """Start it and wait until it has imported what it needs; it has not touched a device then.
+        """Start the side and wait until it has imported everything, before it touches a device.
 
         Raises:
           Missing: its interpreter lacks a package.
@@ -55,7 +55,7 @@ class Worker:
         self.versions = ""
 
     def load(self) -> None:
-        """Let it load its model, and wait until it is ready to step.
+        """Let the side load its model, and wait until it is ready to step.
 
         Raises:
           Missing: its interpreter lacks a package.
@@ -82,7 +82,7 @@ class Worker:
         return self._answer()
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:

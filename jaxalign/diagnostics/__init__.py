@@ -1,4 +1,4 @@
-"""The index of diagnostics: what a recipe may ask for beside the metrics of its objective."""
+"""The index of diagnostics: measurements that a recipe adds to the metrics of its objective."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ DIAGNOSTICS = {
 
 
 def problem(names: Sequence[str], objective: Objective[...], *, ref: str | None) -> str:
-    """What is wrong with the diagnostics that a stage names, in words; empty if nothing is.
+    """The problem with the diagnostics that a stage names, in words; empty if there is none.
 
     Args:
-      names: as the recipe has them.
-      objective: of the stage.
-      ref: the reference at hand, `cached` or `live`; None: there is none.
+      names: the names in the recipe.
+      objective: the objective of the stage.
+      ref: the available reference, `cached` or `live`; None if there is none.
     """
     for name in names:
         if name not in DIAGNOSTICS:

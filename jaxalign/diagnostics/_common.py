@@ -18,46 +18,46 @@ EVERY = (Demos, Pairs, Labeled, Mismatched)
 
 @dataclasses.dataclass(frozen=True)
 class Diagnostic:
-    """A measurement on held-out data, and what must be true for it to be called.
+    """A measurement on held-out data, with the conditions under which it can be computed.
 
     The function takes, by name, any of `policy` and `ref` (layouts of `SequenceStats`), `margins`
-    (the objective's `rewards/margins`, [B]), `beta` (the objective's) and `gradients` ({row: of the
-    batch's average log-probability of that response, as the parameters}). What is keyword-only is
-    a choice of the caller's. It returns {metric: values}: [B], NaN where an example has none, or
-    [B, K]; scalars from `gradients`. Values are averaged over all examples of all batches, then
-    finished.
+    (the objective's `rewards/margins`, [B]), `beta` (the objective's) and `gradients` (by response:
+    the gradient of its log-probability, averaged over the batch, with the tree of the parameters).
+    Keyword-only parameters are options. It returns {metric: values}: [B], NaN where an example has
+    no value, or [B, K]; scalars from `gradients`. The values are averaged over all examples of all
+    batches and passed to `finish`.
     """
 
     fn: Callable[..., Metrics]
     """The function."""
     data: tuple[type, ...]
-    """Layouts of responses it reads."""
+    """Layouts that it accepts."""
     source: str
-    """Paper."""
+    """The paper."""
     needs: tuple[TokenStat, ...] = ()
-    """Token statistics of the policy it reads, besides log-probabilities."""
+    """Token statistics of the policy that it reads, in addition to log-probabilities."""
     finish: Callable[[Any], float] = float
-    """The average over examples, [] or [K] float64, to the number that is reported."""
+    """From the average over examples, [] or [K] float64, to the reported number."""
     inputs: tuple[str, ...] = ()
-    """Inputs its signature names, of `INPUTS`."""
+    """Inputs in its signature, a subset of `INPUTS`."""
 
     @property
     def name(self) -> str:
-        """The name a recipe calls it by."""
+        """Its name in a recipe."""
         return self.fn.__name__
 
     def __call__(self, **available: Any) -> Metrics:
-        """Call the function with what it reads; the rest is ignored."""
+        """Call the function with its inputs; other values are ignored."""
         if absent := [k for k in self.inputs if k not in available]:
             raise TypeError(f"diagnostic '{self.name}' reads {absent}; got {sorted(available)}")
         return self.fn(**{k: available[k] for k in self.inputs})
 
     def misfit(self, objective: Objective[...], *, ref: str | None) -> str:
-        """Why it cannot be computed beside an objective; empty if it can.
+        """The reason why it cannot be computed next to an objective; empty if it can.
 
         Args:
-          objective: that the policy is trained with.
-          ref: the reference at hand, `cached` or `live`; None: there is none.
+          objective: the objective that trains the policy.
+          ref: the available reference, `cached` or `live`; None if there is none.
         """
         layout = objective.data
         if objective.scores is not None:
@@ -90,10 +90,10 @@ def diagnostic(
     needs: tuple[TokenStat, ...] = (),
     finish: Callable[[Any], float] = float,
 ) -> Callable[[Callable[..., Metrics]], Diagnostic]:
-    """Turn a function into a `Diagnostic`; arguments as its fields.
+    """Turn a function into a `Diagnostic`; the arguments are its fields.
 
     Raises:
-      TypeError: the signature asks for what evaluation does not have.
+      TypeError: the signature has an input that evaluation does not provide.
     """
 
     def wrap(fn: Callable[..., Metrics]) -> Diagnostic:
@@ -110,7 +110,7 @@ def diagnostic(
 
 
 def responses(stats: Any) -> Iterator[tuple[str, SequenceStats]]:
-    """The responses of a layout that are trained on, by name."""
+    """The names and statistics of the responses that a layout trains on."""
     for name in stats.ROWS:
         if name not in stats.FROZEN:
             yield name, getattr(stats, name)

@@ -22,7 +22,7 @@ def _is(condition: Array) -> Array:
 
 @diagnostic(Pairs, source="Chen et al. 2024, arXiv:2405.19534")
 def ranking(policy: Pairs) -> Metrics:
-    """Whether the policy gives the chosen response the higher likelihood; no reference in it.
+    """Whether the policy gives the chosen response the higher likelihood; needs no reference.
 
     accuracy            1[s_w > s_l]
     accuracy_per_token  1[s_w / n_w > s_l / n_l]
@@ -36,24 +36,24 @@ def ranking(policy: Pairs) -> Metrics:
 
 @diagnostic(Pairs, source="Chen et al. 2024, arXiv:2405.19534")
 def difficulty(ref: Pairs, beta: float, *, alpha: float | Array = 0.75) -> Metrics:
-    """How far DPO must go until it ranks a pair right; depends on the reference alone.
+    """How far DPO must train until it ranks a pair correctly; depends only on the reference.
 
-    With c = ref_l - ref_w, the policy ranks the pair right just where its DPO loss is below
+    With c = ref_l - ref_w, the policy ranks the pair correctly exactly where its DPO loss is below
 
         threshold = -log sigmoid(beta c)
 
-    and an optimal DPO policy does, just where annotators choose y_w more often than
+    and an optimal DPO policy ranks it correctly exactly where annotators choose y_w more often than
 
         win_rate = sigmoid(beta c)
 
     Args:
-      ref: chosen and rejected under the reference. Reads `logp`, [B].
-      beta: of DPO, reward per nat of log-ratio.
-      alpha: the annotators' win rate of chosen, one for all pairs or [B].
+      ref: both responses under the reference. Reads `logp`, [B].
+      beta: DPO's beta, reward per nat of log-ratio.
+      alpha: the rate at which annotators prefer chosen, one number for all pairs or [B].
 
     Returns:
-      threshold, win_rate, `reference` (whether the reference ranks the pair right) and `idealised`
-      (whether an optimal policy does, where the win rate is alpha).
+      threshold, win_rate, `reference` (whether the reference ranks the pair correctly) and
+      `idealized` (whether an optimal policy does, where the win rate is alpha).
     """
     c = ref.rejected.logp - ref.chosen.logp
     alpha = jnp.asarray(alpha, c.dtype)
@@ -61,7 +61,7 @@ def difficulty(ref: Pairs, beta: float, *, alpha: float | Array = 0.75) -> Metri
         "difficulty/threshold": -log_sigmoid(beta * c),
         "difficulty/win_rate": sigmoid(beta * c),
         "difficulty/reference": _is(c < 0),
-        "difficulty/idealised": _is(jnp.log(alpha) - jnp.log1p(-alpha) > beta * c),
+        "difficulty/idealized": _is(jnp.log(alpha) - jnp.log1p(-alpha) > beta * c),
     }
 
 
@@ -73,8 +73,9 @@ def three_d(policy: Pairs, ref: Pairs) -> Metrics:
     degradation                 s_w - s_l = log |dL/dpi_l| / |dL/dpi_w|
     dispersion                  log (pi_w + pi_l) - log (ref_w + ref_l)
 
-    Dispersion below 0: probability has gone from these two responses to others. UNVERIFIED: the
-    paper was read in secondary sources; it shows dispersion by unseen responses of a toy model.
+    A dispersion below 0 means that probability moved from these two responses to others.
+    UNVERIFIED: the paper was read in secondary sources; it shows dispersion by unseen responses of
+    a toy model.
     """
     chosen, rejected = policy.chosen.logp, policy.rejected.logp
     before = jnp.logaddexp(ref.chosen.logp, ref.rejected.logp)
@@ -114,16 +115,16 @@ def calibration(policy: Pairs, margins: Array) -> Metrics:
 
 @diagnostic(Pairs, source="Yuan et al. 2024, arXiv:2410.13828")
 def entanglement(gradients: dict[str, Any]) -> Metrics:
-    """How the gradients of the chosen and the rejected log-probability hang together.
+    """The coupling between the gradients of the chosen and the rejected log-probability.
 
         rho = <g_w, g_l> / min(|g_w|^2, |g_l|^2)
 
-    Where a loss pulls both with equal weight, as DPO, a small step raises chosen and lowers
-    rejected just where rho < 1.
+    If a loss weighs both gradients equally, as DPO does, a small step raises chosen and lowers
+    rejected exactly where rho < 1.
 
     Args:
-      gradients: {"chosen", "rejected"}: gradients of the average over the probe batch of summed
-        log-probabilities, trees of equal structure.
+      gradients: the gradients of the summed log-probabilities, averaged over the probe batch, under
+        the keys "chosen" and "rejected"; trees of the same structure.
 
     Returns:
       Scalars: inner product, cosine, both squared norms, rho.

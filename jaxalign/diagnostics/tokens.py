@@ -19,7 +19,7 @@ ORDERS = (1, 2, 3, 4, 5)
 
 
 def _likeliest(row: Row) -> Array:
-    """Probabilities of the K likeliest tokens, or of all where there are fewer."""
+    """Probabilities of the K likeliest tokens, or of all tokens if there are fewer."""
     top = jax.lax.top_k(row.logits, min(K, row.logits.shape[-1]))[0]
     return jnp.exp(top - jax.nn.logsumexp(row.logits, -1, keepdims=True))
 
@@ -28,11 +28,11 @@ topk_mass = TokenStat("topk_mass", lambda row: _likeliest(row).sum(-1))
 """Probability of the 10 likeliest tokens together."""
 
 topk_entropy = TokenStat("topk_entropy", lambda row: entr(_likeliest(row)).sum(-1))
-"""-sum p log p over the 10 likeliest tokens, nats; they are not renormalised."""
+"""-sum p log p over the 10 likeliest tokens, nats; they are not renormalized."""
 
 
 def _per_token(values: Array, y: SequenceStats) -> Array:
-    """[B, T], 0 where nothing is scored -> their average over scored tokens; NaN if none is."""
+    """Average over the scored tokens, [B, T] -> [B]; values are 0 elsewhere. NaN without tokens."""
     return values.sum(-1) / jnp.where(y.length > 0, y.length, jnp.nan)
 
 
@@ -46,7 +46,7 @@ def topk(policy: Any) -> Metrics:
 
     mass          m = sum of p over the 10
     entropy       H = -sum p log p, nats
-    renormalised  the same of p / m: H / m + log m
+    renormalized  the same of p / m: H / m + log m
     """
     out = {}
     for name, y in responses(policy):
@@ -54,7 +54,7 @@ def topk(policy: Any) -> Metrics:
         m = jnp.where(y.mask > 0, mass, 1.0)
         out[f"topk/{name}_mass"] = _per_token(mass, y)
         out[f"topk/{name}_entropy"] = _per_token(entropy, y)
-        out[f"topk/{name}_renormalised"] = _per_token(entropy / m + jnp.log(m), y)
+        out[f"topk/{name}_renormalized"] = _per_token(entropy / m + jnp.log(m), y)
     return out
 
 
@@ -63,9 +63,9 @@ def gini(values: Array, mask: Array) -> Array:
 
         G = sum over i of (2 i - n - 1) x_(i) / (n sum x),  x_(1) <= ... <= x_(n)
 
-    0: all alike; near 1: one has all.
+    0 if all values are equal; near 1 if one value is nearly the whole sum.
     """
-    # What is masked counts as 0 and comes first, so the others hold the last n ranks.
+    # Masked values count as 0 and sort first, so the others have the last n ranks.
     ordered = jnp.sort(jnp.where(mask > 0, values, 0.0), -1)
     slots, n = values.shape[-1], (mask > 0).sum(-1, keepdims=True)
     rank = jnp.arange(1, slots + 1) - (slots - n)
@@ -94,7 +94,7 @@ def shift(policy: Any, ref: Any) -> Metrics:
 
 
 def _moved(row: Row) -> Array:
-    assert row.ref is not None, "a joint statistic is of two models"
+    assert row.ref is not None, "a joint statistic needs two models"
     return jnp.abs(row.logits - row.ref)
 
 
@@ -103,7 +103,7 @@ def _gini_of_all(values: Array) -> Array:
 
 
 logit_distance = TokenStat("logit_distance", lambda row: _moved(row).sum(-1), joint=True)
-"""sum_v |z_v - z_ref_v|, how far the logits are from the reference's."""
+"""sum_v |z_v - z_ref_v|, the distance of the logits from the reference's."""
 
 logit_distance_gini = TokenStat(
     "logit_distance_gini", lambda row: _gini_of_all(_moved(row)), joint=True
@@ -129,7 +129,7 @@ def logit_shift(policy: Any, ref: Any) -> Metrics:
 
     The reference runs live. UNVERIFIED: the paper's exact definitions.
     """
-    del ref  # what is read of it is in the statistics of the policy
+    del ref  # the statistics of the policy already contain it
     out = {}
     for name, y in responses(policy):
         distance = y.token["logit_distance"]
@@ -169,7 +169,7 @@ def dynamic_target(policy: Pairs, ref: Pairs) -> Metrics:
     ):
         logp = y.token["logp"]
         target = jnp.exp(jnp.minimum(logp - before.token["logp"], 0.0))
-        # Of the others, t_v = (1 - t_y) q_v and log p_v = log q_v + log(1 - p_y).
+        # For the other tokens t_v = (1 - t_y) q_v and log p_v = log q_v + log(1 - p_y).
         rest = jnp.where(target < 1.0, y.token["log_complement"] - y.token["others_entropy"], 0.0)
         out[f"dynamic_target/{name}"] = -sign * _per_token(target * logp + (1.0 - target) * rest, y)
     out["dynamic_target/loss"] = out["dynamic_target/chosen"] + out["dynamic_target/rejected"]
@@ -181,20 +181,22 @@ def diversity(answers: Sequence[Sequence[int]], vocab: int) -> dict[str, float]:
 
         distinct = N / C,    EAD = N / (V (1 - ((V - 1) / V)^C))
 
-    N distinct n-grams among C, V the vocabulary. EAD divides by what C draws, all alike likely,
-    would give, so that longer answers are not punished.
+    N distinct n-grams among C, V the vocabulary. EAD divides by the expected number of distinct
+    n-grams in C uniform draws, so that longer answers are not penalized.
 
     Args:
-      answers: token ids without the token that ends an answer.
-      vocab: V, of the tokenizer; of the largest where models with several are compared.
+      answers: token ids of each answer, without the token that ends it.
+      vocab: V, the vocabulary size of the tokenizer; the largest one if models with different
+        tokenizers are compared.
 
     Returns:
-      `distinct/n` and `ead/n` for every n of which there is an n-gram, and the averages `distinct`
-      and `ead` over these n.
+      `distinct/n` and `ead/n` for every n with at least one n-gram, and the averages `distinct` and
+      `ead` over these n.
 
     Source:
       Li et al. 2016, arXiv:1510.03055; Liu et al. 2022, arXiv:2202.13587.
-      Differences: token ids, not words. As Kirk et al. 2024's code, V is the same for every n.
+      Differences: token ids, not words. V is the same for every n, as in the code of Kirk et al.
+      2024.
     """
     out: dict[str, float] = {}
     for n in ORDERS:

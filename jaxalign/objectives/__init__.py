@@ -1,4 +1,4 @@
-"""The index of objectives: one import and one entry each."""
+"""The index of objectives: one import and one entry per objective."""
 
 from .aot import aot, aot_unpaired
 from .apo import apo_down, apo_zero

@@ -1,4 +1,4 @@
-"""What several objectives share: ranges of hyper-parameters, log-ratios, metrics."""
+"""Shared parts of objectives: ranges of hyper-parameters, log-ratios, metrics."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Decay = Annotated[float, annotated_types.Interval(ge=0, lt=1)]
 
 
 def log_ratio(policy: SequenceStats, ref: SequenceStats) -> Array:
-    """How much likelier than under the reference: log pi(y|x) - log pi_ref(y|x), nats."""
+    """The log-ratio log pi(y|x) - log pi_ref(y|x) of policy and reference, nats."""
     return policy.logp - ref.logp
 
 
 def between(name: str, low: float, high: float) -> Callable[[Mapping[str, Any]], str]:
-    """An objective's `check` that a column lies in [low, high]."""
-    wrong = f"{name} must lie between {low:g} and {high:g}"
+    """A `check` for an objective: the column `name` must be in [low, high]."""
+    wrong = f"{name} must be between {low:g} and {high:g}"
     return lambda columns: "" if low <= columns[name] <= high else wrong
 
 
@@ -45,12 +45,12 @@ def avg_log_ratio(policy: SequenceStats, ref: SequenceStats) -> Array:
 
 
 def nll(response: SequenceStats, reduction: Literal["mean", "sum", "token_mean"]) -> Loss:
-    """Minus the log-likelihood of responses, nats.
+    """The negative log-likelihood of responses, nats.
 
     Args:
-      response: under the policy.
-      reduction: `mean`, per token of each response, averaged over responses; `sum`, averaged over
-        responses; `token_mean`, averaged over the tokens of all responses of the batch.
+      response: the responses under the policy.
+      reduction: the average: `mean`, over the tokens of each response, then over responses; `sum`,
+        over responses; `token_mean`, over the tokens of all responses of the batch.
     """
     if reduction == "token_mean":
         return per_token(-response.logp, response.length)
@@ -63,7 +63,7 @@ def label_sign(label: Array) -> Array:
 
 
 def reward_metrics(chosen: Array, rejected: Array) -> Metrics:
-    """What is reported of the rewards of pairs, [B] each."""
+    """Metrics of the rewards of pairs, [B] each."""
     return {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
@@ -73,7 +73,7 @@ def reward_metrics(chosen: Array, rejected: Array) -> Metrics:
 
 
 def pair_metrics(policy: Pairs | Rationales | Revised, chosen: Array, rejected: Array) -> Metrics:
-    """What every paired objective reports, [B] each, from the rewards `chosen` and `rejected`."""
+    """Metrics of every objective on pairs, [B] each, from the rewards `chosen` and `rejected`."""
     return reward_metrics(chosen, rejected) | {
         "logps/chosen": policy.chosen.logp,
         "logps/rejected": policy.rejected.logp,
@@ -81,12 +81,12 @@ def pair_metrics(policy: Pairs | Rationales | Revised, chosen: Array, rejected: 
 
 
 def ranked_metrics(responses: SequenceStats, reward: Array, best: Array) -> Metrics:
-    """What every objective on ranked responses reports, [B] each.
+    """Metrics of every objective on rankings, [B] each.
 
     Args:
-      responses: under the policy, [B, K].
-      reward: of the responses, [B, K].
-      best: index of the best response, [B].
+      responses: the responses under the policy, [B, K].
+      reward: the rewards of the responses, [B, K].
+      best: the index of the best response, [B].
     """
     is_best = jnp.arange(reward.shape[-1])[None] == best[:, None]
     chosen = jnp.where(is_best, reward, 0.0).sum(-1)
@@ -100,12 +100,13 @@ def ranked_metrics(responses: SequenceStats, reward: Array, best: Array) -> Metr
 
 
 def labeled_metrics(response: SequenceStats, reward: Array, margin: Array) -> Metrics:
-    """What every objective on labelled responses reports, [B] each.
+    """Metrics of every objective on labeled responses, [B] each.
 
     Args:
-      response: under the policy.
-      reward: of the response.
-      margin: by how much the reward is on the side of zero that its label wants.
+      response: the response under the policy.
+      reward: the reward of the response.
+      margin: the distance of the reward from the decision threshold, positive on the side of its
+        label.
     """
     return {
         "rewards/response": reward,

@@ -11,9 +11,9 @@ from ._common import Positive, log_ratio, pair_metrics
 
 
 def same_rank(values: Array, others: Array, weight: Array) -> Array:
-    """For each example the one of `others` that ranks among them as its own of `values` does, [B].
+    """For each example, the entry of `others` with the same rank as its entry of `values`, [B].
 
-    Padding, of weight 0, ranks after all examples on both sides, so it is matched with itself.
+    Padding (weight 0) ranks after all examples on both sides, so padding is matched with padding.
     """
     order, other_order = (jnp.argsort(jnp.where(weight > 0, x, jnp.inf)) for x in (values, others))
     return others[other_order[jnp.argsort(order)]]
@@ -28,28 +28,29 @@ def same_rank(values: Array, others: Array, weight: Array) -> Array:
 def aot(
     policy: Pairs, ref: Pairs, batch: dict[str, Array], *, beta: Positive = 0.01
 ) -> tuple[Loss, Metrics]:
-    """AOT, the margins of the policy dominate those of the reference, as distributions.
+    """AOT: the policy's margins dominate the reference's margins as distributions.
 
         u    = log pi(y_w|x) - log pi(y_l|x),   v = log pi_ref(y_w|x) - log pi_ref(y_l|x)
         loss = -log sigmoid(beta (u_(i) - v_(i)))
 
-    averaged over the ranks i of the batch: the i-th smallest u meets the i-th smallest v, which
-    may come from another pair. It is log 2 when the policy is the reference.
+    averaged over the ranks i of the batch: the i-th smallest u is compared with the i-th smallest
+    v, which may come from another pair. The loss is log 2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       batch: `weight`, [B], 0 for padding.
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
 
     Returns:
-      The loss, and [B] metrics `rewards/*` and `logps/*`. The loss of an example is that of its u.
+      The loss, and [B] metrics `rewards/*` and `logps/*`. The loss of an example is the term of its
+      u.
 
     Source:
       Paper: Melnyk et al. 2024, arXiv:2406.05882, its paired form with the logistic loss.
       Code: TRL's `aot` (in old versions `aot_pair` is the unpaired form).
-      Differences: ranks are of the whole batch, whatever the number of microbatches and devices;
-      TRL sorts each device's. TRL's label smoothing is left out.
+      Differences: ranks are taken over the whole batch, whatever the number of microbatches and
+      devices; TRL ranks on each device. TRL's label smoothing is left out.
     """
     margin = policy.chosen.logp - policy.rejected.logp
     ref_margin = same_rank(margin, ref.chosen.logp - ref.rejected.logp, batch["weight"])
@@ -68,29 +69,29 @@ def aot(
 def aot_unpaired(
     policy: Pairs, ref: Pairs, batch: dict[str, Array], *, beta: Positive = 0.01
 ) -> tuple[Loss, Metrics]:
-    """AOT without pairs, rewards of chosen dominate those of rejected, as distributions.
+    """AOT without pairs: chosen rewards dominate rejected rewards as distributions.
 
         d(y) = log pi(y|x)/pi_ref(y|x)
         loss = -log sigmoid(beta (d(y_w)_(i) - d(y_l)_(i)))
 
-    averaged over the ranks i of the batch: the i-th smallest d of all chosen responses meets the
-    i-th smallest of all rejected ones. It is log 2 when the policy is the reference.
+    averaged over the ranks i of the batch: the i-th smallest d of all chosen responses is compared
+    with the i-th smallest of all rejected ones. The loss is log 2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       batch: `weight`, [B], 0 for padding.
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
 
     Returns:
-      The loss, and [B] metrics `rewards/*` and `logps/*`. The loss of an example is that of its
+      The loss, and [B] metrics `rewards/*` and `logps/*`. The loss of an example is the term of its
       chosen response.
 
     Source:
       Paper: Melnyk et al. 2024, arXiv:2406.05882, its unpaired form with the logistic loss.
       Code: TRL's `aot_unpaired` (`aot_pair` in old versions).
-      Differences: as for `aot`; and the two sets are the two sides of a batch of pairs, so they
-      are equally large.
+      Differences: as for `aot`; here the two sets are the two sides of a batch of pairs, so they
+      have the same size.
     """
     chosen = beta * log_ratio(policy.chosen, ref.chosen)
     rejected = beta * log_ratio(policy.rejected, ref.rejected)

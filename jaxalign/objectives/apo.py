@@ -1,4 +1,4 @@
-"""Anchored preference optimisation, for chosen responses better or worse than the model."""
+"""Anchored preference optimization, for chosen responses better or worse than the model's own."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from ._common import Positive, log_ratio, pair_metrics
 
 
 def _sigmoid(x: Array) -> Array:
-    """Not jax.nn.sigmoid: its gradient s(1 - s) loses its digits as s nears 1."""
+    """The sigmoid; the gradient s(1 - s) of jax.nn.sigmoid loses its digits as s nears 1."""
     return jnp.exp(log_sigmoid(x))
 
 
 @objective(Pairs, source="D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7")
 def apo_zero(policy: Pairs, ref: Pairs, *, beta: Positive = 0.1) -> tuple[Loss, Metrics]:
-    """APO-zero, chosen likelier and rejected less likely, for chosen better than the model's.
+    """APO-zero: raises chosen and lowers rejected, if chosen is better than the model's answers.
 
         r(y) = beta log pi(y|x)/pi_ref(y|x)
         loss = (1 - sigmoid(r(y_w))) + sigmoid(r(y_l))
 
-    averaged over pairs. It is 1 when the policy is the reference; each half saturates by itself.
+    averaged over pairs. The loss is 1 when the policy is the reference; each half saturates on its
+    own.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
 
     Returns:
@@ -44,17 +45,17 @@ def apo_zero(policy: Pairs, ref: Pairs, *, beta: Positive = 0.1) -> tuple[Loss, 
 
 @objective(Pairs, source="D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 8")
 def apo_down(policy: Pairs, ref: Pairs, *, beta: Positive = 0.1) -> tuple[Loss, Metrics]:
-    """APO-down, both less likely and rejected more so, for chosen worse than the model's.
+    """APO-down: lowers both, rejected more, if chosen is worse than the model's answers.
 
         r(y) = beta log pi(y|x)/pi_ref(y|x)
         loss = sigmoid(r(y_w)) + (1 - sigmoid(r(y_w) - r(y_l)))
 
-    averaged over pairs. It is 1 when the policy is the reference, where the gradient with respect
-    to the chosen response is 0; it lowers that response once the margin has grown.
+    averaged over pairs. The loss is 1 when the policy is the reference. There the gradient with
+    respect to the chosen response is 0; it lowers that response once the margin has grown.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
 
     Returns:

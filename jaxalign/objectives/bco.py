@@ -1,4 +1,4 @@
-"""Binary classifier optimisation, on labelled responses and on pairs."""
+"""Binary classifier optimization, on labeled responses and on pairs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Average = Literal["ema", "cumulative"]
 
 @flax.struct.dataclass
 class ClassMeans:
-    """Running mean reward of the undesirable and of the desirable responses, in this order."""
+    """Running mean rewards of undesirable and desirable responses, in this order."""
 
     mean: Array  # [2]  reward
     seen: Array  # [2]  examples of the class so far
 
     @property
     def shift(self) -> Array:
-        """The reward midway between the two classes; of the one class seen, or 0, before that."""
+        """The midpoint of the two means; the one mean, or 0, until both classes are seen."""
         return weighted_mean(self.mean, (self.seen > 0).astype(self.mean.dtype))
 
 
@@ -47,12 +47,13 @@ def add_batch(
     """Move the mean of each class that the batch holds towards its mean in the batch.
 
     Args:
-      state: before the batch.
-      undesirable: rewards, [B]; no gradient flows from here.
-      desirable: rewards, [B].
-      weights: [2, B], in the order of the state; 0 where the example is not of the class.
-      average: over all examples so far, or with the weight of a batch decaying.
-      decay: of the moving average. The first batch of a class sets its mean.
+      state: the means before the batch.
+      undesirable: the rewards for the undesirable mean, [B]; no gradient flows through them.
+      desirable: the rewards for the desirable mean, [B]; no gradient flows through them.
+      weights: the weights of the examples in each mean, [2, B]; 0 outside the class.
+      average: the kind of mean: `cumulative`, over all examples so far; `ema`, with decaying
+        weights.
+      decay: decay of the moving average per update. The first batch of a class sets its mean.
     """
     rewards = stop_gradient(jnp.stack([undesirable, desirable]))
     batch, count = weighted_mean(rewards, weights), weights.sum(-1)
@@ -82,32 +83,33 @@ def bco(
     average: Average = "ema",
     decay: Decay = 0.9,
 ) -> tuple[Loss, Metrics, ClassMeans]:
-    """BCO, a binary classifier of desirable against undesirable whose logit is the reward.
+    """BCO: a binary classifier of desirable and undesirable responses whose logit is the reward.
 
         r     = beta log pi(y|x)/pi_ref(y|x)
         delta = (mean of r over desirable + mean of r over undesirable) / 2,  moving averages
         loss  = -log sigmoid(r - delta) if desirable, -log sigmoid(delta - r) if not
 
-    averaged over examples; delta is a constant. It is log 2 when the policy is the reference.
+    averaged over examples; delta is a constant. The loss is log 2 when the policy is the reference.
 
     Args:
       policy: the response under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      ref: the response under the frozen reference. Reads `logp`, [B].
       batch: `label`, [B], 1 desirable, 0 undesirable; `weight`, [B], 0 for padding.
       state: the running mean reward of each class.
       beta: reward per nat of log-ratio.
-      center: `class_balanced` is above; `pooled` takes the mean of all rewards for delta.
-      average: `ema`, batches weigh less as they age; `cumulative`, all examples weigh the same.
-      decay: of the running means, per update, where `average` is `ema`.
+      center: estimate of delta: `class_balanced` as above; `pooled`, the mean of all rewards.
+      average: kind of running mean: `ema` weighs older batches less; `cumulative` weighs all
+        examples the same.
+      decay: decay of the running means per update, if `average` is `ema`.
 
     Returns:
       The loss, [B] metrics `rewards/*`, `logps/response` and `shift` (delta), and the next state.
 
     Source:
-      Paper: Jung et al. 2024, arXiv:2404.04656; delta is the minimiser of its bound on DPO's loss.
+      Paper: Jung et al. 2024, arXiv:2404.04656; delta is the minimizer of its bound on DPO's loss.
       Code: TRL, pull requests 1524 and 1599, by the paper's author.
-      Differences: delta is midway between the classes and an exponential average, as in the
-      paper (UNVERIFIED: its decay); `BCOTrainer` of TRL is `pooled` and `cumulative`.
+      Differences: delta is midway between the classes and an exponential average, as in the paper
+      (UNVERIFIED: its decay); TRL's `BCOTrainer` is `pooled` and `cumulative`.
     """
     margin, metrics, state = _classify(policy, ref, batch, state, beta, center, average, decay)
     return per_example(-log_sigmoid(margin)), metrics, state
@@ -133,27 +135,28 @@ def bco_udm(
     decay: Decay = 0.9,
     denominator: Literal["examples", "weights"] = "examples",
 ) -> tuple[Loss, Metrics, ClassMeans]:
-    """BCO with underlying distribution matching, for labels whose prompts differ in kind.
+    """BCO with underlying distribution matching, if the prompts of the two labels differ.
 
-        omega = density ratio of the prompt, cut to [1/2, 10], if undesirable; 1 if desirable
+        omega = density ratio of the prompt, clipped to [1/2, 10], if undesirable; 1 if desirable
         loss  = -log sigmoid(r - delta) if desirable, -omega log sigmoid(delta - r) if not
 
-    averaged over examples, with r and delta of `bco`: omega makes the prompts of undesirable
-    responses look like those of desirable ones. It is omega log 2 when the policy is the reference.
+    averaged over examples, with r and delta of `bco`. omega weighs the undesirable examples so that
+    their prompts match the prompts of the desirable ones. The loss is omega log 2 when the policy
+    is the reference.
 
     Args:
       policy: the response under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      ref: the response under the frozen reference. Reads `logp`, [B].
       batch: `label`, [B], 1 desirable, 0 undesirable; `weight`, [B], 0 for padding;
         `density_ratio`, [B], how many times likelier the prompt is among the desirable examples,
-        p/(1 - p) of a classifier with balanced classes. Of desirable examples it is not used.
+        p/(1 - p) of a classifier with balanced classes; ignored for desirable examples.
       state: the running mean reward of each class, without omega.
       beta: reward per nat of log-ratio.
       center: as for `bco`.
       average: as for `bco`.
-      decay: of the running means, per update, where `average` is `ema`.
-      denominator: `examples`, the loss is a plain mean; `weights`, it is divided by the sum of
-        omega over all examples.
+      decay: decay of the running means per update, if `average` is `ema`.
+      denominator: divisor of the summed loss: `examples`, their number; `weights`, the sum of omega
+        over all examples.
 
     Returns:
       The loss, [B] metrics `rewards/*`, `logps/response` and `shift` (delta), and the next state.
@@ -161,8 +164,8 @@ def bco_udm(
     Source:
       Paper: Jung et al. 2024, arXiv:2404.04656v1; the final version leaves omega out.
       Code: TRL, `BCOTrainer`, which is `pooled`, `cumulative` and `examples`.
-      Differences: as for `bco`. EasyDeL divides by `weights`. UNVERIFIED: whether the paper's
-      delta has omega in it.
+      Differences: as for `bco`. EasyDeL divides by `weights`. UNVERIFIED: whether the paper's delta
+      includes omega.
     """
     margin, metrics, state = _classify(policy, ref, batch, state, beta, center, average, decay)
     omega = jnp.where(batch["label"] > 0.5, 1.0, jnp.clip(batch["density_ratio"], 0.5, 10.0))
@@ -181,13 +184,13 @@ def _classify(
     average: Average,
     decay: float | Array,
 ) -> tuple[Array, Metrics, ClassMeans]:
-    """The logit on the side of its label, [B], metrics, and the next state."""
+    """The logit with the sign of its label, [B], the metrics and the next state."""
     reward = beta * log_ratio(policy.response, ref.response)
     sign = label_sign(batch["label"])
     margin = sign * (reward - state.shift)
     metrics = labeled_metrics(policy.response, reward, margin)
     metrics["shift"] = jnp.broadcast_to(state.shift, reward.shape)
-    # The pooled mean is that of one class, which holds every example.
+    # `pooled`: one class holds every example.
     sides = sign if center == "class_balanced" else jnp.ones_like(sign)
     weights = jnp.stack([jnp.where(sides == s, batch["weight"], 0.0) for s in (-1, 1)])
     return margin, metrics, add_batch(state, reward, reward, weights, average, decay)
@@ -210,22 +213,22 @@ def bco_pair(
     average: Average = "ema",
     decay: Decay = 0.9,
 ) -> tuple[Loss, Metrics, ClassMeans]:
-    """BCO on pairs, chosen desirable and rejected undesirable.
+    """BCO on pairs: chosen responses are desirable, rejected ones undesirable.
 
         r     = beta log pi(y|x)/pi_ref(y|x)
         delta = (mean of r(y_w) + mean of r(y_l)) / 2,  moving averages, constant
         loss  = -log sigmoid(r(y_w) - delta) - log sigmoid(delta - r(y_l))
 
-    averaged over pairs. It is 2 log 2 when the policy is the reference.
+    averaged over pairs. The loss is 2 log 2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       batch: `weight`, [B], 0 for padding.
-      state: the running mean reward of rejected and of chosen responses.
+      state: the running mean rewards of rejected and chosen responses.
       beta: reward per nat of log-ratio.
       average: as for `bco`.
-      decay: of the running means, per update, where `average` is `ema`.
+      decay: decay of the running means per update, if `average` is `ema`.
 
     Returns:
       The loss, [B] metrics `rewards/*`, `logps/*` and `shift` (delta), and the next state.

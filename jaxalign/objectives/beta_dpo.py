@@ -1,4 +1,4 @@
-"""DPO with a batch's own beta, on pairs whose gap is not far from the usual (beta-DPO)."""
+"""DPO with a beta for each batch, without the pairs of unusual gap (beta-DPO)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 
 @flax.struct.dataclass
 class Gaps:
-    """What the updates so far have of gaps h, nats, and what the last one drew from its batch."""
+    """Running statistics of the gaps h, nats, and the selection of the last update."""
 
     mean: Array  # []  running mean
     std: Array  # []   running standard deviation
     lead: Array  # []  mean gap of the pairs kept, minus the running mean
     cutoff: Array  # []  score above which a pair is kept
-    share: Array  # []  of the batch that is kept
+    share: Array  # []  fraction of the batch that is kept
 
 
 def no_gaps() -> Gaps:
@@ -56,26 +56,26 @@ def beta_dpo(
     rho: LeftOut = 0.2,
     decay: Decay = 0.9,
 ) -> tuple[Loss, Metrics, Gaps]:
-    """beta-DPO, DPO with a larger beta for a batch of larger gaps, and without its outliers.
+    """beta-DPO: DPO with a larger beta for batches with larger gaps, and without outliers.
 
         h      = log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)
         beta_B = max(1e-3, beta (1 + alpha (mean of h over the pairs kept - M))),  constant
         loss   = -log sigmoid(beta_B h)
 
     averaged over the pairs kept: 1 - rho of the batch, drawn without replacement with weights
-    exp(-(h - M)^2 / (2 S^2)). M and S are running averages of the mean and standard deviation of
-    h over a batch, this one among them. It is log 2 when the policy is the reference.
+    exp(-(h - M)^2 / (2 S^2)). M and S are running averages of the mean and standard deviation of h
+    over a batch, including the current one. The loss is log 2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       batch: `weight`, [B], 0 for padding.
-      state: M, S, and what was drawn.
-      key: [B] keys; each draws for its pair, anew at every update.
-      beta: reward per nat of log-ratio, where the gaps are as usual.
+      state: M, S and the selection of the last update.
+      key: random keys, [B], one per pair and update.
+      beta: reward per nat of log-ratio if the mean gap is M.
       alpha: relative change of beta per nat of gap.
       rho: fraction of a batch that is left out.
-      decay: of the running averages, per update.
+      decay: decay of the running averages per update.
 
     Returns:
       The loss, [B] metrics `rewards/*` (with beta), `logps/*`, `beta` (beta_B) and `kept` (0 or
@@ -83,11 +83,11 @@ def beta_dpo(
 
     Source:
       Paper: Wu et al. 2024, arXiv:2407.08639.
-      Code: junkangwu/beta-DPO@6f3abb8; there M and S start at 0, as here, so that they are a
-      tenth of the first batch's at first.
-      Differences: all are of the whole batch, whatever the number of microbatches; the code's are
-      of each. The code moves M and S in evaluation too. Here evaluation moves nothing, and keeps
-      the pairs that the last update would have kept.
+      Code: junkangwu/beta-DPO@6f3abb8; M and S start at 0 there, as here, so after the first batch
+      they are a tenth of its values.
+      Differences: all statistics are over the whole batch, whatever the number of microbatches; the
+      code computes them for each microbatch. The code updates M and S in evaluation too. Here
+      evaluation changes no state, and keeps the pairs that the last update would have kept.
     """
     chosen = log_ratio(policy.chosen, ref.chosen)
     rejected = log_ratio(policy.rejected, ref.rejected)
@@ -104,18 +104,18 @@ def beta_dpo(
 def add_batch(
     state: Gaps, gap: Array, noise: Array, weight: Array, rho: float | Array, decay: float | Array
 ) -> Gaps:
-    """Move the running averages, then draw the pairs that are kept: the highest scores."""
+    """Update the running averages, then keep the pairs with the highest scores."""
     n = weight.sum()
     center = weighted_mean(gap, weight)
     variance = weighted_mean((gap - center) ** 2, weight) * n / jnp.maximum(n - 1.0, 1.0)
     mean = decay * state.mean + (1 - decay) * center
     std = decay * state.std + (1 - decay) * jnp.sqrt(variance)
     score = jnp.where(weight > 0, _score(gap, noise, mean, std), LOWEST)
-    # 1e-3: what is a whole number of pairs may be a little less in float32.
+    # 1e-3: a whole number of pairs may round to slightly less in float32.
     count = jnp.clip(jnp.floor((1 - rho) * n + 1e-3), 1.0, jnp.maximum(n, 1.0))
     ordered = jnp.append(jnp.sort(score, descending=True), LOWEST)
     last = count.astype(jnp.int32)
-    # Midway to the first one left out: rounding does not move a pair across.
+    # Midway to the first pair left out, so that rounding moves no pair across.
     cutoff = ordered[last - 1] / 2 + ordered[last] / 2
     lead = weighted_mean(gap, jnp.where(score >= cutoff, weight, 0.0)) - mean
     share = count / jnp.maximum(n, 1.0)

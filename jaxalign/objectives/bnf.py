@@ -1,4 +1,4 @@
-"""Bidirectional negative feedback, on labelled responses and on pairs."""
+"""Bidirectional negative feedback, on labeled responses and on pairs."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def _pair_metrics(policy: Pairs, ref: Pairs, chosen: Array, rejected: Array) -> 
 
 @objective(Labeled, source="Mao et al. 2025, arXiv:2410.04834, Eq. 6", columns=("label",))
 def bnf(policy: Labeled, ref: Labeled, batch: dict[str, Array]) -> tuple[Loss, Metrics]:
-    """BNF, (un)likelihood whose push dies out on both sides of the reference, token by token.
+    """BNF: (un)likelihood whose gradient fades on both sides of the reference, token by token.
 
     With p and r the probability of a token of y under policy and reference,
 
         w    = min(1, p (1 - r) / (r (1 - p))),  constant
         loss = -s/|y| sum_t w_t log p_t,  s = +1 if desirable, -1 if not
 
-    averaged over examples. When the policy is the reference every w is 1, so that it is the SFT
-    loss of desirable minus that of undesirable responses.
+    averaged over examples. When the policy is the reference every w is 1, and the loss is the SFT
+    loss of desirable responses minus the SFT loss of undesirable ones.
 
     Args:
       policy: the response under the policy. Reads token `logp`, [B, T], and `length`, [B].
-      ref: the same under the frozen reference. Reads token `logp`, [B, T].
+      ref: the response under the frozen reference. Reads token `logp`, [B, T].
       batch: `label`, [B], 1 desirable, 0 undesirable.
 
     Returns:
@@ -63,10 +63,11 @@ def bnf(policy: Labeled, ref: Labeled, batch: dict[str, Array]) -> tuple[Loss, M
     Source:
       Paper: Mao et al. 2025, ICLR, arXiv:2410.04834, Eq. 6.
       Code: sail-sg/oat@c1a074c, `BNFLoss`, by the paper's author.
-      Differences: the gradient is that of the paper's cross-entropy with its dynamic target; the
-      value is not (that takes the whole vocabulary), nor is either a potential: watch
-      `logps/response`. |y| is each response's own length; oat's is that of `bnf_pair_batch_min`.
-      oat adds 1e-6 to r, which halves the weight of tokens with r = 1e-6.
+      Differences: the gradient equals the gradient of the paper's cross-entropy with its dynamic
+      target; the value does not (the paper's needs the whole vocabulary), and neither is a
+      potential: watch `logps/response`. |y| is each response's own length; oat divides as
+      `bnf_pair_batch_min` does. oat adds 1e-6 to r, which halves the weight of tokens with r =
+      1e-6.
     """
     sign = label_sign(batch["label"])
     reward = log_ratio(policy.response, ref.response)
@@ -78,15 +79,15 @@ def bnf(policy: Labeled, ref: Labeled, batch: dict[str, Array]) -> tuple[Loss, M
 
 @objective(Pairs, source="Mao et al. 2025, arXiv:2410.04834, Eq. 6")
 def bnf_pair(policy: Pairs, ref: Pairs) -> tuple[Loss, Metrics]:
-    """BNF on pairs, chosen desirable and rejected undesirable.
+    """BNF on pairs: chosen responses are desirable, rejected ones undesirable.
 
         loss = -1/|y_w| sum_t w_t log p_t (chosen) + 1/|y_l| sum_t w_t log p_t (rejected)
 
-    averaged over pairs, with the constant weights w of `bnf`. Nothing ties the two responses.
+    averaged over pairs, with the constant weights w of `bnf`. The two responses do not interact.
 
     Args:
-      policy: chosen and rejected under the policy. Reads token `logp`, [B, T], `length`, [B].
-      ref: the same under the frozen reference. Reads token `logp`, [B, T].
+      policy: both responses under the policy. Reads token `logp`, [B, T], `length`, [B].
+      ref: both responses under the frozen reference. Reads token `logp`, [B, T].
 
     Returns:
       The loss, and [B] metrics `rewards/*` (log-ratios, nats), `logps/*` and `weights/*`.
@@ -108,17 +109,18 @@ def bnf_pair(policy: Pairs, ref: Pairs) -> tuple[Loss, Metrics]:
     couples_examples=True,
 )
 def bnf_pair_batch_min(policy: Pairs, ref: Pairs, batch: dict[str, Array]) -> tuple[Loss, Metrics]:
-    """BNF on pairs as its author's code has it, divided by the shortest length of the batch.
+    """BNF on pairs as in its author's code, divided by the shortest length of the batch.
 
         n    = min over the batch of |y_w| and |y_l|
         loss = -1/n sum_t w_t log p_t (chosen) + 1/n sum_t w_t log p_t (rejected)
 
-    averaged over pairs, with the constant weights w of `bnf`. To reproduce that code: here the
-    loss of a pair depends on the others, and a response weighs as much as it is longer than n.
+    averaged over pairs, with the constant weights w of `bnf`. It exists to reproduce that code: the
+    loss of a pair depends on the other pairs, and the weight of a response grows with its length
+    over n.
 
     Args:
-      policy: chosen and rejected under the policy. Reads token `logp`, [B, T], `length`, [B].
-      ref: the same under the frozen reference. Reads token `logp`, [B, T].
+      policy: both responses under the policy. Reads token `logp`, [B, T], `length`, [B].
+      ref: both responses under the frozen reference. Reads token `logp`, [B, T].
       batch: `weight`, [B], 0 for padding.
 
     Returns:
@@ -126,8 +128,8 @@ def bnf_pair_batch_min(policy: Pairs, ref: Pairs, batch: dict[str, Array]) -> tu
 
     Source:
       Code: sail-sg/oat@c1a074c, `BNFLoss`, by the paper's author.
-      Differences: the gradient is oat's but for its epsilon, as for `bnf`, and its value is not.
-      n is of the whole batch; oat's is of a microbatch on one device.
+      Differences: the gradient is oat's except for its epsilon, as for `bnf`; the value differs. n
+      is the minimum over the whole batch; oat takes it over a microbatch on one device.
     """
     chosen, chosen_weights = _feedback(policy.chosen, ref.chosen)
     rejected, rejected_weights = _feedback(policy.rejected, ref.rejected)

@@ -1,4 +1,4 @@
-"""Reward models: a score of every response, by logistic regression on differences of two."""
+"""Reward models: a score for each response, by logistic regression on score differences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._common import NonNegative, reward_metrics
 
 
 def reward(response: SequenceStats) -> Array:
-    """What the reward head says of a response, [B]; it gives one number."""
+    """The single score that the reward head gives a response, [B]."""
     return response.token["logit"].sum(-1)
 
 
@@ -22,16 +22,17 @@ def reward(response: SequenceStats) -> Array:
     scores=lambda hyper: 1,
 )
 def bradley_terry(policy: Pairs, *, center: NonNegative = 0.0) -> tuple[Loss, Metrics]:
-    """Bradley and Terry's model of preferences, which trains a reward model.
+    """Bradley-Terry: trains a reward model on pairs by logistic regression.
 
         loss = -log sigmoid(r_w - r_l) + center (r_w + r_l)^2
 
-    averaged over pairs; r is the number that the reward head gives at the last token of a response.
-    It is log 2 where both rewards are 0.
+    averaged over pairs; r is the score of the reward head at the last token of a response. The loss
+    is log 2 where both rewards are 0.
 
     Args:
-      policy: chosen and rejected under the reward model. Reads token `logit`, [B, 1].
-      center: pulls the sum of the two rewards to 0, which the first term leaves free.
+      policy: both responses under the reward model. Reads token `logit`, [B, 1].
+      center: weight of the pull to 0 on the sum of the two rewards, which the first term leaves
+        free.
 
     Returns:
       The loss, and [B] metrics `rewards/*`.
@@ -57,15 +58,15 @@ def bradley_terry(policy: Pairs, *, center: NonNegative = 0.0) -> tuple[Loss, Me
     scores=lambda hyper: 1,
 )
 def adaptive_margin(policy: Pairs, batch: dict[str, Array]) -> tuple[Loss, Metrics]:
-    """A reward model with a margin for each pair, as large as an ensemble found it.
+    """A reward model with a margin for each pair, estimated by an ensemble of reward models.
 
         loss = -log sigmoid(r_w - r_l - margin)
 
-    averaged over pairs. A negative margin, of a pair that the ensemble ranks the other way, asks
-    for less than equality.
+    averaged over pairs. A negative margin (the ensemble ranks the pair the other way) tolerates a
+    higher reward of the rejected response.
 
     Args:
-      policy: chosen and rejected under the reward model. Reads token `logit`, [B, 1].
+      policy: both responses under the reward model. Reads token `logit`, [B, 1].
       batch: `margin`, [B], mean over reward models of r_w - r_l, in units of the reward.
 
     Returns:
@@ -74,8 +75,10 @@ def adaptive_margin(policy: Pairs, batch: dict[str, Array]) -> tuple[Loss, Metri
     Source:
       Paper: Wang et al. 2024, arXiv:2401.06080, Eq. 6, printed with the margin outside the
       sigmoid, where it has no gradient: a misprint.
-      Code: OpenLMLab/MOSS-RLHF has the loss without margin alone; TRL's `RewardTrainer` this one.
-      Differences: none. Flipping and smoothing the labels of pairs with a low margin is the data's.
+      Code: OpenLMLab/MOSS-RLHF only has the loss without a margin; TRL's `RewardTrainer` has this
+      one.
+      Differences: none. Flipping and smoothing labels of pairs with a low margin is left to the
+      data.
     """
     chosen, rejected = reward(policy.chosen), reward(policy.rejected)
     loss = -log_sigmoid(chosen - rejected - batch["margin"])

@@ -1,4 +1,4 @@
-"""Calibrated direct preference optimisation."""
+"""Calibrated direct preference optimization."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ._common import NonNegative, Positive, log_ratio, pair_metrics
 def cal_dpo(
     policy: Pairs, ref: Pairs, *, beta: Positive = 0.001, lam: NonNegative = 0.5
 ) -> tuple[Loss, Metrics]:
-    """Cal-DPO, DPO whose log-ratios are also calibrated to the scale of true rewards.
+    """Cal-DPO: DPO whose log-ratios are also calibrated to the scale of true rewards.
 
         d(y) = log pi(y|x)/pi_ref(y|x)
         loss = -log sigmoid(d(y_w) - d(y_l))
                + lam ((d(y_w) - 1/(2 beta))^2 + (d(y_l) + 1/(2 beta))^2)
 
-    averaged over pairs. It is log 2 + lam/(2 beta^2) when the policy is the reference. beta is in
-    the calibration only.
+    averaged over pairs. The loss is log 2 + lam/(2 beta^2) when the policy is the reference. Only
+    the calibration depends on beta.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio, for rewards of +1/2 and -1/2.
       lam: weight of the calibration, per nat^2.
 
@@ -33,7 +33,7 @@ def cal_dpo(
 
     Source:
       Paper: Xiao et al. 2024, arXiv:2412.14516. UNVERIFIED: its lam may be 1.
-      Code: the authors' Cal-DPO, whence the defaults.
+      Code: the authors' Cal-DPO, the source of the defaults.
       Differences: none from the code.
     """
     chosen = log_ratio(policy.chosen, ref.chosen)

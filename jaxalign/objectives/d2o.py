@@ -1,4 +1,4 @@
-"""Distributional dispreference optimisation: away from a bad response, towards own samples."""
+"""Distributional dispreference optimization: from a bad response to the model's samples."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ._common import Positive, log_ratio
 def d2o(
     policy: Dispreferred, ref: Dispreferred, *, beta: Positive = 0.1, alpha: Positive = 0.1
 ) -> tuple[Loss, Metrics]:
-    """D2O, a bad response against the average of K samples of the model itself.
+    """D2O: a bad response against the average of K samples of the model itself.
 
         m    = beta/K sum_{i=1..K} log pi(y_i|x)/pi_ref(y_i|x) - alpha log pi(y_l|x)/pi_ref(y_l|x)
         loss = -log sigmoid(m)
 
-    averaged over examples. It is log 2 when the policy is the reference, and DPO for K = 1 and
-    alpha = beta. No good response is needed.
+    averaged over examples. The loss is log 2 when the policy is the reference, and it equals DPO
+    for K = 1 and alpha = beta. No good response is needed.
 
     Args:
-      policy: rejected, [B], and samples, [B, K], under the policy. Reads `logp`.
-      ref: the same under the frozen reference. Reads `logp`.
+      policy: rejected response, [B], and samples, [B, K], under the policy. Reads `logp`.
+      ref: the same responses under the frozen reference. Reads `logp`.
       beta: reward per nat of the samples' log-ratio.
       alpha: reward per nat of the rejected response's log-ratio.
 
@@ -34,7 +34,7 @@ def d2o(
     Source:
       Paper: Duan et al. 2024, arXiv:2403.03419; K = 11.
       Differences: UNVERIFIED: the formula is known from a third party's notes. There the samples
-      and the rejected response have a reference each, which in practice are the same model.
+      and the rejected response have separate references, in practice the same model.
     """
     samples = beta * log_ratio(policy.samples, ref.samples).mean(-1)
     rejected = alpha * log_ratio(policy.rejected, ref.rejected)

@@ -1,4 +1,4 @@
-"""Direct coverage optimisation: likelihood of a right answer among several samples."""
+"""Direct coverage optimization: the likelihood of a correct answer among several samples."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Samples = Annotated[float, annotated_types.Ge(1)]
 
 @objective(Demos, source="Chen et al. 2025, DCO, arXiv:2502.07154")
 def dco(policy: Demos, *, samples: Samples = 16.0) -> tuple[Loss, Metrics]:
-    """DCO, the negative log-likelihood that one of N samples is the response.
+    """DCO: the negative log-likelihood that one of N samples is the response.
 
         loss = -log(1 - (1 - pi(y|x))^N)
 
-    averaged over examples. Its slope is that of -log pi(y|x) times a number F between 0 and 1,
-    which is 1 for a rare response and falls once N pi(y|x) nears 1: confidence is limited. For
-    long responses F is 1, and this is maximum likelihood, as it is for N = 1.
+    averaged over examples. Its gradient is the gradient of -log pi(y|x) times a factor F between 0
+    and 1, which is 1 for a rare response and falls once N pi(y|x) nears 1. This limits confidence.
+    For long responses, and for N = 1, F is 1 and DCO is maximum likelihood.
 
     Args:
       policy: the response under the policy. Reads `logp`, [B].
-      samples: N, how many samples are drawn when the model is used (pass@N).
+      samples: N, the number of samples drawn when the model is used (pass@N).
 
     Returns:
       The loss, and [B] metrics `logps/response` and `weights/response` (F).
@@ -35,8 +35,8 @@ def dco(policy: Demos, *, samples: Samples = 16.0) -> tuple[Loss, Metrics]:
     Source:
       Paper: Chen et al. 2025, arXiv:2502.07154.
       Code: allanraventos/refine@31a9e6e, with float64 and a series where N pi(y|x) < 0.1.
-      Differences: none from the paper: its loss, and its gradient by a form that cancels nothing.
-      The code multiplies F into a mean over tokens, or into the sum as here; its default N is 1.
+      Differences: none from the paper; the gradient has a form without cancellation. The code
+      multiplies F into a mean over tokens, or into the sum as here; its default N is 1.
     """
     logp = policy.response.logp
     metrics = {"logps/response": logp, "weights/response": _slope(logp, samples)}
@@ -45,8 +45,8 @@ def dco(policy: Demos, *, samples: Samples = 16.0) -> tuple[Loss, Metrics]:
 
 @jax.custom_jvp
 def log_coverage(logp: Array, samples: float | Array) -> Array:
-    """log(1 - (1 - e^logp)^samples), logp <= 0, accurate at both ends; no slope in `samples`."""
-    rare = logp + jnp.log(samples)  # exact to e^-60 where it is used
+    """log(1 - (1 - e^logp)^samples), logp <= 0, accurate at both ends; no gradient in `samples`."""
+    rare = logp + jnp.log(samples)  # exact to e^-60 in its range
     common = log1mexp(samples * log1mexp(jnp.where(rare < -60.0, 0.0, logp)))
     return jnp.where(rare < -60.0, rare, common)
 
@@ -58,7 +58,7 @@ def _log_coverage_jvp(primals, tangents):
 
 
 def _slope(logp: Array, samples: float | Array) -> Array:
-    """F = N p (1 - p)^(N - 1) / (1 - (1 - p)^N), p = e^logp; the power by its logarithm."""
+    """F = N p (1 - p)^(N - 1) / (1 - (1 - p)^N), p = e^logp; the power from its logarithm."""
     p, log_rest = jnp.exp(logp), log1mexp(logp)
     tiny = p < 1e-30
     missed = -jnp.expm1(samples * jnp.where(tiny, -1.0, log_rest))

@@ -1,4 +1,4 @@
-"""Discovered preference optimisation."""
+"""Discovered preference optimization."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Temperature = Annotated[float, annotated_types.Interval(gt=0, le=1)]
 def discopop(
     policy: Pairs, ref: Pairs, *, beta: Positive = 0.05, tau: Temperature = 0.05
 ) -> tuple[Loss, Metrics]:
-    """DiscoPOP, a logistic and an exponential loss, blended by the margin; found by a search.
+    """DiscoPOP: a logistic and an exponential loss, blended by the margin; found by a search.
 
         z    = beta (log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x))
         m    = sigmoid(z / tau)
         loss = (1 - m) log(1 + e^-z) + m e^-z
 
-    averaged over pairs. It is (1 + log 2)/2 when the policy is the reference. It is not convex:
-    with tau 0.05 the gradient lowers the margin for z between -0.1186 and 0.0720, so that
+    averaged over pairs. The loss is (1 + log 2)/2 when the policy is the reference. It is not
+    convex: with tau 0.05 the gradient lowers the margin for z between -0.1186 and 0.0720, so that
     training moves away from the reference in both directions.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
       tau: width of the blend, in units of reward.
 
@@ -41,7 +41,7 @@ def discopop(
     Source:
       Paper: Lu et al. 2024, arXiv:2406.08414, Eq. 5, the log-ratio modulated loss.
       Code: TRL's `discopop`, with these defaults once beta is set.
-      Differences: none. EasyDeL's tau is 1 unless it is set.
+      Differences: none. EasyDeL's default of tau is 1.
     """
     chosen = beta * log_ratio(policy.chosen, ref.chosen)
     rejected = beta * log_ratio(policy.rejected, ref.rejected)

@@ -1,4 +1,4 @@
-"""Direct preference optimisation, with label smoothing (cDPO)."""
+"""Direct preference optimization, with label smoothing (cDPO)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ._common import FlipRate, Positive, log_ratio, pair_metrics
 def dpo(
     policy: Pairs, ref: Pairs, *, beta: Positive = 0.1, label_smoothing: FlipRate = 0.0
 ) -> tuple[Loss, Metrics]:
-    """DPO, logistic regression on the difference of two log-ratios.
+    """DPO: logistic regression on the difference of two log-ratios.
 
         h    = log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)
         loss = -(1 - eps) log sigmoid(beta h) - eps log sigmoid(-beta h)
 
-    averaged over pairs. It is log 2 when the policy is the reference.
+    averaged over pairs. The loss is log 2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      label_smoothing: eps, the probability that a pair is labelled the wrong way round.
+      label_smoothing: eps, the probability that the label of a pair is wrong.
 
     Returns:
       The loss, and [B] metrics `rewards/*` and `logps/*`.

@@ -1,4 +1,4 @@
-"""Direct preference optimisation that penalises a fall of the chosen response."""
+"""Direct preference optimization that penalizes a less likely chosen response."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ._common import NonNegative, Positive, log_ratio, pair_metrics
 def dpop(
     policy: Pairs, ref: Pairs, *, beta: Positive = 0.3, lam: NonNegative = 50.0
 ) -> tuple[Loss, Metrics]:
-    """DPO-positive (DPOP, Smaug), DPO with a penalty on chosen below the reference.
+    """DPO-positive (DPOP, Smaug): DPO with a penalty on chosen responses below the reference.
 
         d(y) = log pi(y|x)/pi_ref(y|x)
         loss = -log sigmoid(beta (d(y_w) - d(y_l) - lam max(0, -d(y_w))))
 
-    averaged over pairs. It is log 2 when the policy is the reference.
+    averaged over pairs. The loss is log 2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      lam: nats of margin taken per nat that the chosen response falls below the reference.
+      lam: nats subtracted from the margin per nat that the chosen response is below the reference.
 
     Returns:
       The loss, and [B] metrics `rewards/*` (without the penalty) and `logps/*`.

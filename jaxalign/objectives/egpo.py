@@ -1,4 +1,4 @@
-"""Extragradient preference optimisation: online IPO against an opponent."""
+"""Extragradient preference optimization: online IPO against an opponent."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ def egpo(
     beta: Positive = 0.1,
     reduction: Literal["sum", "mean"] = "mean",
 ) -> tuple[Loss, Metrics]:
-    """EGPO's loss, a difference of log-ratios regressed on one of wins against an opponent.
+    """EGPO: fits the difference of log-ratios to the difference of win rates against an opponent.
 
         d(y) = log pi(y|x)/pi_ref(y|x) / |y|
         loss = (d(y_w) - d(y_l) - (P(y_w > o) - P(y_l > o)) / beta)^2
 
-    averaged over pairs. o is a response of the opponent, the policy itself or, in the second half
-    of an extragradient step, the policy half a step on. The gap may have either sign: which of
-    the two is called chosen does not matter.
+    averaged over pairs. o is a response of the opponent: the policy itself or, in the second half
+    of an extragradient step, the policy after the first half. The gap may have either sign: it does
+    not matter which response is called chosen.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp` and `length`, [B].
-      ref: the same under the frozen reference.
+      policy: both responses under the policy. Reads `logp` and `length`, [B].
+      ref: both responses under the frozen reference.
       batch: `preference_gap`, [B], P(y_w > o) - P(y_l > o), between -1 and 1.
-      beta: larger keeps the policy nearer the reference.
-      reduction: `mean` is above, per token; `sum` leaves out the division by |y|.
+      beta: strength of the pull to the reference.
+      reduction: scale of the log-ratios: `mean` as above, per token; `sum`, without the division by
+        |y|.
 
     Returns:
       The loss, and [B] metrics `rewards/*` (beta times d) and `logps/*`.
@@ -45,8 +46,8 @@ def egpo(
     Source:
       Paper: Zhou et al. 2025, arXiv:2503.08942, with `sum`.
       Code: zhourunlong/EGPO@f295bf3, whose `normalize_logprobs` is `mean`.
-      Differences: none. The extragradient step and its sampling are not here: this is the loss
-      for given responses, and with an opponent that is the policy it is online IPO.
+      Differences: none in the loss. The extragradient step and its sampling are not included; if
+      the opponent is the policy, the loss is online IPO.
     """
     chosen = _log_ratio(policy.chosen, ref.chosen, reduction)
     rejected = _log_ratio(policy.rejected, ref.rejected, reduction)

@@ -1,4 +1,4 @@
-"""Earth mover distance optimisation, for fine-tuning on demonstrations."""
+"""Earth mover distance optimization, for fine-tuning on demonstrations."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from ..core import stats
 from ..core.objective import objective
 from ..core.types import Demos, Loss, Metrics, per_token
 
-TINY = 1e-10  # nothing is divided by 0
+TINY = 1e-10  # avoids a division by 0
 
 
 @objective(Demos, source="Ren et al. 2024, arXiv:2310.04691", needs=(stats.logp, stats.earth_mover))
 def emo(policy: Demos, *, scale: Literal["nll", "distance"] = "nll") -> tuple[Loss, Metrics]:
-    """EMO, likelihood and how far probability must move in the space of embeddings, half and half.
+    """EMO: half likelihood, half the distance that probability must move in embedding space.
 
         d_t  = sum_v pi(v|x, y_<t) (1 - cos(e_v, e_{y_t}))
         loss = sum_t 1/2 [ -log pi(y_t) + (-log pi(y_t) / d_t) d_t ]
 
     averaged over tokens; the ratio is a constant, so that both halves weigh the same, and the value
-    is the negative log-likelihood. e are the rows of the output embedding, constant: a token close
-    to the right one costs less than one far from it.
+    is the negative log-likelihood. The e are the rows of the output embedding, constants: a token
+    close to the correct one costs less than a distant one.
 
     Args:
       policy: the response under the policy. Reads token `logp` and `earth_mover`, [B, T].
-      scale: `nll` is above; `distance` sets the scale the other way round: the sum of
-        d_t and -(d_t / -log pi(y_t)) log pi(y_t), whose value is 2 d_t.
+      scale: the half that sets the scale: `nll` as above; `distance`, the sum of d_t and -(d_t /
+        -log pi(y_t)) log pi(y_t), whose value is 2 d_t.
 
     Returns:
       The loss, and [B] metrics `logps/response` and `distance` (mean of d_t).

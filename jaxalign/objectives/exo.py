@@ -1,4 +1,4 @@
-"""Efficient exact optimisation, on pairs."""
+"""Efficient exact optimization, on pairs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ Smoothing = Annotated[float, annotated_types.Interval(gt=0, lt=0.5)]
 def exo_pair(
     policy: Pairs, ref: Pairs, *, beta: Positive = 0.1, label_smoothing: Smoothing = 1e-3
 ) -> tuple[Loss, Metrics]:
-    """EXO on pairs, the reverse KL where DPO has the forward one.
+    """EXO on pairs: the reverse KL where DPO has the forward KL.
 
         q    = sigmoid(beta (log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)))
         loss = q log(q / (1 - eps)) + (1 - q) log((1 - q) / eps) = KL(q || 1 - eps)
 
-    averaged over pairs. It is -log 2 - log(eps (1 - eps))/2 when the policy is the reference, and
-    least, 0, where q is 1 - eps. Its gradient vanishes also as q goes to 0.
+    averaged over pairs. The loss is -log 2 - log(eps (1 - eps))/2 when the policy is the reference,
+    and has its minimum 0 where q is 1 - eps. The gradient also vanishes as q goes to 0.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      label_smoothing: eps, the probability of the wrong order; at 0 the loss would be infinite.
+      label_smoothing: eps, the probability that the label is wrong; at 0 the loss would be
+        infinite.
 
     Returns:
       The loss, and [B] metrics `rewards/*` and `logps/*`.

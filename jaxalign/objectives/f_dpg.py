@@ -1,4 +1,4 @@
-"""Distributional policy gradients: an f-divergence to a target, on sampled responses."""
+"""Distributional policy gradients: a smaller f-divergence to a target, on sampled responses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..core.types import Array, Demos, Loss, Metrics, per_example
 from ._common import Decay
 
 Divergence = Literal["js", "forward_kl", "reverse_kl", "tv", "chi2", "reverse_chi2"]
-LARGEST = 30.0  # nats; with it a weight times a log-probability is a float32
+LARGEST = 30.0  # nats; e^30 times a log-probability fits in float32
 
 
 @flax.struct.dataclass
@@ -34,7 +34,7 @@ def no_baseline() -> Baseline:
 @objective(
     Demos,
     source="Go et al. 2023, arXiv:2302.08215",
-    columns=("behaviour_logp", "target_logp", "weight"),
+    columns=("behavior_logp", "target_logp", "weight"),
     couples_examples=True,
     init_state=no_baseline,
 )
@@ -46,25 +46,25 @@ def f_dpg(
     divergence: Divergence = "js",
     decay: Decay = 0.9,
 ) -> tuple[Loss, Metrics, Baseline]:
-    """f-DPG, whose gradient on samples is that of D_f(pi || p), the sum of p f(pi/p).
+    """f-DPG: its gradient on samples is the gradient of D_f(pi || p), the sum of p f(pi/p).
 
         w    = pi(y|x) / q(y|x),  t = pi(y|x) / p(y|x),  constants
         loss = w (f'(t) + b) log pi(y|x)
 
     averaged over examples sampled from q. b, the running mean of -f'(t) under the policy, lowers
-    the variance. The value means nothing; the gradient is 0 in expectation where pi is p. f' is
+    the variance. The value has no meaning; the gradient is 0 in expectation where pi is p. f' is
 
         js   log(2t/(1 + t))     forward_kl  -1/t         chi2          1 - 1/t^2
         tv   sign(t - 1)/2       reverse_kl  log t + 1    reverse_chi2  2 (t - 1)
 
     Args:
       policy: the sampled response under the policy. Reads `logp`, [B].
-      batch: `behaviour_logp`, [B], log q(y|x), nats: of the model sampled from, as it sampled;
-        `target_logp`, [B], log p(y|x) = log P(y|x) - log Z(x), nats: of the target, normalised;
+      batch: `behavior_logp`, [B], log q(y|x), nats, under the model that sampled, as it sampled;
+        `target_logp`, [B], log p(y|x) = log P(y|x) - log Z(x), nats, under the normalized target;
         `weight`, [B], 0 for padding.
       state: the running mean b.
-      divergence: which f; `forward_kl` is KL(p || pi), `reverse_kl` is KL(pi || p).
-      decay: of the running mean, per update.
+      divergence: the divergence f: `forward_kl` is KL(p || pi), `reverse_kl` is KL(pi || p).
+      decay: decay of the running mean per update.
 
     Returns:
       The loss, [B] metrics `rewards/response` (-log t, nats), `weights/response` (w) and
@@ -73,12 +73,12 @@ def f_dpg(
     Source:
       Paper: Go et al. 2023, arXiv:2302.08215.
       Code: naver/disco@5ea6fde.
-      Differences: w f'(t) is one exponential, so that no rare response overflows, and is cut at
-      e^30. b is an exponential average that includes this batch and weighs by w; disco's is a
-      plain mean over the last 1024 samples. Z is the caller's to estimate.
+      Differences: w f'(t) is one exponential, so that no rare response overflows, clipped at e^30.
+      b is an exponential average that includes this batch and weighs by w; disco's is a plain mean
+      over the last 1024 samples. The caller estimates Z.
     """
     logp = stop_gradient(policy.response.logp)
-    log_w = logp - batch["behaviour_logp"]
+    log_w = logp - batch["behavior_logp"]
     log_t = logp - batch["target_logp"]
     w = _exp(log_w)
     reward = -_weighted_slope(log_w, log_t, divergence)
@@ -94,7 +94,7 @@ def _exp(x: Array) -> Array:
 
 
 def _weighted_slope(log_w: Array, log_t: Array, divergence: Divergence) -> Array:
-    """W f'(t), [B]; the powers of t join w in the exponent."""
+    """The product w f'(t), [B]; powers of t are added to w in the exponent."""
     w = _exp(log_w)
     if divergence == "js":
         return w * (-LOG_HALF - softplus(-log_t))

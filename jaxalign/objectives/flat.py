@@ -17,23 +17,23 @@ Divergence = Literal["tv", "kl", "jeffrey", "pearson", "js"]
 
 @objective(Pairs, source="Wang et al. 2024, FLAT, arXiv:2410.11143")
 def flat(policy: Pairs, *, divergence: Divergence = "tv") -> tuple[Loss, Metrics]:
-    """FLAT, a template answer is made likelier and the answer to forget less so.
+    """FLAT: raises a template answer and lowers the answer to forget.
 
         P(y) = mean over the tokens of y of their probability
         loss = tanh(P(y_l))/2 - tanh(P(y_w))/2
 
     averaged over pairs; y_w is the template, such as "I don't know", and y_l the answer to forget.
-    No reference and no other data. The other divergences have
+    It needs no reference and no other data. The other divergences are
 
         kl       e^(P_l - 1) - P_w                  pearson  P_l + P_l^2/4 - P_w
         jeffrey  P_l + P_l^2/4 + P_l^3/16 - P_w     js       log(1 + e^-P_w) + log(1 + e^-P_l)
                                                              + P_l - 2 log 2
 
-    A token of probability p has a slope per nat in proportion to p: rare ones hardly move.
+    The gradient of a token per nat is proportional to its probability: rare tokens hardly move.
 
     Args:
-      policy: template and forget answer under the policy. Reads token `logp`, [B, T], `length`.
-      divergence: which of the above; `tv` is the first.
+      policy: both answers under the policy. Reads token `logp`, [B, T], `length`.
+      divergence: the divergence; `tv` is the first formula.
 
     Returns:
       The loss, and [B] metrics `rewards/*` (P) and `logps/*`.
@@ -41,8 +41,8 @@ def flat(policy: Pairs, *, divergence: Divergence = "tv") -> tuple[Loss, Metrics
     Source:
       Paper: Wang et al. 2024, arXiv:2410.11143.
       Code: UCSC-REAL/FLAT@bf2ef07.
-      Differences: the mean is over response tokens; the code's is over prompt and padding too.
-      Its branches for reverse KL, squared Hellinger and Neyman push the wrong way: not here.
+      Differences: the mean is over response tokens; the code's is over prompt and padding too. Its
+      branches for reverse KL, squared Hellinger and Neyman push the wrong way and are left out.
     """
     good, bad = _probability(policy.chosen), _probability(policy.rejected)
     loss = {

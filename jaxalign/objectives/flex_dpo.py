@@ -1,4 +1,4 @@
-"""Direct preference optimisation with one beta for each response."""
+"""Direct preference optimization with a separate beta for each response."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from ._common import Positive, log_ratio, pair_metrics
 def flex_dpo(
     policy: Pairs, ref: Pairs, *, beta_chosen: Positive = 0.1, beta_rejected: Positive = 0.08
 ) -> tuple[Loss, Metrics]:
-    """Flex-DPO, DPO that pushes the rejected response down less than the chosen one up.
+    """Flex-DPO: DPO that pushes the rejected response down less than the chosen one up.
 
         d(y) = log pi(y|x)/pi_ref(y|x)
         loss = -log sigmoid(beta_w d(y_w) - beta_l d(y_l))
 
-    averaged over pairs. It is log 2 when the policy is the reference.
+    averaged over pairs. The loss is log 2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta_chosen: beta_w, reward per nat of log-ratio of the chosen response.
-      beta_rejected: beta_l, the same of the rejected one; meant to be less than `beta_chosen`.
+      beta_rejected: beta_l, reward per nat of log-ratio of the rejected response; meant to be below
+        `beta_chosen`.
 
     Returns:
       The loss, and [B] metrics `rewards/*` and `logps/*`.

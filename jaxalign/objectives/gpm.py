@@ -1,4 +1,4 @@
-"""General preference model: vectors whose skew product says which response wins."""
+"""General preference model: vectors whose skew product predicts which response wins."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def gpm(
     *,
     dimensions: Even = 4,
     tau: Positive = 0.1,
-    normalise: bool = True,
+    normalize: bool = True,
     loss: Literal["logistic", "regression"] = "logistic",
 ) -> tuple[Loss, Metrics]:
-    """GPM, a preference model that can hold cycles: a beats b beats c beats a.
+    """GPM: a preference model that can represent cycles (a beats b beats c beats a).
 
         score = sum_b v_w[2b] v_l[2b+1] - v_w[2b+1] v_l[2b],  v = u / |u|
         loss  = -log sigmoid(score / tau)
 
-    averaged over pairs; u is the vector that the reward head gives at the last token of a response.
-    The score of l against w is -score, and log 2 the loss where both are alike. It ranks no single
-    response: compare two.
+    averaged over pairs; u is the vector of the reward head at the last token of a response. The
+    score of l against w is -score; the loss is log 2 for two equal responses. A single response has
+    no score: compare two.
 
     Args:
       policy: chosen and rejected under the model. Reads token `logit`, [B, dimensions].
-      dimensions: of u, even; two can hold one cycle of preferences.
-      tau: score that is e times as likely to win as to lose.
-      normalise: v is u / |u|, and scores lie between -1 and 1; else v is u.
-      loss: `regression` is (score / tau - 10)^2 / 2.
+      dimensions: width of u, even; two can represent one cycle of preferences.
+      tau: score at which winning is e times as likely as losing.
+      normalize: whether v is u / |u|, with scores between -1 and 1; otherwise v is u.
+      loss: form of the loss: `logistic` as above; `regression`, (score / tau - 10)^2 / 2.
 
     Returns:
       The loss, and [B] metrics `rewards/margins` (the score) and `rewards/accuracies`.
@@ -58,10 +58,10 @@ def gpm(
     Source:
       Paper: Zhang et al. 2024, arXiv:2410.02197 (its policy objective is `gpo`).
       Code: general-preference/general-preference-model@a376d95.
-      Differences: no gate, which weighs each pair of dimensions by the prompt. Released models
-      normalise; the code that trains has that line commented out.
+      Differences: there is no gate, which weighs each pair of dimensions by the prompt. Released
+      models normalize; in the training code that line is commented out.
     """
-    win, lose = (_vector(y, dimensions, normalise) for y in (policy.chosen, policy.rejected))
+    win, lose = (_vector(y, dimensions, normalize) for y in (policy.chosen, policy.rejected))
     score = (win[:, 0::2] * lose[:, 1::2] - win[:, 1::2] * lose[:, 0::2]).sum(-1)
     metrics = {"rewards/margins": score, "rewards/accuracies": (score > 0).astype(jnp.float32)}
     if loss == "regression":
@@ -69,9 +69,9 @@ def gpm(
     return per_example(-log_sigmoid(score / tau)), metrics
 
 
-def _vector(response: SequenceStats, dimensions: int, normalise: bool) -> Array:
-    """What the head says of a response, [B, dimensions]; of length 1 if that is wanted."""
+def _vector(response: SequenceStats, dimensions: int, normalize: bool) -> Array:
+    """The head's vector for a response, [B, dimensions], scaled to length 1 if `normalize`."""
     u = response.token["logit"][:, :dimensions]
-    if not normalise:
+    if not normalize:
         return u
     return u * lax.rsqrt(jnp.maximum((u * u).sum(-1, keepdims=True), TINY))

@@ -1,4 +1,4 @@
-"""General preference optimisation: log-ratios regressed on mean preference scores."""
+"""General preference optimization: fits log-ratios to mean preference scores."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ._common import Positive, log_ratio, pair_metrics
 def gpo(
     policy: Pairs, ref: Pairs, batch: dict[str, Array], *, beta: Positive = 1e-3
 ) -> tuple[Loss, Metrics]:
-    """GPO, each log-ratio is fitted to what a general preference model gives the response.
+    """GPO: fits each log-ratio to the score of a general preference model for the response.
 
         d(y) = log pi(y|x)/pi_ref(y|x)
         loss = 1/2 ((d(y_w) - s(y_w)/beta)^2 + (d(y_l) - s(y_l)/beta)^2)
 
     averaged over pairs. Both responses are sampled from the reference, which is the policy of the
-    iteration before, and are the best and the worst of a few by s.
+    previous iteration; they are the best and the worst of a few by s.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
-      batch: `score_chosen` and `score_rejected`, [B], s: the mean over the responses sampled for
-        the prompt of the score of this one against them, 0 being as good as they.
-      beta: score per nat; s/beta is where a log-ratio ends, a thousand nats for a score of 1 by
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
+      batch: `score_chosen` and `score_rejected`, [B], s: the mean score of the response against the
+        responses sampled for its prompt; 0 means equally good.
+      beta: score per nat; s/beta is the target of a log-ratio, a thousand nats for a score of 1 by
         default.
 
     Returns:
@@ -37,8 +37,8 @@ def gpo(
     Source:
       Paper: Zhang et al. 2024, arXiv:2410.02197.
       Code: general-preference/general-preference-model@a376d95 trains the preference model.
-      Differences: none known. UNVERIFIED: whether 1/2 is taken from s; with win rates minus 1/2
-      for s this is half of SPPO.
+      Differences: none known. UNVERIFIED: whether s has 1/2 subtracted; with win rates minus 1/2 as
+      s, the loss is half of SPPO.
     """
     chosen = log_ratio(policy.chosen, ref.chosen)
     rejected = log_ratio(policy.rejected, ref.rejected)

@@ -1,4 +1,4 @@
-"""The online half of hybrid preference optimisation: a reverse KL on sampled responses."""
+"""The online half of hybrid preference optimization: a reverse KL on sampled responses."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ._common import NonNegative, log_ratio
 def hypo_kl(
     policy: Demos, ref: Demos, batch: dict[str, Array], *, lam: NonNegative = 1e-4
 ) -> tuple[Loss, Metrics]:
-    """HyPO's KL, whose gradient on responses sampled from the policy is that of KL(pi || pi_ref).
+    """HyPO's KL: on samples of the policy, its gradient is the gradient of KL(pi || pi_ref).
 
         d    = log pi(y|x)/pi_ref(y|x) - baseline,  constant
         loss = lam d log pi(y|x)
 
-    averaged over examples, each sampled from the policy as it is. HyPO adds it to DPO on pairs.
-    Its value means nothing: watch `kl`. Its gradient is 0 when the policy is the reference and
-    the baseline is 0.
+    averaged over examples, each sampled from the current policy. HyPO adds this loss to DPO on
+    pairs. Its value has no meaning: watch `kl`. Its gradient is 0 when the policy is the reference
+    and the baseline is 0.
 
     Args:
       policy: the sampled response under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      ref: the sampled response under the frozen reference. Reads `logp`, [B].
       batch: `baseline`, [B], nats: the mean log-ratio of the other responses sampled for the
-        prompt, or 0. Any number that does not depend on the response leaves the expectation as it
-        is, and this one makes it vary less.
+        prompt, or 0. Any number that does not depend on the response leaves the expectation
+        unchanged; this one lowers the variance.
       lam: weight of the KL, per nat.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Implicit process rewards: an outcome classifier whose parts are rewards of steps."""
+"""Implicit process rewards: an outcome classifier that also rewards each step."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ._common import Positive, label_sign, labeled_metrics, log_ratio
 def implicit_prm(
     policy: Labeled, ref: Labeled, batch: dict[str, Array], *, beta: Positive = 0.05
 ) -> tuple[Loss, Metrics]:
-    """Implicit PRM by cross-entropy, a classifier of right and wrong answers by log-ratio.
+    """Implicit PRM with cross-entropy: classifies correct and wrong answers by log-ratio.
 
         r    = beta log pi(y|x)/pi_ref(y|x)
-        loss = -log sigmoid(r) if the answer is right, -log sigmoid(-r) if not
+        loss = -log sigmoid(r) if the answer is correct, -log sigmoid(-r) if not
 
-    averaged over examples. It is log 2 when the policy is the reference. The model that comes of
-    it scores steps of an answer too: see `process_rewards`.
+    averaged over examples. The loss is log 2 when the policy is the reference. The trained model
+    also scores the steps of an answer: see `process_rewards`.
 
     Args:
       policy: the answer under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
-      batch: `label`, [B], 1 if the answer is right, else 0.
+      ref: the answer under the frozen reference. Reads `logp`, [B].
+      batch: `label`, [B], 1 if the answer is correct, else 0.
       beta: reward per nat of log-ratio.
 
     Returns:
@@ -45,6 +45,7 @@ def process_rewards(policy: SequenceStats, ref: SequenceStats, beta: float | Arr
     """The reward of an answer up to each of its tokens, q_t = beta sum_{k<=t} log-ratio, [..., T].
 
     The reward of a step is q at its last token minus q at the last token of the step before (0
-    before the first); q at the last token is the reward of the answer. After it q stays.
+    before the first); q at the last token is the reward of the answer. After the last token q is
+    constant.
     """
     return beta * jnp.cumsum(policy.token["logp"] - ref.token["logp"], -1)

@@ -18,29 +18,30 @@ def info_nca(
     beta: Positive = 0.01,
     alpha: Positive = 1.0,
 ) -> tuple[Loss, Metrics]:
-    """InfoNCA, cross-entropy between scores and rewards as distributions over K responses.
+    """InfoNCA: cross-entropy between scores and rewards as distributions over K responses.
 
         m_i  = beta log pi(y_i|x)/pi_ref(y_i|x),   t = softmax(scores / alpha)
         loss = - sum_i t_i log softmax(m)_i
 
-    averaged over examples. It is log K when the policy is the reference, and DPO's loss for two
-    responses as alpha goes to 0.
+    averaged over examples. The loss is log K when the policy is the reference, and equals DPO's
+    loss for two responses as alpha goes to 0.
 
     Args:
       policy: the K responses under the policy. Reads `logp`, [B, K].
-      ref: the same under the frozen reference. Reads `logp`, [B, K].
+      ref: the K responses under the frozen reference. Reads `logp`, [B, K].
       batch: `scores`, [B, K], higher is better.
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      alpha: temperature, in units of the scores; smaller attends more to the best response.
+      alpha: temperature, in units of the scores; smaller weighs the best response more.
 
     Returns:
-      The loss, and [B] metrics `rewards/*` (chosen: of the best score) and `logps/responses`.
+      The loss, and [B] metrics `rewards/*` (chosen: the response of the best score) and
+      `logps/responses`.
 
     Source:
       Paper: Chen et al. 2024, arXiv:2402.05369.
       Code: thu-ml/Noise-Contrastive-Alignment.
-      Differences: none from the paper. The authors' recipe has alpha 1e-4, which is nearly hard,
-      and adds 0.01 to the best score; no tie is broken here.
+      Differences: none from the paper. The authors' recipe has alpha 1e-4, nearly a hard choice,
+      and adds 0.01 to the best score; here ties stay ties.
     """
     reward = beta * log_ratio(policy.responses, ref.responses)
     target = softmax(batch["scores"] / alpha, -1)
@@ -57,29 +58,31 @@ def nca(
     beta: Positive = 0.01,
     alpha: Positive = 1.0,
 ) -> tuple[Loss, Metrics]:
-    """NCA, each of K responses classified as drawn from the policy's target or the reference.
+    """NCA: classifies each of K responses as drawn from the target or from the reference.
 
         m_i  = beta log pi(y_i|x)/pi_ref(y_i|x),   t = softmax(scores / alpha)
         loss = - sum_i [ t_i log sigmoid(m_i) + (1/K) log sigmoid(-m_i) ]
 
-    averaged over examples. Least where sigmoid(m_i) = t_i / (t_i + 1/K), so that no likelihood is
-    driven up or down without end but that of t_i = 0; 2 log 2 when the policy is the reference.
+    averaged over examples. The minimum is where sigmoid(m_i) = t_i / (t_i + 1/K), so that only a
+    response with t_i = 0 is pushed without end. The loss is 2 log 2 when the policy is the
+    reference.
 
     Args:
       policy: the K responses under the policy. Reads `logp`, [B, K].
-      ref: the same under the frozen reference. Reads `logp`, [B, K].
+      ref: the K responses under the frozen reference. Reads `logp`, [B, K].
       batch: `scores`, [B, K], higher is better.
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      alpha: temperature, in units of the scores; smaller attends more to the best response.
+      alpha: temperature, in units of the scores; smaller weighs the best response more.
 
     Returns:
-      The loss, and [B] metrics `rewards/*` (chosen: of the best score) and `logps/responses`.
+      The loss, and [B] metrics `rewards/*` (chosen: the response of the best score) and
+      `logps/responses`.
 
     Source:
       Paper: Chen et al. 2024, arXiv:2402.05369.
       Code: thu-ml/Noise-Contrastive-Alignment.
-      Differences: none from the paper. The authors' recipe has alpha 1e-4, which is nearly hard,
-      and adds 0.01 to the best score; no tie is broken here.
+      Differences: none from the paper. The authors' recipe has alpha 1e-4, nearly a hard choice,
+      and adds 0.01 to the best score; here ties stay ties.
     """
     reward = beta * log_ratio(policy.responses, ref.responses)
     target = softmax(batch["scores"] / alpha, -1)

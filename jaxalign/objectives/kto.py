@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation, and anchored preference optimisation without pairs."""
+"""Kahneman-Tversky optimization, and anchored preference optimization without pairs."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def kto(
     desirable_weight: NonNegative = 1.0,
     undesirable_weight: NonNegative = 1.0,
 ) -> tuple[Loss, Metrics]:
-    """KTO, each response against a reference point, with losses saturating on both sides.
+    """KTO: compares each response with a reference point; the loss saturates on both sides.
 
         r    = log pi(y|x)/pi_ref(y|x)
         z    = max(0, mean over the batch of log pi(y'|x)/pi_ref(y'|x)),  constant, nats
         loss = lam_D sigmoid(beta (z - r)) if desirable, lam_U sigmoid(beta (r - z)) if not
 
-    averaged over examples; y' answers another prompt, so that z estimates KL(pi || pi_ref). It is
-    lam/2 when the policy is the reference.
+    averaged over examples; y' answers another prompt, so that z estimates KL(pi || pi_ref). The
+    loss is lam/2 when the policy is the reference.
 
     Args:
       policy: response and mismatched response under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      ref: response and mismatched response under the frozen reference. Reads `logp`, [B].
       batch: `label`, [B], 1 desirable, 0 undesirable; `weight`, [B], 0 for padding.
-      beta: per nat; larger keeps the policy nearer the reference.
-      desirable_weight: lam_D. lam_D n_D / (lam_U n_U) between 1 and 3/2 is advised (4/3 in early
-        versions), n_D and n_U being the numbers of desirable and undesirable examples.
+      beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
+      desirable_weight: lam_D. The paper advises lam_D n_D / (lam_U n_U) between 1 and 3/2 (4/3 in
+        early versions), with n_D desirable and n_U undesirable examples.
       undesirable_weight: lam_U.
 
     Returns:
@@ -53,8 +53,8 @@ def kto(
       Code: ContextualAI/HALOs@4831988.
       Differences: z is the mean over the whole batch, whatever the number of microbatches and
       devices; TRL averages over per-device batches, and pairs a prompt with another's response
-      within one. The paper divides a sum over m - 1 responses by m. HALOs leaves out those with
-      log-ratio 0; EasyDeL cuts beta (r - z) at 30 nats, and with it the gradient.
+      within one. The paper divides a sum over m - 1 responses by m. HALOs leaves out responses with
+      log-ratio 0; EasyDeL clips beta (r - z) at 30 nats, and with it the gradient.
     """
     log_ratios = log_ratio(policy.response, ref.response)
     mismatched = log_ratio(policy.mismatched, ref.mismatched)
@@ -76,18 +76,18 @@ def apo_zero_unpaired(
     desirable_weight: NonNegative = 1.0,
     undesirable_weight: NonNegative = 1.0,
 ) -> tuple[Loss, Metrics]:
-    """APO-zero on labelled responses, KTO with the reference point fixed at 0.
+    """APO-zero on labeled responses: KTO with the reference point fixed at 0.
 
         r    = log pi(y|x)/pi_ref(y|x)
         loss = lam_D sigmoid(-beta r) if desirable, lam_U sigmoid(beta r) if not
 
-    averaged over examples. It is lam/2 when the policy is the reference.
+    averaged over examples. The loss is lam/2 when the policy is the reference.
 
     Args:
       policy: the response under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      ref: the response under the frozen reference. Reads `logp`, [B].
       batch: `label`, [B], 1 desirable, 0 undesirable.
-      beta: per nat; larger keeps the policy nearer the reference.
+      beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
       desirable_weight: lam_D.
       undesirable_weight: lam_U.
 
@@ -95,7 +95,7 @@ def apo_zero_unpaired(
       The loss, and [B] metrics `rewards/*` and `logps/response`.
 
     Source:
-      Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7, its two halves apart.
+      Paper: D'Oosterlinck et al. 2024, arXiv:2408.06266, Eq. 7, its two halves separately.
       Code: TRL, `KTOTrainer` with loss_type `apo_zero_unpaired`.
       Differences: none.
     """
@@ -107,7 +107,7 @@ def apo_zero_unpaired(
 def _saturating(
     advantage: Array, label: Array, desirable: float | Array, undesirable: float | Array
 ) -> tuple[Array, Array]:
-    """Lam sigmoid(-margin) and the margin, [B] each: the advantage times the label's sign."""
+    """The loss, and its margin: the advantage times the label's sign, [B] each."""
     sign = label_sign(label)
     margin = sign * advantage
     lam = jnp.where(sign > 0, desirable, undesirable)

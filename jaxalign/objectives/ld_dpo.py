@@ -1,4 +1,4 @@
-"""Direct preference optimisation that discounts the excess length of the longer response."""
+"""Direct preference optimization that discounts the excess length of the longer response."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ def ld_dpo(
     *,
     beta: Positive = 0.1,
     alpha: Fraction = 0.5,
-    desensitise: Literal["both", "policy"] = "both",
+    desensitize: Literal["both", "policy"] = "both",
 ) -> tuple[Loss, Metrics]:
-    """LD-DPO, DPO where tokens beyond the length of the shorter response count less.
+    """LD-DPO: DPO where tokens beyond the length of the shorter response count less.
 
         n    = min(|y_w|, |y_l|)
         s(y) = sum over t <= n of log p_t + alpha sum over t > n of log p_t
         h    = (s(y_w) - s_ref(y_w)) - (s(y_l) - s_ref(y_l))
         loss = -log sigmoid(beta h)
 
-    averaged over pairs. It is log 2 when the policy is the reference.
+    averaged over pairs. The loss is log 2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads token `logp`, [B, T], `length`, [B].
-      ref: the same under the frozen reference.
+      policy: both responses under the policy. Reads token `logp`, [B, T], `length`, [B].
+      ref: both responses under the frozen reference.
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      alpha: what a token beyond the shorter length counts; 1 is `dpo`.
-      desensitise: `both` is above; with `policy`, s_ref counts every token fully, so that h is
-        not 0 at the reference.
+      alpha: weight of a token beyond the shorter length; 1 is `dpo`.
+      desensitize: the models that alpha applies to: `both` as above; `policy`, where s_ref counts
+        every token fully, so that h is not 0 at the reference.
 
     Returns:
       The loss, and [B] metrics `rewards/*` and `logps/*`.
 
     Source:
-      Paper: Liu et al. 2024, arXiv:2409.06411. UNVERIFIED: which of the two it means.
+      Paper: Liu et al. 2024, arXiv:2409.06411. UNVERIFIED: which of the two the paper means.
       Differences: TRL 0.29 and later do `both`; TRL up to 0.27 and LLaMA-Factory `policy`, and
       some versions of TRL count n from the start of the prompt.
     """
     shorter = jnp.minimum(policy.chosen.length, policy.rejected.length)
 
     def reward(y: SequenceStats, ref_y: SequenceStats) -> Array:
-        ref_logp = _discounted(ref_y, shorter, alpha) if desensitise == "both" else ref_y.logp
+        ref_logp = _discounted(ref_y, shorter, alpha) if desensitize == "both" else ref_y.logp
         return beta * (_discounted(y, shorter, alpha) - ref_logp)
 
     chosen = reward(policy.chosen, ref.chosen)
@@ -58,6 +58,6 @@ def ld_dpo(
 
 
 def _discounted(y: SequenceStats, n: Array, alpha: float | Array) -> Array:
-    """Log-probability, [B], where tokens after the n-th count alpha."""
+    """Log-probability, [B], where tokens after the n-th have weight alpha."""
     weights = jnp.where(jnp.cumsum(y.mask, -1) <= n[..., None], 1.0, alpha)
     return jnp.sum(weights * y.token["logp"], -1)

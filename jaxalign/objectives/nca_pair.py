@@ -11,17 +11,17 @@ from ._common import Positive, log_ratio, pair_metrics
 
 @objective(Pairs, source="Chen et al. 2024, arXiv:2402.05369")
 def nca_pair(policy: Pairs, ref: Pairs, *, beta: Positive = 0.01) -> tuple[Loss, Metrics]:
-    """NCA on pairs, each response classified as preferred or as drawn from the reference.
+    """NCA on pairs: classifies each response as preferred or as drawn from the reference.
 
         r(y) = beta log pi(y|x)/pi_ref(y|x)
         loss = -log sigmoid(r(y_w)) - 1/2 log sigmoid(-r(y_w)) - 1/2 log sigmoid(-r(y_l))
 
-    averaged over pairs. It is 2 log 2 when the policy is the reference. r(y_w) is drawn to log 2,
-    so the likelihood of chosen responses does not fall, as it may with DPO.
+    averaged over pairs. The loss is 2 log 2 when the policy is the reference. r(y_w) is pulled to
+    log 2, so the likelihood of chosen responses does not fall as it may with DPO.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
 
     Returns:

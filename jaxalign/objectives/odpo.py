@@ -1,4 +1,4 @@
-"""Direct preference optimisation with an offset from the scores of the two responses."""
+"""Direct preference optimization with an offset from the scores of the two responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TINY = 1e-37
 
 
 def in_order(columns: Mapping[str, Any]) -> str:
-    """An objective's `check` that the chosen response has the higher score."""
+    """A `check` for an objective: the chosen response must have the higher score."""
     wrong = "score_chosen must be above score_rejected"
     return "" if columns["score_chosen"] > columns["score_rejected"] else wrong
 
@@ -36,21 +36,21 @@ def odpo(
     alpha: NonNegative = 1.0,
     scale: Literal["log", "difference"] = "log",
 ) -> tuple[Loss, Metrics]:
-    """ODPO, DPO where the margin must exceed an offset that grows with the gap in score.
+    """ODPO: DPO where the margin must exceed an offset that grows with the gap in score.
 
         h    = log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)
         loss = -log sigmoid(beta h - alpha log(score_w - score_l))
 
-    averaged over pairs. When the policy is the reference it is log(1 + (score_w - score_l)^alpha);
-    a pair of equal scores has no gradient.
+    averaged over pairs. When the policy is the reference the loss is log(1 + (score_w -
+    score_l)^alpha); a pair of equal scores has no gradient.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
-      batch: `score_chosen`, `score_rejected`, [B], the first the larger.
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
+      batch: `score_chosen`, `score_rejected`, [B], the first one larger.
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
       alpha: reward per unit of the offset; 0 is `dpo`.
-      scale: `log` is above, `difference` has the offset alpha (score_w - score_l).
+      scale: form of the offset: `log` as above; `difference`, alpha (score_w - score_l).
 
     Returns:
       The loss, and [B] metrics `rewards/*` (without the offset) and `logps/*`.

@@ -1,4 +1,4 @@
-"""Odds ratio preference optimisation."""
+"""Odds ratio preference optimization."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def log_odds(response: SequenceStats) -> Array:
 
 @objective(Pairs, source="Hong et al. 2024, arXiv:2403.07691, Eq. 6")
 def orpo(policy: Pairs, *, lam: NonNegative = 0.1) -> tuple[Loss, Metrics]:
-    """ORPO, supervised fine-tuning on chosen, and the odds of chosen over rejected, no reference.
+    """ORPO: fine-tuning on chosen responses, plus the odds of chosen over rejected; no reference.
 
         p(y) = exp(log pi(y|x) / |y|),   odds(y) = p(y) / (1 - p(y))
         loss = - log pi(y_w|x)                                  averaged over tokens
                - lam log sigmoid(log(odds(y_w) / odds(y_l)))    averaged over pairs
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, `length`, [B].
+      policy: both responses under the policy. Reads `logp`, `length`, [B].
       lam: weight of the odds ratio.
 
     Returns:
@@ -33,8 +33,8 @@ def orpo(policy: Pairs, *, lam: NonNegative = 0.1) -> tuple[Loss, Metrics]:
     Source:
       Paper: Hong et al. 2024, arXiv:2403.07691, Eq. 6 and 7.
       Code: xfactlab/orpo; its models were trained with lam 0.05 and 0.1, its default is 1.
-      Differences: the first term scores the response only. The authors' code scores the prompt
-      too unless told not to, TRL (where lam is `beta`) always, tunix by default.
+      Differences: the first term covers only the response. The authors' code includes the prompt by
+      default, TRL (where lam is `beta`) always, tunix by default.
     """
     chosen, rejected = policy.chosen.avg_logp, policy.rejected.avg_logp
     preference = -log_sigmoid(log_odds(policy.chosen) - log_odds(policy.rejected))

@@ -1,4 +1,4 @@
-"""Direct preference optimisation on a ranking of K responses."""
+"""Direct preference optimization on a ranking of K responses."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ._common import Positive, log_ratio, ranked_metrics
 
 @objective(Ranked, source="Rafailov et al. 2023, arXiv:2305.18290, Eq. 20")
 def plackett_luce(policy: Ranked, ref: Ranked, *, beta: Positive = 0.1) -> tuple[Loss, Metrics]:
-    """DPO under the Plackett-Luce model, in which each response is the best of those left.
+    """DPO under the Plackett-Luce model: each response is the best of the remaining ones.
 
         m_k  = beta log pi(y_k|x)/pi_ref(y_k|x)
         loss = - sum_{k=1..K} [ m_k - log sum_{j=k..K} exp(m_j) ]
 
-    averaged over examples, y_1 being the best. It is log K! when the policy is the reference, and
-    DPO for K = 2.
+    averaged over examples; y_1 is the best response. The loss is log K! when the policy is the
+    reference, and equals DPO for K = 2.
 
     Args:
       policy: the K responses, best first, under the policy. Reads `logp`, [B, K].
-      ref: the same under the frozen reference. Reads `logp`, [B, K].
+      ref: the K responses, best first, under the frozen reference. Reads `logp`, [B, K].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
 
     Returns:
@@ -30,7 +30,7 @@ def plackett_luce(policy: Ranked, ref: Ranked, *, beta: Positive = 0.1) -> tuple
 
     Source:
       Paper: Rafailov et al. 2023, arXiv:2305.18290, Eq. 20.
-      Differences: none. The last term, of a choice of one, is 0.
+      Differences: none. The last term, a choice among one, is 0.
     """
     reward = beta * log_ratio(policy.responses, ref.responses)
     left = cumlogsumexp(reward, axis=1, reverse=True)

@@ -1,4 +1,4 @@
-"""Direct preference optimisation regularised by length."""
+"""Direct preference optimization regularized by length."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from ._common import NonNegative, Positive, log_ratio, pair_metrics
 def r_dpo(
     policy: Pairs, ref: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 0.01
 ) -> tuple[Loss, Metrics]:
-    """R-DPO, DPO where a longer chosen response is asked for a smaller margin.
+    """R-DPO: DPO where a longer chosen response needs a smaller margin.
 
         h    = log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)
         loss = -log sigmoid(beta h + alpha (|y_w| - |y_l|))
 
-    averaged over pairs. When the policy is the reference it is log 2 for pairs of equal length.
+    averaged over pairs. When the policy is the reference the loss is log 2 for pairs of equal
+    length.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, `length`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, `length`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      alpha: reward per token.
+      alpha: reward per token of difference in length.
 
     Returns:
       The loss, and [B] metrics `rewards/*` (without the length) and `logps/*`.
@@ -32,7 +33,7 @@ def r_dpo(
     Source:
       Paper: Park et al. 2024, arXiv:2403.19159, Eq. 9, known from its ports in sail-sg/oat@c1a074c
       and SamPO. UNVERIFIED: alpha.
-      Differences: none. oat feeds it log-probabilities per token.
+      Differences: none. oat uses log-probabilities per token.
     """
     chosen = beta * log_ratio(policy.chosen, ref.chosen)
     rejected = beta * log_ratio(policy.rejected, ref.rejected)

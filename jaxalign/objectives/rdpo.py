@@ -1,4 +1,4 @@
-"""Direct preference optimisation that also learns why the chosen response is better."""
+"""Direct preference optimization that also learns why the chosen response is better."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def rdpo(
     gamma: Positive = 0.001,
     form: Literal["nll_sum", "nll_mean", "logsigmoid"] = "nll_sum",
 ) -> tuple[Loss, Metrics]:
-    """RDPO, DPO plus the likelihood of a rationale r for the preference.
+    """RDPO: DPO plus the likelihood of a rationale r for the preference.
 
         h    = log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)
         loss = -log sigmoid(beta h) - gamma log pi(r|x, y_w, y_l)
 
-    averaged over examples. Not to be confused with `robust_dpo` and `r_dpo`.
+    averaged over examples. `robust_dpo` and `r_dpo` are other methods.
 
     Args:
-      policy: chosen, rejected and rationale under the policy. Reads `logp`, `length`, [B].
-      ref: the same under the frozen reference, whose rationale is not read. Reads `logp`, [B].
+      policy: both responses and the rationale under the policy. Reads `logp`, `length`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      gamma: weight of the rationale; with `nll_mean`, which is per token, about 1 instead.
-      form: `nll_sum` is above; `nll_mean` divides log pi(r|...) by the tokens of r; `logsigmoid`
-        has -log sigmoid(gamma log pi(r|...)), least at log 2.
+      gamma: weight of the rationale; about 1 with `nll_mean`, which is per token.
+      form: form of the rationale's term: `nll_sum` as above; `nll_mean`, with log pi(r|...) divided
+        by the tokens of r; `logsigmoid`, -log sigmoid(gamma log pi(r|...)), at least log 2.
 
     Returns:
       The loss, and [B] metrics `rewards/*` and `logps/*`.
@@ -42,7 +42,7 @@ def rdpo(
       Paper: Just et al. 2024, arXiv:2407.14477.
       Code: reads-lab/preference-learning-with-rationales@16111a1, which is `logsigmoid`, gamma 0.1
       (0.001 in its readme).
-      Differences: none from the paper but the words of the rationale's prompt, which are ours.
+      Differences: none from the paper except the wording of the rationale's prompt, which is ours.
     """
     chosen = beta * log_ratio(policy.chosen, ref.chosen)
     rejected = beta * log_ratio(policy.rejected, ref.rejected)

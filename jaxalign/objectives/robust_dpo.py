@@ -1,4 +1,4 @@
-"""Direct preference optimisation from labels that are flipped at a known rate."""
+"""Direct preference optimization from labels that are flipped at a known rate."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ._common import FlipRate, Positive, log_ratio, pair_metrics
 def robust_dpo(
     policy: Pairs, ref: Pairs, *, beta: Positive = 0.1, label_smoothing: FlipRate = 0.1
 ) -> tuple[Loss, Metrics]:
-    """Robust DPO (rDPO), whose mean over label flips is the DPO loss of the true labels.
+    """Robust DPO (rDPO): its mean over label flips is the DPO loss of the true labels.
 
         h    = log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)
         loss = (-(1 - eps) log sigmoid(beta h) + eps log sigmoid(-beta h)) / (1 - 2 eps)
 
-    averaged over pairs. It is log 2 when the policy is the reference. It has no lower bound, and
-    its gradient never vanishes, so its value is no criterion for stopping.
+    averaged over pairs. The loss is log 2 when the policy is the reference. The loss has no lower
+    bound and its gradient never vanishes, so do not stop by its value.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      label_smoothing: eps, the probability that a pair is labelled the wrong way round.
+      label_smoothing: eps, the probability that the label of a pair is wrong.
 
     Returns:
       The loss, and [B] metrics `rewards/*` and `logps/*`.

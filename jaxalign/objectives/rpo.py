@@ -1,4 +1,4 @@
-"""Direct preference optimisation with a likelihood term."""
+"""Direct preference optimization with a likelihood term."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rpo(
     alpha: NonNegative = 1.0,
     sft_reduction: Literal["mean", "sum", "token_mean"] = "mean",
 ) -> tuple[Loss, Metrics]:
-    """RPO, DPO and the likelihood of the chosen response, against overoptimisation.
+    """RPO: DPO plus the likelihood of the chosen response, against overoptimization.
 
         h    = log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)
         loss = -log sigmoid(beta h) - alpha log pi(y_w|x) / |y_w|
@@ -33,12 +33,12 @@ def rpo(
         TRL's ["sigmoid", "sft"]:           token_mean, alpha the weight of "sft"
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, `length`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, `length`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      alpha: weight of the likelihood, per nat, as `sft_reduction` counts them.
-      sft_reduction: of the likelihood: `mean` is above; `sum` leaves out the division by |y_w|;
-        `token_mean` averages over the tokens of all chosen responses of the batch.
+      alpha: weight of the likelihood term, per nat as averaged by `sft_reduction`.
+      sft_reduction: average of the likelihood term: `mean` as above; `sum`, without the division by
+        |y_w|; `token_mean`, over the tokens of all chosen responses of the batch.
 
     Returns:
       The loss, and [B] metrics `rewards/*` and `logps/*`.

@@ -1,4 +1,4 @@
-"""Direct preference optimisation with length-normalised log-ratios."""
+"""Direct preference optimization with length-normalized log-ratios."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ._common import Positive, avg_log_ratio, pair_metrics
 
 @objective(Pairs, source="Lambert et al. 2024, Tulu 3, arXiv:2411.15124")
 def sigmoid_norm(policy: Pairs, ref: Pairs, *, beta: Positive = 5.0) -> tuple[Loss, Metrics]:
-    """Length-normalised DPO, with log-ratios per token where DPO sums them.
+    """Length-normalized DPO: log-ratios per token where DPO sums them.
 
         d(y) = log pi(y|x)/pi_ref(y|x) / |y|
         loss = -log sigmoid(beta (d(y_w) - d(y_l)))
 
-    averaged over pairs. It is log 2 when the policy is the reference.
+    averaged over pairs. The loss is log 2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, `length`, [B].
-      ref: the same under the frozen reference.
-      beta: reward per nat-per-token of log-ratio; about |y| times that of `dpo`.
+      policy: both responses under the policy. Reads `logp`, `length`, [B].
+      ref: both responses under the frozen reference.
+      beta: reward per nat-per-token of log-ratio; about |y| times the beta of `dpo`.
 
     Returns:
       The loss, and [B] metrics `rewards/*` and `logps/*`.
@@ -30,7 +30,7 @@ def sigmoid_norm(policy: Pairs, ref: Pairs, *, beta: Positive = 5.0) -> tuple[Lo
       Paper: Lambert et al. 2024, Tulu 3, arXiv:2411.15124; Meng et al. 2024, arXiv:2405.14734,
       has it as a baseline.
       Code: allenai/open-instruct, `dpo_norm`, beta 5.
-      Differences: none; TRL's `sigmoid_norm` has beta 0.1 unless it is set.
+      Differences: none; TRL's `sigmoid_norm` has beta 0.1 by default.
     """
     chosen = beta * avg_log_ratio(policy.chosen, ref.chosen)
     rejected = beta * avg_log_ratio(policy.rejected, ref.rejected)

@@ -1,4 +1,4 @@
-"""Simple preference optimisation."""
+"""Simple preference optimization."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._common import NonNegative, Positive, pair_metrics
 def simpo(
     policy: Pairs, *, beta: Positive = 2.0, gamma_beta_ratio: NonNegative = 0.5
 ) -> tuple[Loss, Metrics]:
-    """SimPO, length-normalised log-probabilities as rewards, a target margin, no reference.
+    """SimPO: length-normalized log-probabilities as rewards, with a target margin; no reference.
 
         a(y) = log pi(y|x) / |y|
         loss = -log sigmoid(beta (a(y_w) - a(y_l)) - gamma),   gamma = beta * gamma_beta_ratio
@@ -21,9 +21,9 @@ def simpo(
     averaged over pairs.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `avg_logp`, [B].
+      policy: both responses under the policy. Reads `avg_logp`, [B].
       beta: reward per nat-per-token.
-      gamma_beta_ratio: the margin aimed at, nats per token.
+      gamma_beta_ratio: target margin, nats per token.
 
     Returns:
       The loss, and [B] metrics `rewards/*` and `logps/*`.

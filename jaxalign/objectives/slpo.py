@@ -1,4 +1,4 @@
-"""Supervised learning preference optimisation: probability mass moved from rejected to chosen."""
+"""Supervised learning preference optimization: probability mass moved from rejected to chosen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
 from ..errors import UserError
 from ._common import Fraction, Positive, log_ratio, pair_metrics
 
-Two = tuple[Array, Array]  # of chosen and rejected, [B] each
+Two = tuple[Array, Array]  # chosen and rejected, [B] each
 Complement = Literal["tree", "closed"]
 Temperature = Literal["length"] | Positive | None
 
@@ -34,34 +34,36 @@ def slpo(
     temperature: Temperature = "length",
     complement: Complement = "tree",
 ) -> tuple[Loss, Metrics]:
-    """SLPO, the policy is fitted to the probabilities that the two responses should have.
+    """SLPO: fits the policy to the probabilities that the two responses should have.
 
-    These are constants: the reference's, with mass moved from rejected to chosen. With
-    pi(not y|x) = 1 - pi(y|x), the probability of any other response,
+    The targets are constants: the reference's probabilities, with mass moved from rejected to
+    chosen. With pi(not y|x) = 1 - pi(y|x), the probability of any other response,
 
         w_w  = pi_ref(y_w|x) + alpha pi_ref(y_l|x),   w_l = (1 - alpha) pi_ref(y_l|x)
         s(y) = log(pi(y|x) / pi(not y|x)) / N,        t_i = log(w_i / (1 - w_i)) / N
         loss = 1/4 sum over i in (w, l) of KL(Bern(sigmoid(t_i)) || Bern(sigmoid(s(y_i))))
 
-    averaged over pairs. It is 0 when the policy is the reference and alpha is 0. The `joint` form
-    is KL((w_w, w_l, 1 - w_w - w_l) || (pi(y_w|x), pi(y_l|x), 1 - pi(y_w|x) - pi(y_l|x))).
+    averaged over pairs. The loss is 0 when the policy is the reference and alpha is 0. The `joint`
+    form is KL((w_w, w_l, 1 - w_w - w_l) || (pi(y_w|x), pi(y_l|x), 1 - pi(y_w|x) - pi(y_l|x))).
 
     With alpha = 1 training starts as unlikelihood of the rejected response, and never stops; the
     chosen one is held near the reference. With alpha < 1 the rejected one stops at 1 - alpha of
     its reference probability. Gradients are small, 1e-6 to 1e-3 per nat: mind Adam's eps.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, `length`, [B], and token `logp`,
+      policy: both responses under the policy. Reads `logp`, `length`, [B], and token `logp`,
         `log_complement`, [B, T].
-      ref: the same under the frozen reference.
-      form: `split`, two Bernoulli fits (Eq. 8); `joint`, one over three outcomes (Eq. 6 and 7).
+      ref: both responses under the frozen reference.
+      form: kind of fit: `split`, two Bernoulli fits (Eq. 8); `joint`, one over three outcomes (Eq.
+        6 and 7).
       alpha: fraction of the rejected response's mass that moves.
-      mass_shift: `repo` is above; `paper` sets w_w and w_l to alpha and 1 - alpha of
-        pi_ref(y_w|x) + pi_ref(y_l|x), which can be below the reference for y_w, above for y_l.
-      temperature: N; `length` is the response's tokens, None is 1, with which loss and gradient
-        vanish in float32 below -100 nats.
-      complement: `tree` is right however near to 1 pi(y|x) is; `closed`, 1 - exp of the summed
-        log-probability, is stuck where that sum is 0 in float32.
+      mass_shift: choice of the targets: `repo` as above; `paper`, w_w and w_l are alpha and 1 -
+        alpha times pi_ref(y_w|x) + pi_ref(y_l|x), which can be below the reference for y_w, above
+        for y_l.
+      temperature: N; `length` is the number of tokens of the response, None is 1, where loss and
+        gradient vanish in float32 below -100 nats.
+      complement: computation of pi(not y|x): `tree` is accurate even where pi(y|x) is near 1;
+        `closed`, 1 - exp of the summed log-probability, is stuck where that sum is 0 in float32.
 
     Returns:
       The loss, and [B] metrics `rewards/*` (log-ratios, nats) and `logps/*`.
@@ -97,7 +99,7 @@ def _check(form: str, temperature: object) -> None:
 def _mass_shifts(ref: Pairs, alpha: float | Array, mass_shift: str) -> Two:
     """The shifts log(w_w / pi_ref(y_w|x)) and log(w_l / pi_ref(y_l|x)), nats; -inf where w is 0.
 
-    Apart from log w, because next to a reference of -800 nats float32 would lose the shift.
+    Separate from log w, because next to a reference of -800 nats float32 would lose the shift.
     """
     gap = _difference(ref.rejected, ref.chosen)
     moved, kept = jnp.log(alpha), jnp.log1p(-alpha)
@@ -149,14 +151,14 @@ def _temperature(y: SequenceStats, temperature: Temperature) -> Array | float:
 
 
 def complement_logp(y: SequenceStats, complement: Complement) -> Array:
-    """That some token is not the one in y: log pi(not y|x), [B], nats.
+    """The log-probability of any response but y, log pi(not y|x), [B], nats.
 
     The tree is the sum over t of the probability of following y up to t and leaving it there,
 
         log pi(not y|x) = logsumexp_t (sum_{k<t} log p_k + log(1 - p_t)),
 
-    equal to log(1 - pi(y|x)). It has the digits when pi(y|x) is near 1; when pi(y|x) is small its
-    rounding (1e-7) is the larger one, and 1 - exp(log pi(y|x)) is exact.
+    equal to log(1 - pi(y|x)). The sum keeps its digits when pi(y|x) is near 1; when pi(y|x) is
+    small its rounding error (1e-7) is larger, and 1 - exp(log pi(y|x)) is exact.
     """
     closed = log1mexp(y.logp)
     if complement == "closed":
@@ -169,10 +171,11 @@ def complement_logp(y: SequenceStats, complement: Complement) -> Array:
 
 
 def _log_rest(pair: Pairs, complement: Complement) -> Array:
-    """Neither response: log(1 - pi(y_w|x) - pi(y_l|x)), [B], nats.
+    """The log-probability of neither response, log(1 - pi(y_w|x) - pi(y_l|x)), [B], nats.
 
-    From the complement of the likelier one, which has the digits when it is near 1. The two are
-    exclusive unless one is a prefix of the other; then this is clamped, and finite.
+    Computed from the complement of the likelier response, which keeps its digits when that response
+    is near 1. The two responses are exclusive unless one is a prefix of the other; then the result
+    is clamped, and finite.
     """
     chosen, rejected = pair.chosen, pair.rejected
     likelier = chosen.logp > rejected.logp

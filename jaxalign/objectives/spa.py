@@ -1,4 +1,4 @@
-"""DPO on self-annotated pairs, with labels doubted where the margin is small (SPA)."""
+"""DPO on self-annotated pairs, with labels smoothed where the margin is small (SPA)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Margins:
     """Mean margins of the last updates."""
 
     recent: Array  # [50]  oldest first, the last `updates` of them filled
-    updates: Array  # []    made so far
+    updates: Array  # []    updates made so far
 
     @property
     def threshold(self) -> Array:
@@ -59,23 +59,23 @@ def spa(
     label_smoothing: FlipRate = 0.1,
     warmup: Updates = 0,
 ) -> tuple[Loss, Metrics, Margins]:
-    """SPA's noise-aware loss, DPO with labels smoothed where the policy is least sure of them.
+    """SPA's noise-aware loss: DPO with labels smoothed where the policy is least sure of them.
 
         h    = log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)
         eps  = label_smoothing if beta h <= tau, else 0
         loss = -(1 - eps) log sigmoid(beta h) - eps log sigmoid(-beta h)
 
-    averaged over pairs. tau is the lowest tenth of the mean margins of the last 50 updates, this
-    one among them. It is log 2 when the policy is the reference.
+    averaged over pairs. tau is the lowest tenth of the mean margins of the last 50 updates,
+    including the current one. The loss is log 2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the reference, the policy that the pairs were sampled from.
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the reference, the policy that sampled the pairs.
       batch: `weight`, [B], 0 for padding.
       state: the mean margins of the last 50 updates.
       beta: reward per nat of log-ratio.
-      label_smoothing: eps of the pairs in doubt.
-      warmup: updates before any label is doubted; a fifth of all in the paper.
+      label_smoothing: eps of the doubted pairs.
+      warmup: number of updates before any label is doubted; a fifth of the training in the paper.
 
     Returns:
       The loss, [B] metrics `rewards/*`, `logps/*` and `doubted` (1 where eps is not 0), and the
@@ -84,9 +84,9 @@ def spa(
     Source:
       Paper: Kim et al. 2024, arXiv:2406.04412.
       Code: kingdy2002/SPA@38553eb, with its default, margins of the policy itself.
-      Differences: the paper takes margins of logits extrapolated away from the reference's. Until
-      50 updates are made tau is that of those made. As in the code, margins of pairs are compared
-      with a quantile of batch means, which lie closer together.
+      Differences: the paper takes margins of logits extrapolated away from the reference's. In the
+      first 50 updates tau uses the updates made so far. As in the code, margins of pairs are
+      compared with a quantile of batch means, which vary less.
     """
     chosen = beta * log_ratio(policy.chosen, ref.chosen)
     rejected = beta * log_ratio(policy.rejected, ref.rejected)

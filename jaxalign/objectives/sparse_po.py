@@ -1,4 +1,4 @@
-"""SparsePO whose token masks are activations of the reference (MaPO)."""
+"""SparsePO with token masks from the activations of the reference (MaPO)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from ._common import Positive, pair_metrics
     layers=(stats.activation,),
 )
 def sparse_po(policy: Pairs, ref: Pairs, *, beta: Positive = 0.1) -> tuple[Loss, Metrics]:
-    """TDPO1 whose tokens count as much as they excite the reference, with no parameters of its own.
+    """SparsePO: TDPO1 with tokens weighted by the reference's activations; no new parameters.
 
         u(y) = sum_t m_t log (pi(y_t) / pi_ref(y_t)),    K(y) = sum_t m_t KL(pi_ref || pi)_t
         loss = -log sigmoid(beta [u(y_w) - u(y_l) - (K(y_l) - K(y_w))])
 
     averaged over pairs; m_t in [0, 1] is a constant: the mean activation of the reference after
     each layer where it predicts y_t, rescaled from 0 to 1 over the tokens of the response, averaged
-    over layers. It is log 2 when the policy is the reference, and TDPO1 where every m_t is 1.
+    over layers. The loss is log 2 when the policy is the reference, and equals TDPO1 where every
+    m_t is 1.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `token["logp"]` and `token["forward_kl"]`.
-      ref: the same under the reference, which runs live. Reads `token["logp"]` and
+      policy: both responses under the policy. Reads `token["logp"]` and `token["forward_kl"]`.
+      ref: both responses under the reference, which runs live. Reads `token["logp"]` and
         `token["activation"]` (m).
       beta: reward per nat; larger keeps the policy nearer the reference.
 
@@ -38,13 +39,13 @@ def sparse_po(policy: Pairs, ref: Pairs, *, beta: Positive = 0.1) -> tuple[Loss,
 
     Source:
       Paper: Christopoulou et al. 2024, arXiv:2410.05102, masks from activations. Its other masks
-        are learned, which is not here.
+      are learned, and not included.
       Code: huawei-noah/HEBO, SparsePO, trainers/mapo_trainer.py, activation_mapping zn_rescale.
-      Differences: the code averages four masks, of the insides of the attention, of the
-        feed-forward, of the residual stream and of the logits; this is the residual stream after
-        each layer. Its z-norm is left out: rescaling undoes it. Its mask of a response of one
-        token is NaN, here a layer that does not tell tokens apart counts as 1. It logs beta
-        (u - K) as rewards. UNVERIFIED: which activations the paper means.
+      Differences: the code averages four masks: inside the attention, the feed-forward, the
+      residual stream and the logits; here the mask is the residual stream after each layer. The
+      code's z-norm is left out: rescaling undoes it. Its mask of a response of one token is NaN;
+      here a layer that is constant over the response counts as 1. It logs beta (u - K) as
+      rewards. UNVERIFIED: which activations the paper means.
     """
     u_chosen, u_rejected = _u(policy.chosen, ref.chosen), _u(policy.rejected, ref.rejected)
     k_chosen, k_rejected = _kl(policy.chosen, ref.chosen), _kl(policy.rejected, ref.rejected)

@@ -1,4 +1,4 @@
-"""Self-play preference optimisation, with hard and with soft preferences."""
+"""Self-play preference optimization, with hard and with soft preferences."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ._common import Positive, between, log_ratio, pair_metrics
 def sppo(
     policy: Pairs, ref: Pairs, batch: dict[str, Array], *, beta: Positive = 1e-3
 ) -> tuple[Loss, Metrics]:
-    """SPPO, least squares of each log-ratio to what the probability of winning asks for.
+    """SPPO: least squares between each log-ratio and a target from the probability of winning.
 
         d(y) = log pi(y|x)/pi_ref(y|x)
         t    = (P - 1/2) / beta,  P the probability that y_w is preferred to y_l
         loss = (d(y_w) - t)^2 + (d(y_l) + t)^2
 
-    averaged over pairs. It is 2 t^2 when the policy is the reference.
+    averaged over pairs. The loss is 2 t^2 when the policy is the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference, usually the policy of the round before.
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference, usually the policy of the previous round.
       batch: `preference`, [B], P, between 0 and 1.
       beta: reward per nat of log-ratio, the paper's 1/eta.
 
@@ -36,8 +36,8 @@ def sppo(
     Source:
       Paper: Wu et al. 2024, arXiv:2405.00675, Eq. 4.7.
       Code: uclaml/SPPO@5e61c4e, `sppo_single`.
-      Differences: the paper's P is of a response against the reference's average response, which
-      takes several samples a prompt. The authors halve the loss; TRL and Liger do not.
+      Differences: the paper's P compares a response with the reference's average response, which
+      takes several samples per prompt. The authors halve the loss; TRL and Liger do not.
     """
     target = (batch["preference"] - 0.5) / beta
     return _to_targets(policy, ref, target, beta)
@@ -49,11 +49,12 @@ def sppo_hard(policy: Pairs, ref: Pairs, *, beta: Positive = 1e-3) -> tuple[Loss
 
         loss = (d(y_w) - 1/(2 beta))^2 + (d(y_l) + 1/(2 beta))^2
 
-    averaged over pairs: `sppo` with P = 1. It is 1/(2 beta^2) when the policy is the reference.
+    averaged over pairs: `sppo` with P = 1. The loss is 1/(2 beta^2) when the policy is the
+    reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp`, [B].
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp`, [B].
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio, the paper's 1/eta.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Token-level direct preference optimisation, with a KL to the reference at every token."""
+"""Token-level direct preference optimization, with a KL to the reference at every token."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ NEEDS = (stats.logp, stats.forward_kl)
 
 @objective(Pairs, source="Zeng et al. 2024, arXiv:2404.11999, TDPO1", needs=NEEDS)
 def tdpo1(policy: Pairs, ref: Pairs, *, beta: Positive = 0.1) -> tuple[Loss, Metrics]:
-    """TDPO1, DPO whose margin counts how far each response's tokens are from the reference.
+    """TDPO1: DPO whose margin includes the KL from the reference at every token.
 
         K(y) = sum_t KL(pi_ref(.|x, y_<t) || pi(.|x, y_<t))
         loss = -log sigmoid(beta [h - (K(y_l) - K(y_w))])
 
-    averaged over pairs; h is DPO's difference of log-ratios. It is log 2 when the policy is the
-    reference.
+    averaged over pairs; h is DPO's difference of log-ratios. The loss is log 2 when the policy is
+    the reference.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp` and `token["forward_kl"]`.
-      ref: the same under the reference, which runs live. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp` and `token["forward_kl"]`.
+      ref: both responses under the reference, which runs live. Reads `logp`, [B].
       beta: reward per nat; larger keeps the policy nearer the reference.
 
     Returns:
@@ -49,19 +49,19 @@ def tdpo1(policy: Pairs, ref: Pairs, *, beta: Positive = 0.1) -> tuple[Loss, Met
 def tdpo2(
     policy: Pairs, ref: Pairs, *, beta: Positive = 0.1, alpha: NonNegative = 0.5
 ) -> tuple[Loss, Metrics]:
-    """TDPO2, TDPO1 without the gradient of the chosen response's KL.
+    """TDPO2: TDPO1 without the gradient of the chosen response's KL.
 
         K(y) = sum_t KL(pi_ref(.|x, y_<t) || pi(.|x, y_<t))
         loss = -log sigmoid(beta [h - alpha (K(y_l) - sg(K(y_w)))])
 
-    averaged over pairs; h is DPO's difference of log-ratios, sg a constant to the gradient. It is
-    log 2 when the policy is the reference, and DPO for alpha 0.
+    averaged over pairs; h is DPO's difference of log-ratios, sg stops the gradient. The loss is log
+    2 when the policy is the reference, and equals DPO for alpha 0.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp` and `token["forward_kl"]`.
-      ref: the same under the reference, which runs live. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp` and `token["forward_kl"]`.
+      ref: both responses under the reference, which runs live. Reads `logp`, [B].
       beta: reward per nat; larger keeps the policy nearer the reference.
-      alpha: how much the difference of KLs counts.
+      alpha: weight of the difference of KLs.
 
     Returns:
       The loss, and [B] metrics `rewards/*`, `logps/*`, `kl/chosen` and `kl/rejected` (K, nats).

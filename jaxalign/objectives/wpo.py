@@ -1,4 +1,4 @@
-"""Weighted preference optimisation."""
+"""Weighted preference optimization."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from ._common import Positive, log_ratio, pair_metrics
 def wpo(
     policy: Pairs, ref: Pairs, *, beta: Positive = 0.1, clamp: bool = True
 ) -> tuple[Loss, Metrics]:
-    """WPO, DPO with pairs weighted by how likely the policy is to write them.
+    """WPO: DPO with pairs weighted by their likelihood under the policy.
 
         log w(y) = (1/|y|) sum_t [ log pi(y_t) - log sum_v pi(v)^2 ]
         loss     = -min(1, w(y_w) w(y_l)) log sigmoid(beta h)
 
-    averaged over pairs; h is DPO's difference of log-ratios, the weight a constant. A token as
-    likely as tokens drawn from the policy are on average has weight 1.
+    averaged over pairs; h is DPO's difference of log-ratios, the weight is a constant. A token that
+    is as likely as the average token drawn from the policy has weight 1.
 
     Args:
-      policy: chosen and rejected under the policy. Reads `logp` and `token["log_collision"]`.
-      ref: the same under the frozen reference. Reads `logp`, [B].
+      policy: both responses under the policy. Reads `logp` and `token["log_collision"]`.
+      ref: both responses under the frozen reference. Reads `logp`, [B].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
-      clamp: whether the product of the weights is at most 1.
+      clamp: whether the product of the weights is clipped to at most 1.
 
     Returns:
       The loss, and [B] metrics `rewards/*`, `logps/*` and `weight`.
 
     Source:
       Paper: Zhou et al. 2024, arXiv:2406.11827, Eq. 2; the authors' beta is 0.01.
-      Code: wzhouad/WPO, which clamps, as TRL does until 0.27; from 0.29 TRL does not.
-      Differences: the clamp is the code's.
+      Code: wzhouad/WPO, which clips; TRL clips up to 0.27 and not from 0.29.
+      Differences: the clip comes from the code.
     """
     chosen = beta * log_ratio(policy.chosen, ref.chosen)
     rejected = beta * log_ratio(policy.rejected, ref.rejected)
@@ -51,5 +51,5 @@ def wpo(
 
 
 def _log_weight(y: SequenceStats) -> Array:
-    """How likely a response is, against one drawn from the policy, nats per token."""
+    """The log-likelihood of a response relative to samples of the policy, nats per token."""
     return y.avg_logp - y.token["log_collision"].sum(-1) / jnp.maximum(y.length, 1.0)

@@ -126,7 +126,7 @@ def test_a_column_out_of_its_range_is_refused_before_training(known, inputs, tmp
     changes = write_graded(inputs, tmp_path, lambda i: i / 2)
     recipe = h.recipe(inputs, tmp_path / "run", "graded", **changes)
     message = (
-        r"graded\.jsonl line 4: preference must lie between 0 and 1; got preference 1\.5; "
+        r"graded\.jsonl line 4: preference must be between 0 and 1; got preference 1\.5; "
         "correct or drop the row"
     )
     with pytest.raises(UserError, match=message):
@@ -146,10 +146,10 @@ def test_a_check_needs_columns():
     [
         ("odpo", "score_rejected", 3.0, "score_chosen must be above score_rejected"),
         ("odpo", "score_rejected", 2.0, "score_chosen must be above score_rejected"),
-        ("spce", "preference", 1.5, "preference must lie between 0 and 1"),
-        ("sppo", "preference", -0.1, "preference must lie between 0 and 1"),
-        ("egpo", "preference_gap", 1.1, "preference_gap must lie between -1 and 1"),
-        ("bco_udm", "density_ratio", -1.0, "density_ratio must lie between 0 and inf"),
+        ("spce", "preference", 1.5, "preference must be between 0 and 1"),
+        ("sppo", "preference", -0.1, "preference must be between 0 and 1"),
+        ("egpo", "preference_gap", 1.1, "preference_gap must be between -1 and 1"),
+        ("bco_udm", "density_ratio", -1.0, "density_ratio must be between 0 and inf"),
     ],
 )
 def test_a_column_out_of_its_range_is_told(name, column, value, wrong):

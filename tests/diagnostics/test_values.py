@@ -126,7 +126,7 @@ def test_odds_of_three_against_need_a_win_rate_of_three_quarters():
 @pytest.mark.parametrize("alpha, right", [(0.74, 0.0), (0.76, 1.0), (1.0, 1.0), (0.0, 0.0)])
 def test_an_optimal_policy_ranks_right_where_annotators_agree_enough(alpha, right):
     values = difficulty.fn(pairs([0.1], [0.9]), 0.5, alpha=alpha)
-    assert float(values["difficulty/idealised"][0]) == right
+    assert float(values["difficulty/idealized"][0]) == right
 
 
 def test_a_pair_is_ranked_right_just_where_its_dpo_loss_is_below_the_threshold(case):
@@ -210,7 +210,7 @@ def test_the_ten_likeliest_of_twenty_equal_tokens():
         {
             "topk/response_mass": 0.5,
             "topk/response_entropy": 0.5 * math.log(20),
-            "topk/response_renormalised": math.log(10),
+            "topk/response_renormalized": math.log(10),
         }
     )
 

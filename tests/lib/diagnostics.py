@@ -34,7 +34,7 @@ def difficulty(ref, beta, alpha=0.75):
         # An optimal policy has the odds (ref_w / ref_l) (alpha / (1 - alpha))^(1 / beta).
         log_odds = w.sum() - y.sum() + math.log(alpha / (1 - alpha)) / beta
         rows.append((-math.log(needed), needed, float(w.sum() > y.sum()), float(log_odds > 0)))
-    names = ("threshold", "win_rate", "reference", "idealised")
+    names = ("threshold", "win_rate", "reference", "idealized")
     columns = zip(*rows, strict=True)
     return {f"difficulty/{n}": mean(list(c)) for n, c in zip(names, columns, strict=True)}
 
@@ -121,7 +121,7 @@ def topk(logits, k=10):
                 ]
             )
         for name, column in zip(
-            ("mass", "entropy", "renormalised"), zip(*values, strict=True), strict=True
+            ("mass", "entropy", "renormalized"), zip(*values, strict=True), strict=True
         ):
             out[f"topk/{row}_{name}"] = mean(list(column))
     return out

@@ -53,7 +53,7 @@ def rows_of(o):
 # What a column may hold, beside the label and the weight.
 RANGES = {
     "baseline": (-1.0, 1.0),
-    "behaviour_logp": (-5.0, -0.5),
+    "behavior_logp": (-5.0, -0.5),
     "density_ratio": (0.3, 12.0),
     "margin": (-1.0, 2.0),
     "preference": (0.55, 0.95),

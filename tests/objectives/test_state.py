@@ -18,7 +18,7 @@ from jaxalign.update.state import abstract_state, initial_state
 VOCAB = 4
 LOGITS = np.array([0.3, -1.2, 0.8, 0.1])
 TARGET = np.array([0.1, 0.2, 0.25, 0.45])
-BEHAVIOUR = np.array([0.4, 0.3, 0.2, 0.1])
+BEHAVIOR = np.array([0.4, 0.3, 0.2, 0.1])
 DIVERGENCES = {
     "js": lambda t: t * jnp.log(t) - (1 + t) * jnp.log((1 + t) / 2),
     "forward_kl": lambda t: -jnp.log(t),
@@ -50,9 +50,9 @@ def whole_vocabulary(name, columns, state=None, ref=None, **hyper):
 def test_f_dpg_gradient_on_every_response_is_that_of_the_divergence(divergence, baseline):
     state = Baseline(mean=jnp.float32(baseline), seen=jnp.float32(1.0))
     columns = {
-        "behaviour_logp": np.log(BEHAVIOUR),
+        "behavior_logp": np.log(BEHAVIOR),
         "target_logp": np.log(TARGET),
-        "weight": BEHAVIOUR,
+        "weight": BEHAVIOR,
     }
 
     def exact(logits):
@@ -66,7 +66,7 @@ def test_f_dpg_gradient_on_every_response_is_that_of_the_divergence(divergence, 
 def test_f_dpg_vanishes_at_the_target():
     o = OBJECTIVES["f_dpg"]
     log_p = np.log(TARGET)
-    columns = {"behaviour_logp": log_p, "target_logp": log_p, "weight": TARGET}
+    columns = {"behavior_logp": log_p, "target_logp": log_p, "weight": TARGET}
     policy = o.data(sums({"response": log_p[:, None]}))
     batch = {k: jnp.asarray(v, jnp.float32) for k, v in columns.items()}
     state = o.bind()(policy=policy, batch=batch, state=o.init_state())[2]

@@ -26,7 +26,7 @@ def test_apo_down_leaves_the_chosen_response_alone_at_the_reference():
 
 
 def test_worked_value_of_exo_as_its_authors_code_it():
-    """Their target is exp of (0, -10), unnormalised."""
+    """Their target is exp of (0, -10), unnormalized."""
     value, grad = worked(OBJECTIVES["exo_pair"], PAIR, REF_PAIR, label_smoothing=np.exp(-10.0))
     np.testing.assert_allclose(value, 4.03363999141, rtol=2e-5)
     np.testing.assert_allclose(grad["rejected"], [0.2465035744966], rtol=2e-5)
@@ -193,7 +193,7 @@ def test_f_dpo_has_a_finite_gradient_however_far_a_response_fell(fall, row):
     ("hyper", "loss", "slope"),
     [
         ({}, 0.6372993954215, 0.0471281643),
-        ({"desensitise": "policy"}, 0.7261752126141, 0.05162442811),
+        ({"desensitize": "policy"}, 0.7261752126141, 0.05162442811),
     ],
 )
 def test_worked_value_of_ld_dpo(hyper, loss, slope):

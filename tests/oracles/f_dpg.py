@@ -21,7 +21,7 @@ def f_dpg(policy, ref, columns, previous=None, divergence="js", decay=0.9):
         """(w, w f'(t)) of each response."""
         out = []
         for i, y in enumerate(policy["response"]):
-            w = math.exp(y.sum() - float(columns["behaviour_logp"][i]))
+            w = math.exp(y.sum() - float(columns["behavior_logp"][i]))
             t = math.exp(y.sum() - float(columns["target_logp"][i]))
             out.append((w, w * SLOPES[divergence](t)))
         return out

@@ -8,15 +8,15 @@ HYPER = {
         {},
         {"dimensions": 2, "tau": 0.5},
         {"loss": "regression"},
-        {"normalise": False, "tau": 2.0},
-        {"normalise": False, "tau": 3.0, "dimensions": 2, "loss": "regression"},
+        {"normalize": False, "tau": 2.0},
+        {"normalize": False, "tau": 3.0, "dimensions": 2, "loss": "regression"},
     ]
 }
 UNDIRECTED = ("gpm",)
 
 
 def gpm(
-    policy, ref, columns, previous=None, dimensions=4, tau=0.1, normalise=True, loss="logistic"
+    policy, ref, columns, previous=None, dimensions=4, tau=0.1, normalize=True, loss="logistic"
 ):
     skew = np.zeros((dimensions, dimensions))  # R of the paper: score = <R v_w, v_l>
     for b in range(0, dimensions, 2):
@@ -29,7 +29,7 @@ def gpm(
             u, chain = logits(policy[row][i])
             padded = np.zeros(dimensions)
             padded[: min(len(u), dimensions)] = u[:dimensions]
-            size = np.sqrt(padded @ padded) if normalise else 1.0
+            size = np.sqrt(padded @ padded) if normalize else 1.0
             vectors.append(padded / size)
             sizes.append(size)
             chains.append(chain)
@@ -42,7 +42,7 @@ def gpm(
         for row, v, towards, size, chain in zip(
             grad, vectors, (skew.T @ y, skew @ w), sizes, chains, strict=True
         ):
-            by_u = (towards - score * v) / size if normalise else towards
+            by_u = (towards - score * v) / size if normalize else towards
             tokens = np.zeros(len(chain))
             k = min(len(chain), dimensions)
             tokens[:k] = slope * by_u[:k] * chain[:k] / n

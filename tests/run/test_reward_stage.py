@@ -162,7 +162,7 @@ def test_worked_value_of_gpm():
     np.testing.assert_allclose(metrics["rewards/margins"], score, rtol=1e-6)
     value, _, _ = worked("gpm", chosen, rejected, loss="regression")
     np.testing.assert_allclose(value, (10 * score - 10) ** 2 / 2, rtol=1e-5)
-    value, _, _ = worked("gpm", chosen, rejected, normalise=False, tau=5.0)
+    value, _, _ = worked("gpm", chosen, rejected, normalize=False, tau=5.0)
     np.testing.assert_allclose(value, math.log1p(math.exp(-3.0)), rtol=1e-5)
 
 
