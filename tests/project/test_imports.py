@@ -1,4 +1,4 @@
-"""The order of imports, the size of files, and that importing does nothing."""
+"""The order of imports, no cycles, the size of files, and that importing does nothing."""
 
 from __future__ import annotations
 
@@ -97,6 +97,25 @@ def test_a_function_stays_under_60_lines(path):
     limit = 80 if unit(path) == "objectives" else 60
     lengths = {f.name: (f.end_lineno or 0) - f.lineno + 1 for f in functions}
     assert {name: n for name, n in lengths.items() if n >= limit} == {}
+
+
+def graph(folder: str) -> dict[str, set[str]]:
+    """Modules of a folder of the repository, with the modules of the folder that each imports."""
+    files = {name_of(path): path for path in (ROOT / folder).rglob("*.py")}
+    # `from a.b import c` needs the module a.b.c if there is one, else a.b.
+    needs = {
+        name: {n if n in files else n.rpartition(".")[0] for n in imports(path)}
+        for name, path in files.items()
+    }
+    return {name: needs[name] & set(files) - {name} for name in files}
+
+
+@pytest.mark.parametrize("folder", ["jaxalign", "benchmarks"])
+def test_no_modules_import_each_other_in_a_circle(folder):
+    left = graph(folder)
+    while done := {name for name, needs in left.items() if not needs & set(left)}:
+        left = {name: needs for name, needs in left.items() if name not in done}
+    assert sorted(left) == []
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
