@@ -17,6 +17,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 WITHOUT_JAX = ("errors", "settings", "data")
 DATA_READS = ("errors", "settings", "data", "core.batch")
+ONLY_WHEN_USED = ("matplotlib", "tensorboardX", "wandb", "sklearn", "qwix")
 ONLY_IN_CLI = ("sys.argv", "jax.config", "jax.distributed", "logging.basicConfig")
 
 
@@ -79,6 +80,16 @@ def test_only_the_command_line_touches_arguments_devices_and_logging(path):
     tree = ast.parse(path.read_text())
     chains = {ast.unparse(n) for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
     assert (chains | imports(path)).isdisjoint(ONLY_IN_CLI)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_package_that_few_runs_need_is_imported_only_when_used(path):
+    at_import = [
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert [name for name in at_import if (name or "").startswith(ONLY_WHEN_USED)] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
