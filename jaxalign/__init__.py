@@ -1,1 +1,82 @@
-"""Offline preference alignment of causal language models in JAX."""
+"""Offline preference alignment of causal language models in JAX.
+
+    import jaxalign
+
+    run = jaxalign.train("recipe.yaml", {"stages.slpo.steps": 100})
+    model = jaxalign.open(run.model("slpo"))
+    model.generate(["What is 2 + 2?"])
+
+Importing the package loads nothing else; each name below is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import Run, Stopped, density, evaluate, export, generate, open, reference, train
+    from .core.objective import Objective, objective
+    from .core.types import Loss, Pairs
+    from .errors import RunError, UserError
+    from .language_model import LanguageModel
+
+    __version__: str
+
+_HOME = {
+    "LanguageModel": "language_model",
+    "Loss": "core.types",
+    "Objective": "core.objective",
+    "Pairs": "core.types",
+    "Run": "api",
+    "RunError": "errors",
+    "Stopped": "api",
+    "UserError": "errors",
+    "density": "api",
+    "evaluate": "api",
+    "export": "api",
+    "generate": "api",
+    "objective": "core.objective",
+    "open": "api",
+    "reference": "api",
+    "train": "api",
+}
+"""Name -> the module that defines it."""
+
+__all__ = [
+    "LanguageModel",
+    "Loss",
+    "Objective",
+    "Pairs",
+    "Run",
+    "RunError",
+    "Stopped",
+    "UserError",
+    "__version__",
+    "density",
+    "evaluate",
+    "export",
+    "generate",
+    "objective",
+    "open",
+    "reference",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the package on first use (PEP 562)."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        found: Any = version("jaxalign")
+    elif name in _HOME:
+        found = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

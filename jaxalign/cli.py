@@ -1,7 +1,7 @@
-"""The command line: arguments, devices, logging, exit codes.
+"""The command line: arguments, printing, logging and exit codes; each command is one call of `api`.
 
-Exit codes: 0 done; 1 the run failed (a full disk, a loss of NaN); 2 a mistake in what was given;
-130 interrupted (Ctrl-C); 143 stopped by SIGTERM. In training both are answered after saving.
+Exit codes: 0 done; 1 the run failed (a full disk, a loss of NaN); 2 a mistake in the input;
+130 interrupted (Ctrl-C); 143 stopped by SIGTERM. Training saves its state before 130 and 143.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .errors import RunError, UserError, near_miss
-from .settings import Mesh, Run
 
-RECIPE = "recipe, a YAML file; its values are flags too: `RECIPE --help` lists them"
+RECIPE = "recipe: a YAML file, or `quickstart`; `RECIPE --help` lists its settings as flags"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # XLA reports every compilation detail at INFO; warnings of ours and theirs still show.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    # Only its tokenizers are used; that torch is missing is no news.
+    # We use only the tokenizers of transformers; silence its warning about missing torch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # Orbax logs with a traceback what it then raises.
@@ -45,12 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
+    if argv[:1] == ["--version"]:
+        print(f"jaxalign {version('jaxalign')}")
+        return 0
     if not argv or argv[0] in ("-h", "--help"):
         lines = [
             f"  {name:<10} {(f.__doc__ or '').splitlines()[0]}" for name, f in COMMANDS.items()
         ]
         print("usage: jaxalign COMMAND ...\n\n" + "\n".join(lines))
-        print("\n`jaxalign COMMAND --help` tells more.")
+        print("\n`jaxalign COMMAND --help` shows its arguments; `jaxalign --version` the version.")
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         raise UserError(f"no command '{argv[0]}'; {near_miss(argv[0], COMMANDS)}")
@@ -58,7 +61,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _recipe(command: str, argv: list[str], *extra: tuple[str, dict[str, Any]]) -> tuple[Any, Any]:
-    """Arguments of a command that takes a recipe -> (the command's own, the recipe)."""
+    """Parse the arguments of a command with a recipe -> (its own arguments, the recipe)."""
     parser = argparse.ArgumentParser(
         f"jaxalign {command}", usage="%(prog)s RECIPE [FLAGS]", add_help=False, allow_abbrev=False
     )
@@ -77,185 +80,76 @@ def _recipe(command: str, argv: list[str], *extra: tuple[str, dict[str, Any]]) -
     return own, read(own.recipe, flags, prog=f"jaxalign {command} {own.recipe}")
 
 
-def compile_cache_folder(run: Run) -> str | None:
-    """Where compiled programs are kept; None: nowhere."""
-    shared = str(Path(run.dir).absolute().parent / "compile_cache")
-    folder = run.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or shared
-    return None if folder == "off" else folder
+def _say(text: str) -> None:
+    """Print on the first host only."""
+    from .files import first_process
 
-
-def _start(run: Run, mesh: Mesh, dtype: str) -> tuple[Any, Any]:
-    """Join the other hosts, set jax up and build (mesh, console)."""
-    import jax
-    from rich.console import Console
-
-    from .core.sharding import make_mesh
-
-    jax.config.update("jax_compilation_cache_dir", compile_cache_folder(run))
-    if dtype == "float32":
-        # Accelerators round float32 operands to fewer bits unless they are told not to.
-        jax.config.update("jax_default_matmul_precision", "highest")
-    if run.distributed:
-        # jax recognises TPU pods, Slurm, Kubernetes and MPI; elsewhere, as for the address of the
-        # coordinator, the environment says who is who.
-        count, number = (os.environ.get(k) for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-        jax.distributed.initialize(
-            num_processes=None if count is None else int(count),
-            process_id=None if number is None else int(number),
-        )
-    return make_mesh(mesh), Console(quiet=jax.process_index() != 0, soft_wrap=True)
+    if first_process():
+        print(text)
 
 
 def _train(argv: list[str]) -> int:
-    """Train the stages of a recipe, or go on where an earlier process stopped."""
+    """Train the stages of a recipe, or resume where an earlier process stopped."""
     _, recipe = _recipe("train", argv)
-    from .quickstart import show as showcase
-    from .quickstart.start import make_world
-    from .recipe.schema import objective_settings
-    from .run import train
+    from . import api
 
-    mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
-    make_world(recipe, mesh)
     try:
-        train.train(recipe, mesh, console)
-    except train.Stopped as e:
-        print(f"jaxalign: {e}; the same command goes on from there", file=sys.stderr)
+        api.train(recipe)
+    except api.Stopped as e:
+        print(f"jaxalign: {e}; the same command resumes from there", file=sys.stderr)
         return 128 + e.number
-    last, _ = objective_settings(list(recipe.stages.values())[-1])
-    if recipe.world is not None and last.scores is None:
-        showcase.show(recipe, mesh, console)
     return 0
 
 
-STAGE: tuple[str, dict[str, Any]] = ("--stage", {"help": "name of a stage; none: the last"})
-
-
-def _chosen(
-    argv: list[str], command: str, *extra: tuple[str, dict[str, Any]]
-) -> tuple[Any, Any, str]:
-    """Arguments of a command about one stage -> (the command's own, the recipe, the stage)."""
-    own, recipe = _recipe(command, argv, STAGE, *extra)
-    name = own.stage or list(recipe.stages)[-1]
-    if name not in recipe.stages:
-        miss = near_miss(name, recipe.stages)
-        raise UserError(f"--stage {name}: the recipe has no such stage; {miss}")
-    return own, recipe, name
-
-
-def _stage(recipe: Any, name: str) -> tuple[Any, Any]:
-    """A stage of a recipe with its model and data, and the console."""
-    from .hf.load import resolve
-    from .run import train
-    from .run.plan import settled
-    from .run.stage import prepare
-
-    mesh, console = _start(recipe.run, recipe.mesh, recipe.model.dtype)
-    train.claim(recipe)
-    names = list(recipe.stages)
-    before = names[: names.index(name)]
-    source = train.model_folder(recipe, before[-1]) if before else recipe.locate(recipe.model.path)
-    if before and not Path(source).exists():
-        raise UserError(f"--stage {name}: it starts from {source}, which is not there; train first")
-    stage = prepare(recipe, name, resolve(str(source)), mesh, console)
-    return settled(stage, console), console
+STAGE: tuple[str, dict[str, Any]] = ("--stage", {"help": "name of the stage; none: the last"})
 
 
 def _reference(argv: list[str]) -> int:
-    """Compute the reference statistics of a stage, which training then reads from disk."""
-    import jax
+    """Compute the reference log-probabilities of a stage, which training then reads from disk."""
+    own, recipe = _recipe("reference", argv, STAGE)
+    from . import api
 
-    stage, console = _stage(*_chosen(argv, "reference")[1:])
-    from .run.reference import cached_reference
-
-    with jax.set_mesh(stage.mesh):
-        splits = ["train"] + (["held_out"] if stage.held_out is not None else [])
-        if cached_reference(stage, "train", console) is None:
-            name, objective = stage.name, stage.task.objective.name
-            raise UserError(f"--stage {name}: '{objective}' reads no cached reference")
-        for split in splits:
-            cached_reference(stage, split, console)
-    console.print(f"reference statistics are in {stage.folder / 'reference'}")
+    _say(f"reference statistics are in {api.reference(recipe, own.stage)}")
     return 0
 
 
 def _evaluate(argv: list[str]) -> int:
-    """Evaluate a stage's model, or any checkpoint of its architecture, on the held-out data."""
+    """Evaluate the model of a stage, or another checkpoint, on the held-out data."""
     where = "Hugging Face folder or hub repository"
-    own, recipe, name = _chosen(
-        argv,
+    own, recipe = _recipe(
         "evaluate",
-        ("--checkpoint", {"help": f"{where}; none: the stage's model"}),
-        ("--against", {"help": f"{where} of the reference; none: the stage's, if it has one"}),
-        ("--diagnostics", {"nargs": "+", "help": "what else to measure; none: what the stage has"}),
+        argv,
+        STAGE,
+        ("--checkpoint", {"help": f"{where} of the model; none: the model of the stage"}),
+        ("--against", {"help": f"{where} of the reference; none: that of the stage, if any"}),
+        ("--diagnostics", {"nargs": "+", "help": "measurements to add; none: those of the stage"}),
     )
-    import jax
+    from . import api
 
-    from .diagnostics import problem
-    from .hf.load import resolve
-    from .hf.peft import load_merged
-    from .recipe.schema import objective_settings, reference_mode
-    from .run import export, train
-    from .run.evaluate import evaluator
-    from .run.reference import cached_reference
-    from .run.weights import live_reference
-    from .update.step import Fixed
-
-    stage = recipe.stages[name]
-    objective, _ = objective_settings(stage)
-    names = stage.diagnostics if own.diagnostics is None else own.diagnostics
-    at_hand = reference_mode(stage) if own.against is None else "live"
-    if wrong := problem(names, objective, ref=at_hand):
-        raise UserError(f"--diagnostics: {wrong}")
-    if own.against is not None and objective.scores is not None:
-        raise UserError(f"--against: '{objective.name}' gives scores and has no reference")
-    if stage.data.eval_path is None:
-        raise UserError(f"stages.{name}.data.eval_path: give data to evaluate on")
-    # Before the data, which may take long to read.
-    trained = train.model_folder(recipe, name)
-    if own.checkpoint is None and not trained.exists():
-        raise UserError(
-            f"--stage {name}: {trained} is not there; train first, or name a --checkpoint"
-        )
-    checkpoint = resolve(own.checkpoint or str(trained), "--checkpoint")
-    against = None if own.against is None else resolve(own.against, "--against")
-    ready, console = _stage(recipe, name)
-    with jax.set_mesh(ready.mesh):
-        if against is None:
-            cached = cached_reference(ready, "held_out", console)
-            reference = None if ready.moving else live_reference(ready)
-        else:
-            cached, reference = None, load_merged(against, ready.model)
-        batches = ready.loader(ready.held_out, cached).sequential()
-        params = load_merged(checkpoint, ready.model)
-        objective_state = moved = None
-        if objective.init_state is not None or ready.moving:
-            # What moves, such as BCO's shift, is no part of a Hugging Face checkpoint.
-            state = export.newest_state(ready)[1]
-            objective_state, moved = state.objective_state, state.ref_params
-        run = evaluator(ready.task, ready.mesh, Fixed(None, reference), names)
-        metrics = run(params, objective_state, batches, None if own.against else moved)
-    for line in _table(metrics):
-        console.print(line, end="")
+    metrics = api.evaluate(
+        recipe,
+        own.stage,
+        checkpoint=own.checkpoint,
+        against=own.against,
+        diagnostics=own.diagnostics,
+    )
+    _say(_table(metrics))
     return 0
 
 
 def _export(argv: list[str]) -> int:
     """Write the newest checkpoint of an unfinished stage as a Hugging Face folder."""
-    own, recipe, name = _chosen(
-        argv,
+    own, recipe = _recipe(
         "export",
+        argv,
+        STAGE,
         ("--out", {"required": True, "help": "folder to write; it must not exist"}),
-        ("--adapter", {"action": "store_true", "help": "write the adapters alone, for PEFT"}),
+        ("--adapter", {"action": "store_true", "help": "write the adapters only, for PEFT"}),
     )
-    import jax
+    from . import api
 
-    from .run import export
-
-    stage, console = _stage(recipe, name)
-    with jax.set_mesh(stage.mesh):
-        step = export.write_checkpoint(stage, Path(own.out), adapter=own.adapter)
-    what = "adapter" if own.adapter else "model"
-    console.print(f"the {what} after update {step} is in {own.out}")
+    step = api.export(recipe, own.out, own.stage, adapter=own.adapter)
+    _say(f"the {'adapter' if own.adapter else 'model'} after update {step} is in {own.out}")
     return 0
 
 
@@ -263,47 +157,54 @@ def _generate(argv: list[str]) -> int:
     """Sample answers from a model, one JSON line for each prompt."""
     import tyro
 
-    from .collect.sample import Sampling, read_prompts, sample
+    from . import api
+    from .collect.sample import Sampling, read_prompts
     from .diagnostics import diversity
-    from .hf.load import resolve
 
-    settings = tyro.cli(
-        Sampling, args=argv, prog="jaxalign generate", description=_generate.__doc__
-    )
-    prompts = read_prompts(settings)
-    mesh, _ = _start(Run(dir=".", compile_cache="off"), settings.mesh, settings.dtype)
-    answers = sample(resolve(settings.model, "model"), settings, mesh, prompts)
+    how = tyro.cli(Sampling, args=argv, prog="jaxalign generate", description=_generate.__doc__)
+    prompts = read_prompts(how)
+    answers = api.sample_answers(how, prompts)
     lines = [
         json.dumps({"prompt": p, "answer": a}, ensure_ascii=False) + "\n"
         for p, a in zip(prompts, answers.texts, strict=True)
     ]
-    if settings.out is None:
+    if how.out is None:
         sys.stdout.writelines(lines)
     else:
-        Path(settings.out).write_text("".join(lines), encoding="utf-8")
-    if settings.diversity:
+        Path(how.out).write_text("".join(lines), encoding="utf-8")
+    if how.diversity:
         measured = diversity([ids.tolist() for ids in answers.tokens], answers.vocab)
-        sys.stderr.writelines(_table(measured))
+        print(_table(measured), file=sys.stderr)
     return 0
 
 
 def _density(argv: list[str]) -> int:
-    """Add to labelled data the density ratio of every prompt, which `bco_udm` reads."""
+    """Add to labeled data the density ratio of every prompt, which `bco_udm` reads."""
     import tyro
 
-    from .collect.density import Density, write_ratios
-    from .hf.load import resolve
+    from . import api
+    from .collect.density import Density
 
-    settings = tyro.cli(Density, args=argv, prog="jaxalign density", description=_density.__doc__)
-    mesh, console = _start(Run(dir=".", compile_cache="off"), settings.mesh, settings.dtype)
-    count = write_ratios(resolve(settings.model, "model"), settings, mesh)
-    console.print(f"{count} rows are in {settings.out}")
+    how = tyro.cli(Density, args=argv, prog="jaxalign density", description=_density.__doc__)
+    count = api.density(how)
+    _say(f"{count} rows are in {how.out}")
     return 0
 
 
-def _table(metrics: dict[str, float]) -> list[str]:
-    """A line for each metric."""
-    return [f"{name:<28} {value:.6g}\n" for name, value in metrics.items()]
+def _report(argv: list[str]) -> int:
+    """Write the report of a run, finished or not, from its folder: curves, metrics, answers."""
+    parser = argparse.ArgumentParser("jaxalign report", description=_report.__doc__)
+    parser.add_argument("run", help="folder of the run")
+    own = parser.parse_args(argv)
+    from . import api
+
+    print(f"report: {api.Run(own.run).report()}")
+    return 0
+
+
+def _table(metrics: dict[str, float]) -> str:
+    """One line for each metric."""
+    return "\n".join(f"{name:<28} {value:.6g}" for name, value in metrics.items())
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -313,6 +214,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": _generate,
     "export": _export,
     "density": _density,
+    "report": _report,
 }
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ if CACHE is None:
     CACHE = os.environ["JAXALIGN_TEST_CACHE"] = tempfile.mkdtemp(prefix="jaxalign-tests-")
     atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
+# Commands in this process keep programs where the tests do.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+
 import jax
 import pytest
 from lib import runs as h

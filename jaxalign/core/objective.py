@@ -15,7 +15,7 @@ P = ParamSpec("P")
 INPUTS = ("policy", "ref", "start", "batch", "state", "key")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Objective(Generic[P]):
     """A loss function, and what must be true for it to be called.
 

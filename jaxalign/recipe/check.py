@@ -15,8 +15,9 @@ from ..diagnostics import problem
 from ..errors import UserError, near_miss
 from ..settings import Recipe, Reference, Stage
 from .diff import leaves
+from .own import Complaints
 from .renamed import new_name
-from .schema import Complaints, objective_settings, reference_mode
+from .schema import objective_settings, reference_mode
 
 
 def validate(

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import signal
+import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from ..errors import RunError, UserError
 from ..files import first_process, write_whole
 from ..hf import load
 from ..recipe.diff import differences
-from ..recipe.read import dump, read, resolved
+from ..recipe.read import dump, recorded, resolved
 from ..settings import Recipe
 from ..update.optimizer import learning_rate
 from ..update.state import TrainState
@@ -92,12 +93,12 @@ def claim(recipe: Recipe) -> None:
     if not held <= CLAIM and not path.exists():
         raise UserError(f"run.dir: {folder} is not empty and holds no run; choose another folder")
     if not held <= CLAIM:
-        before = read(str(path), [])
-        then, now = (_begun(stages, held) for stages in (before.stages, recipe.stages))
+        before = recorded(str(path))
+        then, now = (_begun(stages, held) for stages in (before["stages"], recipe.stages))
         # A stage that has written nothing yet may still be changed.
-        pending = {*before.stages, *recipe.stages} - {*then, *now}
+        pending = {*before["stages"], *recipe.stages} - {*then, *now}
         free = (*FREE_TO_CHANGE, *(f"stages.{name}." for name in pending))
-        changed = differences(resolved(before), resolved(recipe))
+        changed = differences(before, resolved(recipe))
         changed = [c for c in changed if not c.startswith(free)]
         changed += [f"stages: {then} -> {now}"] if then != now else []
         if changed:
@@ -276,11 +277,14 @@ def stop_signal() -> Iterator[Callable[[int], int]]:
     """Gives a function step -> the signal that asks to stop, or 0; all hosts give the same answer.
 
     SIGINT is handled like SIGTERM: a KeyboardInterrupt that is raised inside a callback of a
-    library is printed there and lost.
+    library is printed there and lost. A thread other than the main one gets no signal.
     """
     if jax.process_count() > 1:
         reached = multihost_utils.reached_preemption_sync_point
         yield lambda step: signal.SIGTERM if reached(step) else 0
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: 0  # Python runs signal handlers in the main thread only
         return
     came: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT)

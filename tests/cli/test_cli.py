@@ -1,6 +1,7 @@
 """The commands and their exit codes."""
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import re
@@ -13,11 +14,12 @@ import pytest
 import transformers
 from lib import runs as h
 
-from jaxalign.cli import COMMANDS, compile_cache_folder
+from jaxalign.api import compile_cache_folder
+from jaxalign.cli import COMMANDS
 from jaxalign.collect.sample import Sampling
 from jaxalign.settings import Run
 
-GOES_ON = "the same command goes on from there"
+GOES_ON = "the same command resumes from there"
 
 
 def test_train_ends_with_0_and_says_where_the_model_is(trained):
@@ -130,6 +132,20 @@ def test_generate_with_help_prints_every_field(jaxalign_command):
     assert "--mesh.fsdp" in out
 
 
+def test_version_is_the_installed_one(jaxalign_command):
+    wanted = importlib.metadata.version("jaxalign")
+    assert jaxalign_command("--version")[:2] == (0, f"jaxalign {wanted}\n")
+
+
+def test_report_writes_the_page_of_a_run_and_prints_where(trained, jaxalign_command, tmp_path):
+    folder = h.copy_folder(trained[0], tmp_path / "run")
+    shutil.rmtree(folder / "report")
+    code, out, _ = jaxalign_command("report", folder)
+    assert code == 0
+    assert f"report: {folder}/report/report.html" in out
+    assert (folder / "report" / "report.html").is_file()
+
+
 def test_no_command_is_an_error_that_shows_the_commands(jaxalign_command):
     code, out, _ = jaxalign_command()
     assert code == 2
@@ -188,7 +204,7 @@ def test_a_full_disk_exits_with_1_and_keeps_what_was_saved(stopped, compile_cach
     assert f"the model after update {saved[-1]} is in {out}" in again.stdout, again.stderr
 
 
-def test_compiled_programs_are_kept_beside_the_run_unless_told_otherwise(tmp_path, monkeypatch):
+def test_compiled_programs_are_kept_next_to_the_run_unless_told_otherwise(tmp_path, monkeypatch):
     run = str(tmp_path / "run")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     assert compile_cache_folder(Run(dir=run)) == str(tmp_path / "compile_cache")

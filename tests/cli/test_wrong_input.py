@@ -8,7 +8,7 @@ import pytest
 import transformers
 from lib import runs as h
 
-GOES_ON = "the same command goes on from there"
+GOES_ON = "the same command resumes from there"
 
 
 WRONG = {
@@ -91,7 +91,7 @@ def test_an_unknown_flag_exits_with_2_and_shows_the_near_one(trained, jaxalign_c
 
 def test_an_unknown_stage_is_one_error(trained, refused):
     error = refused("evaluate", trained[1], "--stage", "dop")
-    assert "--stage dop: the recipe has no such stage; did you mean 'dpo'?" in error
+    assert "stage dop: the recipe has no such stage; did you mean 'dpo'?" in error
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_stage_whose_start_is_not_trained_yet_is_one_error(inputs, refused, tm
     held_out = {"stages__dpo__data__eval_path": f"{inputs}/held_out.jsonl"}
     values = h.values(inputs, tmp_path / "run", **held_out)
     error = refused(command, h.write_recipe(tmp_path / "recipe.yaml", values), *flags)
-    assert "--stage dpo: it starts from" in error
+    assert "stage dpo: it starts from" in error
     assert "train first" in error
 
 
@@ -110,13 +110,13 @@ def test_evaluating_a_stage_that_is_not_trained_yet_is_one_error(inputs, refused
     held_out = {"stages__sft__data__eval_path": f"{inputs}/held_out.jsonl"}
     values = h.values(inputs, tmp_path / "run", "sft", **held_out)
     error = refused("evaluate", h.write_recipe(tmp_path / "recipe.yaml", values))
-    assert f"--stage sft: {tmp_path}/run/sft/model is not there; train first" in error
+    assert f"stage sft: {tmp_path}/run/sft/model is not there; train first" in error
 
 
 @pytest.mark.parametrize("flag", ["--checkpoint", "--against"])
 def test_evaluating_a_model_that_is_not_there_is_one_error(trained, refused, flag):
     error = refused("evaluate", trained[1], flag, "./nowhere")
-    assert error.startswith(f"jaxalign: {flag}: no folder ./nowhere")
+    assert error.startswith(f"jaxalign: {flag[2:]}: no folder ./nowhere")
 
 
 def test_evaluating_without_held_out_data_is_one_error(inputs, refused, tmp_path):

@@ -9,6 +9,6 @@ LAYERS = (
     ("hf", "update", "recipe"),
     ("collect",),
     ("run",),
-    ("quickstart",),
+    ("quickstart", "language_model"),
     ("api", "cli"),
 )

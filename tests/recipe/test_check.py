@@ -28,7 +28,7 @@ from jaxalign.recipe.read import parse
         ),
         (
             with_stage(objective={"name": "dpoo"}),
-            r"^at: stages.dpo.objective.name: no objective 'dpoo'; did you mean 'dpo'\?$",
+            r"^at: stages.dpo.objective.name: no objective 'dpoo'; did you mean 'dpo'\?; for",
         ),
         (
             with_stage(objective={"beta": 1}),

@@ -165,12 +165,12 @@ def test_a_diagnostic_that_does_not_fit_stops_the_recipe(
 def test_a_wrong_diagnostic_of_evaluate_is_one_error(inputs, refused, tmp_path):
     recipe = h.write_recipe(tmp_path / "recipe.yaml", values(inputs, tmp_path / "run", "simpo"))
     error = refused("evaluate", recipe, "--diagnostics", "top")
-    assert "--diagnostics: no diagnostic 'top'; did you mean 'topk'?" in error
+    assert "diagnostics: no diagnostic 'top'; did you mean 'topk'?" in error
     error = refused("evaluate", recipe, "--diagnostics", "shift")
     assert "--against` gives it one" in error
     recipe = h.write_recipe(tmp_path / "dpo.yaml", values(inputs, tmp_path / "dpo"))
     error = refused("evaluate", recipe, "--diagnostics", "logit_shift")
-    assert "--diagnostics: 'logit_shift' reads the reference's logits" in error
+    assert "diagnostics: 'logit_shift' reads the reference's logits" in error
 
 
 def test_generate_prints_the_diversity_of_its_answers(jaxalign_command, inputs, tmp_path):

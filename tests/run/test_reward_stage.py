@@ -371,7 +371,7 @@ def test_a_reward_model_answers_nothing(finished, refused):
 def test_scores_have_no_reference_to_be_evaluated_against(finished, inputs, refused):
     _, recipe = finished("bradley_terry")
     error = refused("evaluate", recipe, "--against", inputs / "model")
-    assert "--against: 'bradley_terry' gives scores and has no reference" in error
+    assert "against: 'bradley_terry' trains a reward head and has no reference" in error
 
 
 def test_a_reward_model_has_no_reference_pass(finished, refused):

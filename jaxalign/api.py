@@ -1,0 +1,396 @@
+"""The functions of the package: train, evaluate, generate, open, and the rest of the commands.
+
+Each starts jax as its recipe asks. The command line adds arguments, printing and exit codes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+from rich.console import Console
+
+from . import settings
+from .collect.density import Density, write_ratios
+from .collect.sample import Answers, Prompt, Sampling, sample
+from .core.sharding import make_mesh
+from .errors import UserError, near_miss
+from .files import first_process
+from .hf.load import resolve
+from .language_model import LanguageModel, precision
+from .quickstart.show import show
+from .quickstart.start import make_world
+from .recipe.read import file_of, parse, recipe_values, resolved
+from .recipe.schema import objective_settings, with_objects
+from .report import write_report
+from .report.metrics import read_metrics
+from .run import open_stage
+from .run.train import Stopped
+from .run.train import train as train_stages
+from .settings import Recipe
+
+__all__ = [
+    "LanguageModel",
+    "Run",
+    "Series",
+    "Stopped",
+    "density",
+    "evaluate",
+    "export",
+    "generate",
+    "open",
+    "reference",
+    "sample_answers",
+    "train",
+]
+
+AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+"""The path of a YAML file or the name of a built-in recipe, plain values, or a checked recipe."""
+Overrides = Mapping[str, Any] | None
+"""{"stages.slpo.steps": 100}: values by the dotted path of their setting."""
+
+
+class Series(NamedTuple):
+    """A metric over a stage; `plt.plot(*series)` draws it."""
+
+    steps: np.ndarray  # [n] int: updates made
+    values: np.ndarray  # [n] float64
+
+
+class Run:
+    """The folder of a run that has been trained, or that is being trained."""
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        """Open the folder of a run.
+
+        Raises:
+          UserError: the folder holds no run.
+        """
+        self.folder = Path(folder)
+        path = self.folder / "recipe.yaml"
+        if not path.is_file():
+            raise UserError(f"{self.folder}: no run is here (no recipe.yaml); train first")
+        self._stages = tuple(recipe_values(str(path)).get("stages", {}))
+
+    def __repr__(self) -> str:
+        return f"<Run {self.folder}: {', '.join(self.stages)}>"
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages, in order."""
+        return self._stages
+
+    def metrics(self, stage: str) -> dict[str, Series]:
+        """The metrics of a stage by name.
+
+        Training metrics have a value for each logged update. Held-out metrics, whose names begin
+        with `eval/`, have one for each evaluation; so every metric has steps of its own.
+
+        Raises:
+          UserError: the run has no such stage, or the stage has not begun.
+        """
+        lines = read_metrics(self._file(stage, "metrics.jsonl"))
+        names = dict.fromkeys(name for line in lines for name in line if name != "step")
+        found = {}
+        for name in names:
+            pairs = [(line["step"], line[name]) for line in lines if name in line]
+            steps, values = zip(*pairs, strict=True)
+            found[name] = Series(np.array(steps), np.array(values, np.float64))
+        return found
+
+    def model(self, stage: str | None = None) -> Path:
+        """The Hugging Face folder of the model of a stage; none: of the last stage.
+
+        Raises:
+          UserError: the run has no such stage, or the stage has not finished.
+        """
+        return self._file(stage or self._stages[-1], "model")
+
+    def report(self) -> Path:
+        """Write the report of the run; returns the path of its page."""
+        return write_report(self.folder)
+
+    def _file(self, stage: str, name: str) -> Path:
+        if stage not in self._stages:
+            raise UserError(f"{self.folder}: no stage '{stage}'; {near_miss(stage, self._stages)}")
+        path = self.folder / stage / name
+        if not path.exists():
+            raise UserError(f"{path}: not there yet; train the stage first")
+        return path
+
+
+def train(recipe: AnyRecipe, overrides: Overrides = None) -> Run:
+    """Train the stages of a recipe; resume where an earlier process stopped.
+
+    Args:
+      recipe: the recipe.
+      overrides: values to use instead of those in the recipe.
+
+    Raises:
+      UserError: the recipe, its data or checkpoints do not fit, or the folder holds another run.
+      RunError: a loss is not finite, or a checkpoint could not be saved.
+      Stopped: Ctrl-C or SIGTERM; the state is saved and the same call resumes from it.
+    """
+    chosen = _recipe(recipe, overrides)
+    with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
+        make_world(chosen, mesh)
+        train_stages(chosen, mesh, console)
+        last, _ = objective_settings(list(chosen.stages.values())[-1])
+        if chosen.world is not None and last.scores is None:
+            show(chosen, mesh, console)
+        elif first_process():
+            console.print(f"report: {write_report(Path(chosen.run.dir))}")
+    return Run(chosen.run.dir)
+
+
+def evaluate(
+    recipe: AnyRecipe,
+    stage: str | None = None,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    against: str | os.PathLike[str] | None = None,
+    diagnostics: Sequence[str] | None = None,
+    overrides: Overrides = None,
+) -> dict[str, float]:
+    """Evaluate the model of a stage, or another checkpoint, on the held-out data of the stage.
+
+    Args:
+      recipe: the recipe.
+      stage: the name of the stage; none: the last.
+      checkpoint: Hugging Face folder or hub repository; none: the exported model of the stage.
+      against: Hugging Face folder or hub repository of the reference; none: the reference of the
+        stage, if it has one.
+      diagnostics: additional measurements, by name; none: those of the stage.
+      overrides: values to use instead of those in the recipe.
+
+    Returns:
+      Held-out metrics by name, as `Run.metrics` has them under `eval/`.
+
+    Raises:
+      UserError: a name, a checkpoint or the data does not fit, or the stage is not trained yet.
+    """
+    chosen = _recipe(recipe, overrides)
+    name = _stage(chosen, stage)
+    with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
+        return open_stage.evaluate_stage(
+            chosen,
+            name,
+            mesh,
+            console,
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            against=None if against is None else str(against),
+            diagnostics=diagnostics,
+        )
+
+
+def reference(recipe: AnyRecipe, stage: str | None = None, *, overrides: Overrides = None) -> Path:
+    """Compute the reference log-probabilities of a stage, which training then reads from disk.
+
+    Args:
+      recipe: the recipe.
+      stage: the name of the stage; none: the last.
+      overrides: values to use instead of those in the recipe.
+
+    Returns:
+      The folder they are in.
+
+    Raises:
+      UserError: the objective of the stage reads no cached reference.
+    """
+    chosen = _recipe(recipe, overrides)
+    name = _stage(chosen, stage)
+    with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
+        return open_stage.compute_reference(chosen, name, mesh, console)
+
+
+def export(
+    recipe: AnyRecipe,
+    out: str | os.PathLike[str],
+    stage: str | None = None,
+    *,
+    adapter: bool = False,
+    overrides: Overrides = None,
+) -> int:
+    """Write the newest checkpoint of an unfinished stage as a Hugging Face folder.
+
+    Args:
+      recipe: the recipe.
+      out: the folder to write; it must not exist.
+      stage: the name of the stage; none: the last.
+      adapter: write the adapters only, for PEFT.
+      overrides: values to use instead of those in the recipe.
+
+    Returns:
+      The number of updates that the checkpoint has seen.
+
+    Raises:
+      UserError: the folder exists, or the stage has no checkpoint or no adapters.
+    """
+    chosen = _recipe(recipe, overrides)
+    name = _stage(chosen, stage)
+    with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
+        return open_stage.export_stage(chosen, name, mesh, console, Path(out), adapter=adapter)
+
+
+def open(
+    folder: str | os.PathLike[str],
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    mesh: settings.Mesh | None = None,
+) -> LanguageModel:
+    """Read a model onto the devices.
+
+    Args:
+      folder: Hugging Face folder or hub repository, of a model or of an adapter.
+      dtype: dtype of parameters and matrix products.
+      mesh: sizes of the axes of the device mesh; none: all devices hold all parameters.
+
+    Raises:
+      UserError: there is no such model, or it is of an unknown architecture.
+    """
+    path = resolve(str(folder), "model")
+    with _devices(mesh or settings.Mesh(), dtype) as (devices, _):
+        return LanguageModel(path, devices, dtype)
+
+
+def generate(
+    model: str | os.PathLike[str] | LanguageModel, prompts: Sequence[Prompt], **how: Any
+) -> list[str]:
+    """Sample one answer to each prompt.
+
+    Args:
+      model: Hugging Face folder or hub repository, or a model that `open` has read.
+      prompts: texts, or lists of messages for the chat template.
+      how: arguments of `LanguageModel.generate`.
+
+    Raises:
+      UserError: the model, a prompt or an argument does not fit.
+    """
+    opened = model if isinstance(model, LanguageModel) else open(model)
+    return opened.generate(prompts, **how)
+
+
+def sample_answers(how: Sampling, prompts: Sequence[Prompt]) -> Answers:
+    """Sample one answer to each prompt, as text and as tokens.
+
+    Args:
+      how: the model, the devices and how to draw.
+      prompts: texts, or lists of messages for the chat template.
+    """
+    folder = resolve(how.model, "model")
+    with _devices(how.mesh, how.dtype) as (mesh, _):
+        return sample(folder, how, mesh, prompts)
+
+
+def density(how: Density) -> int:
+    """Add to labeled data the density ratio of every prompt, which `bco_udm` reads.
+
+    Args:
+      how: the data, the model that embeds its prompts, and the file to write.
+
+    Returns:
+      The number of rows written.
+
+    Raises:
+      UserError: the model and the data do not fit, or all labels are the same.
+    """
+    folder = resolve(how.model, "model")
+    with _devices(how.mesh, how.dtype) as (mesh, _):
+        return write_ratios(folder, how, mesh)
+
+
+def _recipe(recipe: AnyRecipe, overrides: Overrides) -> Recipe:
+    """Check a recipe, with other values in it."""
+    if isinstance(recipe, str | os.PathLike):
+        path = os.fspath(recipe)
+        recipe = parse(recipe_values(path), path, folder=file_of(path).parent)
+    if isinstance(recipe, Mapping):
+        recipe = parse(recipe)
+    if not overrides:
+        return recipe
+    values = with_objects(resolved(recipe), recipe)
+    for path, value in overrides.items():
+        *parents, last = path.split(".")
+        at: Any = values
+        for key in (*parents, last):
+            if not isinstance(at, Mapping) or key not in at:
+                known = at if isinstance(at, Mapping) else ()
+                raise UserError(f"overrides: {path}: no '{key}'; {near_miss(key, known)}")
+            at, inside = at[key], at
+        inside[last] = value
+    return parse(values, "overrides")
+
+
+def _stage(recipe: Recipe, name: str | None) -> str:
+    """The name of a stage of the recipe; by default the last."""
+    if name is None:
+        return list(recipe.stages)[-1]
+    if name not in recipe.stages:
+        miss = near_miss(name, recipe.stages)
+        raise UserError(f"stage {name}: the recipe has no such stage; {miss}")
+    return name
+
+
+@contextlib.contextmanager
+def _devices(
+    sizes: settings.Mesh, dtype: str, run: settings.Run | None = None
+) -> Iterator[tuple[Mesh, Console]]:
+    """Set up jax; gives the device mesh and the console, quiet on all hosts but the first.
+
+    Args:
+      sizes: sizes of the axes of the mesh.
+      dtype: dtype of matrix products.
+      run: its cache of compiled programs and its hosts; none: jax stays as it is set.
+    """
+    if run is not None:
+        _keep_programs(compile_cache_folder(run))
+        if run.distributed:
+            _join_hosts()
+    with precision(dtype):
+        yield make_mesh(sizes), Console(quiet=jax.process_index() != 0, soft_wrap=True)
+
+
+def compile_cache_folder(run: settings.Run) -> str | None:
+    """The folder of compiled programs; None: they are not kept."""
+    shared = str(Path(run.dir).absolute().parent / "compile_cache")
+    folder = run.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or shared
+    return None if folder == "off" else folder
+
+
+def _keep_programs(folder: str | None) -> None:
+    """Keep compiled programs in a folder; None: nowhere."""
+    if jax.config.jax_compilation_cache_dir != folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        # A process that has compiled something keeps the folder it had then, until this.
+        compilation_cache.reset_cache()
+
+
+def _join_hosts() -> None:
+    """Join the other hosts of the run, once in a process.
+
+    Raises:
+      UserError: jax has been used before, so it is too late.
+    """
+    if jax.distributed.is_initialized():
+        return
+    # jax recognizes TPU pods, Slurm, Kubernetes and MPI; elsewhere the environment says how many
+    # processes there are and which one this is, as it does for the address of the coordinator.
+    count, number = (os.environ.get(k) for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count),
+            process_id=None if number is None else int(number),
+        )
+    except RuntimeError as e:
+        if "must be called before" not in str(e):
+            raise
+        raise UserError(
+            "run.distributed: this process has used jax already, so it cannot join other hosts; "
+            "start a new process and call jaxalign before anything else of jax"
+        ) from None

@@ -1,0 +1,242 @@
+"""A language model, or reward model, on the devices: log-probabilities, text and scores."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from . import settings
+from .collect.decode import generate, refuse_scores
+from .collect.sample import Prompt, stop_tokens
+from .core.batch import Batch
+from .core.objective import objective
+from .core.sharding import batch_shards, put_batch, replicated
+from .core.stats import logit, logp
+from .core.types import Demos, Loss, Metrics, SequenceStats, per_example
+from .data.examples import Examples
+from .data.loader import Loader
+from .data.tokenize import encode_prompts, load_examples
+from .errors import UserError
+from .hf import load
+from .hf.peft import base_folder, load_merged
+from .models.config import ModelConfig
+from .models.decoder import build
+from .update.forward import Task, sequence_stats
+
+ROW_LENGTH = 2048  # maximum length of a packed row, in tokens
+
+
+class LanguageModel:
+    """A decoder with its weights on the devices, and its tokenizer; `jaxalign.open` makes it.
+
+    Prompts and responses are texts, or lists of messages `{"role": ..., "content": ...}` for the
+    chat template of the tokenizer. They become the same tokens, in the same packed rows, as in
+    training.
+    """
+
+    def __init__(self, folder: Path, mesh: Mesh, dtype: str):
+        """Read a checkpoint or an adapter onto the mesh.
+
+        Args:
+          folder: a Hugging Face folder.
+          mesh: the device mesh.
+          dtype: dtype of parameters and matrix products, float32 or bfloat16.
+        """
+        self.folder, self.dtype = folder, dtype
+        base = base_folder(folder)
+        config = ModelConfig.from_hf(load.load_config(base))
+        self.tokenizer = load.load_tokenizer(base)
+        self._stop = stop_tokens(base, self.tokenizer)
+        self._model = build(config, mesh, dtype=dtype, param_dtype=dtype)
+        self._params = load_merged(folder, self._model)
+
+    def __repr__(self) -> str:
+        return f"<LanguageModel {self.folder}, {self.dtype}>"
+
+    def logp(
+        self, prompts: Sequence[Prompt], responses: Sequence[Prompt], *, batch_size: int = 64
+    ) -> np.ndarray:
+        """Log-probability of each response given its prompt, summed over its tokens, in nats.
+
+        Args:
+          prompts: N prompts.
+          responses: N responses, one to each prompt.
+          batch_size: responses per forward pass, rounded up to the shards of the batch.
+
+        Returns:
+          [N] float32.
+
+        Raises:
+          UserError: the model gives scores, or a prompt or response does not fit it.
+        """
+        if self._model.config.scores:
+            raise UserError(f"logp: {self.folder} is a reward model; call score")
+        found = self._statistics(prompts, responses, batch_size)
+        return np.concatenate([stats.logp[:, 0] for stats in found])
+
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[Prompt], *, batch_size: int = 64
+    ) -> np.ndarray:
+        """Scores of a reward model.
+
+        Args:
+          prompts: N prompts.
+          responses: N responses, one to each prompt.
+          batch_size: responses per forward pass, rounded up to the shards of the batch.
+
+        Returns:
+          [N] float32, or [N, k] if the head gives k > 1 scores.
+
+        Raises:
+          UserError: the model gives no scores, or a prompt or response does not fit it.
+        """
+        scores = self._model.config.scores
+        if not scores:
+            raise UserError(f"score: {self.folder} is not a reward model; call logp")
+        found = self._statistics(prompts, responses, batch_size)
+        values = np.concatenate([stats.token["logit"][:, 0, :scores] for stats in found])
+        return values[:, 0] if scores == 1 else values
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_new: int = 128,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> list[str]:
+        """Sample one answer to each prompt.
+
+        Args:
+          prompts: the prompts.
+          max_new: maximum number of new tokens.
+          temperature: divisor of the logits; 0 takes the most likely token.
+          top_k: sample from this many most likely tokens; 0: from all.
+          top_p: sample from the most likely tokens with this total probability.
+          seed: seed of all draws.
+          batch_size: prompts continued at a time.
+
+        Raises:
+          UserError: the model gives scores, or a prompt or a value does not fit.
+        """
+        refuse_scores(self._model.config)
+        if isinstance(prompts, str):
+            raise UserError("generate: prompts is a list; put the text into one")
+        with precision(self.dtype):
+            tokens = generate(
+                self._model,
+                self._params,
+                encode_prompts(self.tokenizer, prompts, "prompt"),
+                max_new=max_new,
+                stop=self._stop,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+                batch_size=batch_size,
+            )
+        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
+
+    def _statistics(
+        self, prompts: Sequence[Prompt], responses: Sequence[Prompt], batch_size: int
+    ) -> list[SequenceStats]:
+        """Statistics of each batch of responses, [n, 1], in the order of the prompts."""
+        examples = self._examples(prompts, responses)
+        mesh = self._model.mesh
+        shards = batch_shards(mesh)
+        loader = Loader(
+            examples,
+            batch_size=-(-min(batch_size, len(examples)) // shards) * shards,
+            microbatches=1,
+            shards=shards,
+            scores=self._model.config.scores,
+            row_length=ROW_LENGTH,
+            shapes=2,
+            seed=0,
+        )
+        with jax.set_mesh(mesh), precision(self.dtype):
+            return [
+                _in_order(
+                    batch, jax.device_get(self._forward(self._params, put_batch(batch, mesh)))
+                )
+                for batch in loader.sequential()
+            ]
+
+    @functools.cached_property
+    def _forward(self) -> Any:
+        """The compiled forward pass over a packed batch."""
+        needs = _scores if self._model.config.scores else _log_probabilities
+        task = Task(needs, {}, self._model.forward)
+
+        @functools.partial(jax.jit, out_shardings=replicated(self._model.mesh))
+        def forward(params: Any, batch: Batch) -> SequenceStats:
+            return jax.lax.map(lambda cells: sequence_stats(task, params, cells), batch)
+
+        return forward
+
+    def _examples(self, prompts: Sequence[Prompt], responses: Sequence[Prompt]) -> Examples:
+        """The tokenized responses, by the reader of training data."""
+        if isinstance(prompts, str) or isinstance(responses, str):
+            raise UserError("prompts and responses are lists; put each text into one")
+        if len(prompts) != len(responses) or not prompts:
+            raise UserError(
+                f"got {len(prompts)} prompts and {len(responses)} responses; give one response "
+                "to each prompt"
+            )
+        longest = self._model.config.max_positions
+        limits = settings.Data(
+            path="responses", max_length=longest, max_prompt=longest - 1, too_long="error"
+        )
+        rows = [
+            json.dumps({"prompt": p, "completion": r}) + "\n"
+            for p, r in zip(prompts, responses, strict=True)
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "responses.jsonl"
+            path.write_text("".join(rows), encoding="utf-8")
+            try:
+                examples = load_examples(limits, str(path), "", self.tokenizer, "Demos", seed=0)
+            except UserError as e:
+                raise UserError(str(e).replace(str(path), "responses")) from None
+        if len(examples) < len(prompts):
+            raise UserError("a response has no token of its own; drop it")
+        return examples
+
+
+def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """The precision of matrix products: accelerators round float32 unless told not to."""
+    if dtype == "float32":
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
+
+
+@objective(Demos, source="no loss: log-probabilities only", needs=(logp,))
+def _log_probabilities(policy: Demos) -> tuple[Loss, Metrics]:
+    """Log-probabilities."""
+    return per_example(policy.response.logp), {}
+
+
+@objective(Demos, source="no loss: scores only", needs=(logit,), scores=lambda hyper: 1)
+def _scores(policy: Demos) -> tuple[Loss, Metrics]:
+    """Scores of a reward head."""
+    return per_example(policy.response.token["logit"].sum(-1)), {}
+
+
+def _in_order(batch: Batch, stats: SequenceStats) -> SequenceStats:
+    """Leading axes [n, S, b] to the examples of the batch, in order, without padding."""
+    order = np.argsort(batch.example, axis=None, kind="stable")
+    order = order[batch.example.reshape(-1)[order] >= 0]
+    lead = batch.example.ndim
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[lead:])[order], stats)
