@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxalign.core.types import Array
 from jaxalign.models.attention.blocked import blocked
-from jaxalign.models.attention.mask import Packing
+from jaxalign.models.attention.mask import RowMask
 
 from .common import versions
 from .tables import table
@@ -25,18 +25,18 @@ TOKENS, HEADS, GROUPS, WIDTH = 4096, 8, 4, 64
 ROUNDS = 9
 
 
-def dense(q: Array, k: Array, v: Array, packing: Packing) -> Array:
+def dense(q: Array, k: Array, v: Array, mask: RowMask) -> Array:
     """Attention with all scores at once."""
-    mask = packing.visible()[:, None]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    visible = mask.visible()[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation="xla")
 
 
-def causal(q: Array, k: Array, v: Array, packing: Packing) -> Array:
-    """Attention on rows of one sequence, without reading the packing."""
+def causal(q: Array, k: Array, v: Array, mask: RowMask) -> Array:
+    """Attention on rows of one sequence, without reading the mask."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
 
 
-def rows(length: int, packed: bool) -> Packing:
+def rows(length: int, packed: bool) -> RowMask:
     """4,096 tokens: one sequence per row, or rows filled with prompts of two responses each."""
     shape = (TOKENS // length, length)
     segment, branch = np.ones(shape, np.int32), np.zeros(shape, np.int32)
@@ -53,25 +53,25 @@ def rows(length: int, packed: bool) -> Packing:
                 positions[n, span] = first + np.arange(max(span.stop - at, 0))
                 segment[n, span], branch[n, span] = number, r
                 at, first = at + size, prompt
-    return Packing(jnp.asarray(segment), jnp.asarray(branch), jnp.asarray(positions))
+    return RowMask(jnp.asarray(segment), jnp.asarray(branch), jnp.asarray(positions))
 
 
-def program(attention, packing: Packing):
+def program(attention, mask: RowMask):
     """The compiled gradient as a function, the megabytes of its temporaries, and its results."""
-    k, length = packing.segment.shape
+    k, length = mask.segment.shape
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(k, length, n, WIDTH) for n in (HEADS, GROUPS, GROUPS, HEADS)]
     arrays = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
-    def both(q, k, v, cotangent, packing):
-        out, vjp = jax.vjp(lambda *x: attention(*x, packing), q, k, v)
+    def both(q, k, v, cotangent, mask):
+        out, vjp = jax.vjp(lambda *x: attention(*x, mask), q, k, v)
         return out, *vjp(cotangent)
 
-    compiled = jax.jit(both).lower(*arrays, packing).compile()
+    compiled = jax.jit(both).lower(*arrays, mask).compile()
     memory: Any = compiled.memory_analysis()
 
     def run():
-        return jax.block_until_ready(compiled(*arrays, packing))
+        return jax.block_until_ready(compiled(*arrays, mask))
 
     return run, memory.temp_size_in_bytes / 1e6
 
@@ -82,8 +82,8 @@ def main() -> None:
     rows_of_table: list[tuple[str, ...]] = [(*head, "differ by")]
     for length in (256, 512, 1024):
         for name, plain in (("causal", causal), ("packed", dense)):
-            packing = rows(length, name == "packed")
-            pair = [program(f, packing) for f in (plain, blocked)]
+            mask = rows(length, name == "packed")
+            pair = [program(f, mask) for f in (plain, blocked)]
             a, b = (run() for run, _ in pair)
             off = max(float(jnp.max(jnp.abs(x - y))) for x, y in zip(a, b, strict=True))
             seconds = [[], []]

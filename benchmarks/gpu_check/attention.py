@@ -67,10 +67,10 @@ def main() -> None:
     import jax.numpy as jnp
 
     from jaxalign.core.sharding import make_mesh, repeatable
-    from jaxalign.models.attention import kernels
     from jaxalign.models.attention.api import backend, coarse
     from jaxalign.models.attention.blocked import blocked
-    from jaxalign.models.attention.mask import Packing
+    from jaxalign.models.attention.cudnn import cudnn
+    from jaxalign.models.attention.mask import RowMask
     from jaxalign.settings import Mesh
 
     from .. import shapes
@@ -84,25 +84,25 @@ def main() -> None:
     batch = shapes.packed(draw, shapes.Work("tiny"), shards=1, microbatches=1, row=row)
     cell = (batch.segment[0, 0], batch.branch[0, 0], batch.positions[0, 0])
     record(args.out, "about", rows=list(cell[0].shape), device=device.device_kind)
-    every = {"blocked": blocked, "coarse": coarse, "cudnn": kernels.cudnn}
+    every = {"blocked": blocked, "coarse": coarse, "cudnn": cudnn}
     for name, width, dtype, window in cases(device.platform == "gpu", args.quick):
-        packing = Packing(*cell, window=window)
+        mask = RowMask(*cell, window=window)
         real = np.asarray(cell[0] > 0)[..., None, None]
         sizes = [(*cell[0].shape, n, width) for n in (HEADS, GROUPS, GROUPS, HEADS)]
         keys = jax.random.split(jax.random.key(width), 4)
         q, k, v, g = map(lambda key, size: jax.random.normal(key, size, dtype), keys, sizes)
         g = jnp.where(real, g, 0)
 
-        def run(q: Any, k: Any, v: Any, g: Any, packing: Any, kernel: Any = every[name]) -> Any:
-            out, pull = jax.vjp(lambda q, k, v: kernel(q, k, v, packing), q, k, v)
+        def run(q: Any, k: Any, v: Any, g: Any, mask: Any, kernel: Any = every[name]) -> Any:
+            out, pull = jax.vjp(lambda q, k, v: kernel(q, k, v, mask), q, k, v)
             return out, *pull(g)
 
-        found = jax.jit(run, compiler_options=options)(q, k, v, g, packing)
+        found = jax.jit(run, compiler_options=options)(q, k, v, g, mask)
         found = [np.asarray(x, np.float64) for x in found]
         found[0] = np.where(real, found[0], 0.0)
-        wanted = formula(q, k, v, np.asarray(packing.visible()), g)
+        wanted = formula(q, k, v, np.asarray(mask.visible()), g)
         about = f"{name}, width {width}, {dtype}" + (f", window {window}" if window else "")
-        about += " (chosen)" if every[name] is backend(device, q, packing) else ""
+        about += " (chosen)" if every[name] is backend(device, q, mask) else ""
         for what, x, y in zip(("value", "dq", "dk", "dv"), found, wanted, strict=True):
             error = float(np.linalg.norm(x - y) / np.linalg.norm(y))
             check(args.out, f"{about}: {what}", error, BOUNDS[dtype])

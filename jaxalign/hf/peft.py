@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from ..errors import UserError, near_miss
 from ..files import read_json, whole_folder
-from ..models.adapted import Adapted, adapt, materialised
+from ..models.adapted import Adapted, adapt, materialized
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
 from ..models.lora import ATTENTION_INPUTS, LowRank
@@ -159,7 +159,7 @@ def load_merged(folder: Path, model: Model) -> Params:
     if not (folder / CONFIG).is_file():
         return params
     adapted, adapters = load_adapter(folder, model)
-    return materialised(adapted.merged(params, adapters), model)
+    return materialized(adapted.merged(params, adapters), model)
 
 
 def load_adapter(folder: Path, model: Model) -> tuple[Adapted, Params]:

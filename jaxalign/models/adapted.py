@@ -1,4 +1,4 @@
-"""A frozen decoder and its low-rank adapters, in two trees: one is trained, the other never."""
+"""A frozen decoder and its low-rank adapters, in two trees: only the adapters are trained."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from ..core.types import Array
 from .decoder import Encoded, Model, Params, build
@@ -18,36 +19,36 @@ from .lora import LowRank
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapted:
-    """A decoder with adapters, without its parameters: static, as `Model`."""
+    """A decoder with adapters, without its parameters: static, like `Model`."""
 
     base: Model
     """The decoder without adapters."""
     whole: Model
-    """The same with them."""
+    """The same decoder with adapters."""
     low_rank: LowRank
     abstract: Params
-    """The adapters alone, as `Model.abstract`; their leaves are `lora_a` and `lora_b`."""
+    """The adapters, in the form of `Model.abstract`; their leaves are `lora_a` and `lora_b`."""
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh that both trees lie on."""
+        """The device mesh of both trees."""
         return self.base.mesh
 
     def forward(
         self, frozen: Params, adapters: Params, ids: Array, positions: Array, segment: Array,
         branch: Array, *, layers: bool = False,
     ) -> Encoded:  # fmt: skip
-        """As `Model.forward`; no adapters, an empty dict, is the frozen decoder."""
+        """Like `Model.forward`; an empty dict of adapters gives the frozen decoder."""
         model = self.whole if adapters else self.base
         params = joined(frozen, adapters)
         return model.forward(params, ids, positions, segment, branch, layers=layers)
 
     def init(self, key: Array) -> Params:
-        """Adapters that change nothing yet: A random, B zero, each created on its own shards."""
+        """Adapters of zero effect: A random, B zero, each created on its own shards."""
         names = flatten_dict(self.abstract)
 
         def create(key: Array) -> Params:
-            # Random weights of the decoder are traced too, and never computed.
+            # The weights of the decoder are traced too, but XLA removes them.
             made = flatten_dict(self.whole.create(key))
             return unflatten_dict({name: made[name] for name in names})
 
@@ -56,12 +57,12 @@ class Adapted:
             return jax.jit(create, out_shardings=shardings)(key)
 
     def merged(self, frozen: Params, adapters: Params) -> Params:
-        """The parameters of a decoder without adapters that computes the same.
+        """Parameters with which `base` computes the same without adapters.
 
-        Adapted matrices are `Merged`: not added up before one of them is asked for.
+        Adapted matrices are `Merged`: their sum is computed when a layer reads it.
         """
-        flat: dict[Any, Any] = flatten_dict(frozen)
-        low: dict[Any, Any] = flatten_dict(adapters)
+        flat: dict[tuple[str, ...], Any] = flatten_dict(frozen)
+        low: dict[tuple[str, ...], Any] = flatten_dict(adapters)
         for (*owner, leaf), b in low.items():
             if leaf == "lora_b":
                 own, shared = (*owner, "lora_a"), (*owner[:-1], "lora_a")
@@ -72,7 +73,7 @@ class Adapted:
 
 
 def adapt(model: Model, low_rank: LowRank) -> Adapted:
-    """Put adapters beside the matrices of a decoder."""
+    """Give a decoder low-rank adapters."""
     whole = build(
         model.config,
         model.mesh,
@@ -88,13 +89,13 @@ def adapt(model: Model, low_rank: LowRank) -> Adapted:
 
 
 def joined(frozen: Params, adapters: Params) -> Params:
-    """Both trees in one."""
+    """Both trees as one."""
     return unflatten_dict(flatten_dict(frozen) | flatten_dict(adapters))
 
 
 @flax.struct.dataclass
 class Merged:
-    """W + scale A B, stacked over layers; computed in float32 when a dtype is asked for."""
+    """The `Kernel` W + scale A B, stacked over layers; `astype` computes it in float32."""
 
     kernel: Array  # [..., in, out]
     a: Array  # [..., in, rank]
@@ -102,19 +103,19 @@ class Merged:
     scale: float = flax.struct.field(pytree_node=False)
 
     def __getitem__(self, layer: Any) -> Merged:
-        """One layer of it."""
+        """The matrix of one layer."""
         return Merged(self.kernel[layer], self.a[layer], self.b[layer], self.scale)
 
-    def astype(self, dtype: Any) -> Array:
-        """The matrix itself."""
+    def astype(self, dtype: DTypeLike) -> Array:
+        """The sum as an array."""
         product = jnp.matmul(self.a, self.b, precision="highest")
         return (self.kernel.astype(jnp.float32) + self.scale * product).astype(dtype)
 
 
-def materialised(params: Params, model: Model) -> Params:
-    """Every `Merged` added up, as `model.abstract`."""
+def materialized(params: Params, model: Model) -> Params:
+    """Replace every `Merged` by its sum, an array as in `model.abstract`."""
 
-    def add(leaf: Any, like: Any) -> Any:
+    def add(leaf: Array | Merged, like: jax.ShapeDtypeStruct) -> Array:
         if not isinstance(leaf, Merged):
             return leaf
         return jax.jit(lambda x: x.astype(like.dtype), out_shardings=like.sharding)(leaf)

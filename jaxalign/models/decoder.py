@@ -10,13 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from ..core.sharding import RULES, check_divisible, constrain
 from ..core.types import Array
 from .attention.api import attend, attend_cached
-from .attention.mask import KEPT, Packing
+from .attention.mask import KEPT, RowMask
 from .config import ModelConfig
-from .layers.block import Block, Linear, Norm, normal_param
+from .layers.block import Block
+from .layers.norm import Norm
+from .layers.projections import Linear, normal_param
 from .layers.rope import rope_tables
 from .lora import LowRank, attach
 
@@ -40,7 +43,7 @@ class Decoder(nnx.Module):
     """A causal language model, or a reward model. Layers are stacked on a leading axis."""
 
     def __init__(
-        self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, lora: LowRank | None = None
+        self, config: ModelConfig, rngs: nnx.Rngs, dtype: DTypeLike, lora: LowRank | None = None
     ):
         self.config = config
         self.embed = normal_param(rngs, (config.vocab, config.width), ("vocab", "embed"), dtype)
@@ -60,28 +63,28 @@ class Decoder(nnx.Module):
         tied = config.tied and not config.scores
         self.head = None if tied else Linear(rngs, *head, bias=False, dtype=dtype)
 
-    def embedded(self, ids: Array, dtype: Any) -> Array:
+    def embedded(self, ids: Array, dtype: DTypeLike) -> Array:
         """Tokens [K, L] -> their embeddings [K, L, D]."""
         # Gathering from a table that is sharded over its width makes XLA replicate the result.
         table = constrain(self.embed[...].astype(dtype), "vocab", None)
         return constrain(table[ids], "batch", None, None)
 
-    def head_matrix(self, dtype: Any) -> Array:
+    def head_matrix(self, dtype: DTypeLike) -> Array:
         """The matrix [D, V] that turns hidden states into logits."""
         kernel = self.embed[...].T if self.head is None else self.head.kernel[...]
         return kernel.astype(dtype)
 
     def __call__(
-        self, ids: Array, packing: Packing, mesh: Mesh, dtype: Any, remat: Remat, layers: bool
+        self, ids: Array, mask: RowMask, mesh: Mesh, dtype: DTypeLike, remat: Remat, layers: bool
     ) -> tuple[Array, Array | None]:
-        """[K, L] ids and where they are in their rows -> final hidden states [K, L, D].
+        """[K, L] ids and the mask of their rows -> final hidden states [K, L, D].
 
-        If `layers` are wanted, also the mean over the width after each layer, [layers, K, L].
+        If `layers` is set, also the mean over the width after each layer, [layers, K, L].
         """
-        tables = rope_tables(self.config.rope, packing.positions)
+        tables = rope_tables(self.config.rope, mask.positions)
 
         def layer(x, block):
-            x, _ = block(x, tables, lambda q, k, v: (attend(q, k, v, packing, mesh), None))
+            x, _ = block(x, tables, lambda q, k, v: (attend(q, k, v, mask, mesh), None))
             return x, x.mean(-1, dtype=jnp.float32) if layers else None
 
         if remat != "none":
@@ -97,7 +100,7 @@ class Decoder(nnx.Module):
     def extend(
         self, ids: Array, positions: Array, mask: Array, cache: Cache, at: Array
     ) -> tuple[Array, Cache]:
-        """Like a call, with keys and values of earlier columns taken from `cache`."""
+        """Like `__call__`, with keys and values of earlier columns from `cache`."""
         tables = rope_tables(self.config.rope, positions)
 
         def layer(carry, indexed):
@@ -137,9 +140,9 @@ class Model:
     param_dtype: np.dtype
     remat: Remat
     responses: int
-    """Most responses that follow a prompt in a row."""
+    """Maximum number of responses per prompt in a row."""
     lora: LowRank | None = None
-    """Adapters among the parameters, in float32."""
+    """Adapters that the parameters include, in float32."""
 
     def _bind(self, params: Params) -> Decoder:
         return nnx.merge(self.graph, nnx.State(params))
@@ -151,19 +154,19 @@ class Model:
         """Encode packed rows.
 
         Args:
-          params: as `abstract`.
-          ids: [K, L] int tokens.
-          positions: [K, L] int position of each token in its own sequence.
-          segment: [K, L] int example within the row; 0 is padding.
-          branch: [K, L] int 0 in the prompt, r + 1 in response r.
+          params: parameters as in `abstract`.
+          ids: tokens [K, L].
+          positions: position of each token in its own sequence, [K, L].
+          segment: example of each token within the row, [K, L]; 0 is padding.
+          branch: [K, L]; 0 in the prompt, r + 1 in response r.
           layers: whether to compute `layer_means` too.
 
         Returns:
           The hidden states and the head, both in `dtype`.
         """
         decoder = self._bind(params)
-        packing = Packing(segment, branch, positions, self.responses)
-        hidden, means = decoder(ids, packing, self.mesh, self.dtype, self.remat, layers)
+        mask = RowMask(segment, branch, positions, self.responses)
+        hidden, means = decoder(ids, mask, self.mesh, self.dtype, self.remat, layers)
         means = None if means is None else jnp.moveaxis(means, 0, -1)
         return Encoded(hidden, decoder.head_matrix(self.dtype), means)
 
@@ -174,7 +177,7 @@ class Model:
             return jax.jit(self.create, out_shardings=shardings)(key)
 
     def create(self, key: Array) -> Params:
-        """The parameters of `init`, to be traced with the mesh set."""
+        """Create the parameters of `init`; call it in a trace, with the mesh set."""
         with nnx.logical_axis_rules(tuple(RULES.items())):
             decoder = Decoder(self.config, nnx.Rngs(key), self.param_dtype, self.lora)
         return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
@@ -195,14 +198,14 @@ class Model:
         mask: Array,
         at: int | Array,
     ) -> tuple[Array, Array, Cache]:
-        """Read L more tokens of each row into the cache: a prompt, or one token of a response.
+        """Append L tokens of each row to the cache: a prompt, or one token of a response.
 
         Args:
-          params: as `abstract`.
-          cache: from `init_cache`, S columns.
-          ids: [K, L] int tokens.
-          positions: [K, L] int position of each token in its own sequence.
-          mask: [K, 1, L, S] bool; which columns each new token sees, its own among them.
+          params: parameters as in `abstract`.
+          cache: a cache of S columns, from `init_cache`.
+          ids: tokens [K, L].
+          positions: position of each token in its own sequence, [K, L].
+          mask: [K, 1, L, S] bool; the columns that each new token sees, its own included.
           at: first column to write.
 
         Returns:
@@ -223,19 +226,19 @@ def build(
     responses: int = 2,
     lora: LowRank | None = None,
 ) -> Model:
-    """Lay a decoder out on a mesh. Uses no memory: parameters come from `init` or a checkpoint.
+    """Place a decoder on a mesh. Uses no memory: parameters come from `init` or a checkpoint.
 
     Args:
       config: what the decoder computes.
-      mesh: mesh (data, fsdp, tensor) with Auto axes.
-      dtype: dtype of activations and matrix products; norms, rotary angles and softmax are
-        float32 whatever it is.
+      mesh: the device mesh (data, fsdp, tensor), with Auto axes.
+      dtype: dtype of activations and matrix products; norms, rotary angles and softmax are always
+        float32.
       param_dtype: dtype in which parameters are kept.
-      remat: what the backward pass computes again: nothing, whole layers, or all but products of
-        activations with weights and what attention takes and gives.
-      responses: most responses that follow a prompt in a row; one beyond it has hidden states NaN
-        where attention runs as a TPU kernel.
-      lora: adapters beside its matrices.
+      remat: rematerialization in the backward pass: "none", "full" (whole layers) or "dots" (all
+        but products of activations with weights and the inputs and outputs of attention).
+      responses: maximum number of responses per prompt. On TPU, hidden states of any further
+        response are NaN.
+      lora: low-rank adapters of its matrices; None: no adapters.
 
     Raises:
       UserError: a mesh axis does not divide a dimension of a parameter; names both.

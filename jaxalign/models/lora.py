@@ -1,8 +1,8 @@
-"""Low-rank adapters beside the matrices of a layer: y = x W + scale (x A) B.
+"""Low-rank adapters of the matrices of a layer: y = x W + scale (x A) B.
 
-Hu et al. 2021, arXiv:2106.09685, section 4.1; the rank-stabilized scale is that of Kalajdzievski
-2023, arXiv:2312.03732. A starts as in PEFT, uniform within 1 / sqrt(in), and B at zero, so that
-an adapted layer starts as the layer it was. There is no dropout.
+Hu et al. 2021, arXiv:2106.09685, section 4.1; the rank-stabilized scale is by Kalajdzievski
+2023, arXiv:2312.03732. A is initialized as in PEFT, uniform within 1 / sqrt(in), and B with zeros,
+so an adapted layer first computes the same as the layer without adapters. There is no dropout.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .layers.block import Block, Linear
+from .layers.block import Block
+from .layers.projections import Linear
 
 ATTENTION_INPUTS = (("attention", "query"), ("attention", "key"), ("attention", "value"))
 
@@ -29,18 +30,18 @@ class LowRank:
     targets: tuple[tuple[str, str], ...]
     """Linear layers by their path in a block: ("mlp", "up")."""
     fused: bool
-    """Query, key and value share one A, as an adapter of their fused matrix does in PEFT."""
+    """Query, key and value share one A, as in a PEFT adapter of their fused matrix."""
 
     @property
     def scale(self) -> float:
-        """What (x A) B is multiplied by."""
+        """Factor of (x A) B."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
 def attach(block: Block, low_rank: LowRank, rngs: nnx.Rngs) -> None:
-    """Put adapters beside the linear layers of a block, in float32 whatever the block is in.
+    """Give the linear layers of a block adapters, in float32 whatever the dtype of the block.
 
-    A [in, rank] lies on the mesh like the rows of its matrix, B [rank, out] like the columns.
+    A [in, rank] is sharded like the rows of its matrix, B [rank, out] like the columns.
     """
 
     def down(linear: Linear) -> nnx.Param:

@@ -1,4 +1,4 @@
-"""Frozen matrices in 8 or 4 bits, by qwix; they are float32 again only where they are used."""
+"""Frozen matrices in 8 or 4 bits, by qwix; each layer dequantizes its own when it runs."""
 
 from __future__ import annotations
 
@@ -7,42 +7,44 @@ from typing import Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ..core.types import Array
 from ..errors import UserError
+from .layers.projections import Kernel
 
 Kind = Literal["int8", "nf4"]
 BLOCK = 64
-"""Rows of a column that share a scale in nf4 (Dettmers et al. 2023, arXiv:2305.14314)."""
+"""Rows of a column with one scale in nf4 (Dettmers et al. 2023, arXiv:2305.14314)."""
 
 
 @flax.struct.dataclass
 class Quantized:
-    """A matrix, stacked over layers: whole numbers and float32 scales, in a `qwix.QArray`."""
+    """A `Kernel`, stacked over layers: integers and float32 scales, in a `qwix.QArray`."""
 
     array: Any
 
     def __getitem__(self, layer: Any) -> Quantized:
-        """One layer of it."""
+        """The matrix of one layer."""
         return jax.tree.map(lambda x: x[layer], self)
 
-    def astype(self, dtype: Any) -> Array:
-        """The matrix itself, rounded once to `dtype`."""
+    def astype(self, dtype: DTypeLike) -> Array:
+        """The matrix as an array, rounded once to `dtype`."""
         import qwix
 
         return qwix.dequantize(self.array).astype(dtype)
 
 
-def quantize(path: tuple[str, ...], leaf: Array, kind: Kind) -> Any:
-    """A parameter as it is kept: quantized if it is a matrix of the layers, else as it is.
+def quantize(path: tuple[str, ...], leaf: Array, kind: Kind) -> Array | Kernel:
+    """Quantize a parameter if it is a matrix of the layers; other parameters are returned as is.
 
     int8 has a scale for each column, nf4 one for each 64 rows of a column; both map the largest
     magnitude to the largest number.
 
     Args:
       path: keys of the parameter in the nested dict.
-      leaf: [layers, in, out] where it is a matrix.
-      kind: of the numbers.
+      leaf: the parameter; a matrix is [layers, in, out].
+      kind: number format.
 
     Raises:
       UserError: qwix is not installed, or 64 does not divide the rows.

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.core.sharding import make_mesh
-from jaxalign.models.attention import kernels
-from jaxalign.models.attention.api import attend, attend_cached, backend, coarse
+from jaxalign.models.attention import splash as splash_module
+from jaxalign.models.attention.api import _log_refusal, attend, attend_cached, backend, coarse
 from jaxalign.models.attention.blocked import blocked
-from jaxalign.models.attention.kernels import cudnn, splash
-from jaxalign.models.attention.mask import Packing
+from jaxalign.models.attention.cudnn import cudnn
+from jaxalign.models.attention.mask import RowMask
+from jaxalign.models.attention.splash import splash
 from jaxalign.settings import Mesh
 
 CPU = SimpleNamespace(platform="cpu")
@@ -27,25 +28,25 @@ H100, A100, T4, MI300 = (
 )
 
 
-def dense(q, k, v, packing):
+def dense(q, k, v, mask):
     """The formula, with all scores at once; 0 where a query sees nothing."""
     k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], 2) for x in (k, v))
     s = jnp.einsum("bihc,bjhc->bhij", q, k) / np.sqrt(q.shape[3])
-    if packing.softcap is not None:
-        s = packing.softcap * jnp.tanh(s / packing.softcap)
-    e, b, x = packing.segment, packing.branch, packing.positions
+    if mask.softcap is not None:
+        s = mask.softcap * jnp.tanh(s / mask.softcap)
+    e, b, x = mask.segment, mask.branch, mask.positions
     i = np.arange(e.shape[1])
     sees = (e[:, :, None] == e[:, None]) & (e[:, None] > 0) & (i[:, None] >= i)
     sees &= (b[:, None] == 0) | (b[:, None] == b[:, :, None])
-    if packing.window is not None:
-        sees &= x[:, :, None] - x[:, None] < packing.window
+    if mask.window is not None:
+        sees &= x[:, :, None] - x[:, None] < mask.window
     p = jnp.where(sees[:, None], jnp.exp(s - s.max(-1, keepdims=True)), 0.0)
     p = p / jnp.maximum(p.sum(-1, keepdims=True), 1e-30)
     return jnp.einsum("bhij,bjhc->bihc", p, v)
 
 
 def pack(rows, length, **static):
-    """Rows of examples, each (prompt length, response lengths) -> their packing, then padding."""
+    """Rows of examples, each (prompt length, response lengths) -> their mask, then padding."""
     segment, branch, positions = np.zeros((3, len(rows), length), np.int32)
     for n, examples in enumerate(rows):
         at = 0
@@ -56,7 +57,7 @@ def pack(rows, length, **static):
                 first = prompt if b else 0
                 segment[n, span], branch[n, span] = e, b
                 positions[n, span] = np.arange(first, first + len(segment[n, span]))
-    return Packing(segment, branch, positions, **static)
+    return RowMask(segment, branch, positions, **static)
 
 
 def tensors(rows, length, heads, groups, width, seed=0):
@@ -66,23 +67,23 @@ def tensors(rows, length, heads, groups, width, seed=0):
     return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
-def value_and_gradients(run, q, k, v, cotangent, packing):
+def value_and_gradients(run, q, k, v, cotangent, mask):
     """(result, dq, dk, dv), with nothing flowing in from padding, where results mean nothing."""
-    real = (packing.segment > 0)[..., None, None]
-    out, vjp = jax.vjp(lambda *x: jnp.where(real, run(*x, packing), 0.0), q, k, v)
+    real = (mask.segment > 0)[..., None, None]
+    out, vjp = jax.vjp(lambda *x: jnp.where(real, run(*x, mask), 0.0), q, k, v)
     return out, *vjp(cotangent)
 
 
-def check(run, arrays, packing):
+def check(run, arrays, mask):
     both = jax.jit(lambda *x: [value_and_gradients(f, *x) for f in (run, dense)])
-    chex.assert_trees_all_close(*both(*arrays, packing), atol=1e-5, rtol=1e-5)
+    chex.assert_trees_all_close(*both(*arrays, mask), atol=1e-5, rtol=1e-5)
 
 
 def interpreted():
     """Runs splash on any device. (`force_tpu_interpret_mode` does not know `jax.vmap`.)"""
-    make = kernels.splash_attention.make_splash_mha
+    make = splash_module.splash_attention.make_splash_mha
     slow = functools.partial(make, interpret=True)
-    return mock.patch.object(kernels.splash_attention, "make_splash_mha", slow)
+    return mock.patch.object(splash_module.splash_attention, "make_splash_mha", slow)
 
 
 sizes = st.integers(1, 60)
@@ -99,23 +100,23 @@ rows = st.lists(st.lists(examples, max_size=4), min_size=1, max_size=2)
     softcap=st.sampled_from([None, 1.5]),
 )
 def test_blocked_is_the_formula(rows, length, heads, window, softcap):
-    packing = pack(rows, length, window=window, softcap=softcap)
-    check(blocked, tensors(len(rows), length, *heads, 8), packing)
+    mask = pack(rows, length, window=window, softcap=softcap)
+    check(blocked, tensors(len(rows), length, *heads, 8), mask)
 
 
 @pytest.mark.slow
 def test_blocked_is_the_formula_beyond_short_rows():
-    packing = pack([[(100, (200, 150)), (40, (60, 60))]], 650)
+    mask = pack([[(100, (200, 150)), (40, (60, 60))]], 650)
     for run in (blocked, coarse):
-        check(run, tensors(1, 650, 4, 2, 8), packing)
+        check(run, tensors(1, 650, 4, 2, 8), mask)
 
 
 def test_blocked_leaves_out_what_nobody_sees():
-    packing = pack([[(64, (64, 64))]], 192)
+    mask = pack([[(64, (64, 64))]], 192)
     q, k, v, _ = tensors(1, 192, 4, 2, 8)
-    spoilt = v.at[:, 64:128].set(jnp.nan)  # the first response
-    out = jax.jit(blocked)(q, k, spoilt, packing)
-    np.testing.assert_array_equal(np.isnan(out).any((0, 2, 3)), packing.branch[0] == 1)
+    spoiled = v.at[:, 64:128].set(jnp.nan)  # the first response
+    out = jax.jit(blocked)(q, k, spoiled, mask)
+    np.testing.assert_array_equal(np.isnan(out).any((0, 2, 3)), mask.branch[0] == 1)
 
 
 @pytest.mark.slow
@@ -127,41 +128,41 @@ def test_blocked_leaves_out_what_nobody_sees():
     softcap=st.sampled_from([None, 1.5]),
 )
 def test_splash_is_the_formula(rows, length, heads, softcap):
-    packing = pack(rows, length, responses=3, softcap=softcap)
+    mask = pack(rows, length, responses=3, softcap=softcap)
     with interpreted():
-        check(splash, tensors(len(rows), length, *heads, 128), packing)
+        check(splash, tensors(len(rows), length, *heads, 128), mask)
 
 
 def test_splash_gives_nan_to_a_response_that_it_was_not_told_of():
-    packing = pack([[(5, (5, 5, 5)), (5, (5, 5))]], 128)
+    mask = pack([[(5, (5, 5, 5)), (5, (5, 5))]], 128)
     with interpreted():
-        out = splash(*tensors(1, 128, 1, 1, 128)[:3], packing)
-    np.testing.assert_array_equal(np.isnan(out).all((2, 3)), packing.branch > 2)
+        out = splash(*tensors(1, 128, 1, 1, 128)[:3], mask)
+    np.testing.assert_array_equal(np.isnan(out).all((2, 3)), mask.branch > 2)
 
 
 def test_splash_lowers_for_a_tpu_on_any_machine():
-    packing = pack([[(60, (100, 90))]] * 2, 256)
+    mask = pack([[(60, (100, 90))]] * 2, 256)
     arrays = [x.astype(jnp.bfloat16) for x in tensors(2, 256, 4, 2, 128)]
     run = jax.jit(functools.partial(value_and_gradients, splash))
-    text = run.trace(*arrays, packing).lower(lowering_platforms=("tpu",)).as_text()
+    text = run.trace(*arrays, mask).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") == 3  # forward, dq, dk and dv
 
 
 @pytest.mark.parametrize("run", [blocked, splash])
 def test_a_query_that_sees_nothing_is_finite_with_a_finite_gradient(run):
-    packing = pack([[]], 128)
+    mask = pack([[]], 128)
     q, k, v, _ = tensors(1, 128, 1, 1, 128)
-    slope = jax.value_and_grad(lambda q, k, v: run(q, k, v, packing).sum(), (0, 1, 2))
+    slope = jax.value_and_grad(lambda q, k, v: run(q, k, v, mask).sum(), (0, 1, 2))
     with interpreted():
         chex.assert_tree_all_finite(jax.jit(slope)(q, k, v))
 
 
 def test_bfloat16_keeps_scores_and_sums_in_float32():
-    packing = pack([[(40, (50, 30))]], 128)
+    mask = pack([[(40, (50, 30))]], 128)
     coarse = [x.astype(jnp.bfloat16) for x in tensors(1, 128, 4, 2, 16)]
     exact = [x.astype(jnp.float32) for x in coarse]
-    found = jax.jit(functools.partial(value_and_gradients, blocked))(*coarse, packing)
-    wanted = jax.jit(functools.partial(value_and_gradients, dense))(*exact, packing)
+    found = jax.jit(functools.partial(value_and_gradients, blocked))(*coarse, mask)
+    wanted = jax.jit(functools.partial(value_and_gradients, dense))(*exact, mask)
     assert {x.dtype for x in found} == {jnp.dtype(jnp.bfloat16)}
     for x, y in zip(found, wanted, strict=True):
         np.testing.assert_allclose(x.astype(jnp.float32), y, atol=0.02, rtol=0.02)
@@ -173,18 +174,18 @@ def test_every_mesh_computes_the_formula(sizes):
     """Two key heads: cut by 2, repeated for 4, whole on each of 3; four rows: cut by 4, not 3."""
     axes = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
     mesh = make_mesh(Mesh(**axes), jax.devices()[: np.prod(sizes)])
-    packing = pack([[(9, (9, 5))], [(3, (20,))], [], [(1, (1, 1))]], 32)
-    check(functools.partial(attend, mesh=mesh), tensors(4, 32, 4, 2, 8), packing)
+    mask = pack([[(9, (9, 5))], [(3, (20,))], [], [(1, (1, 1))]], 32)
+    check(functools.partial(attend, mesh=mesh), tensors(4, 32, 4, 2, 8), mask)
 
 
 @pytest.mark.slow
 def test_devices_exchange_nothing():
     mesh = make_mesh(Mesh(data=2, fsdp=2, tensor=2))
-    packing = pack([[(9, (9, 5))]] * 4, 32)
+    mask = pack([[(9, (9, 5))]] * 4, 32)
     layout = jax.NamedSharding(mesh, jax.P(("data", "fsdp"), None, "tensor"))
     arrays = jax.device_put(tensors(4, 32, 4, 2, 8), layout)
     run = functools.partial(value_and_gradients, functools.partial(attend, mesh=mesh))
-    text = jax.jit(run).lower(*arrays, packing).compile().as_text()
+    text = jax.jit(run).lower(*arrays, mask).compile().as_text()
     assert not any(name in text for name in ("all-gather", "all-reduce", "all-to-all", "permute"))
 
 
@@ -220,6 +221,17 @@ CHOICES = {
 @pytest.mark.parametrize("device, q, static, wanted", CHOICES.values(), ids=CHOICES)
 def test_the_backend_follows_the_device_and_what_its_kernel_takes(device, q, static, wanted):
     assert backend(device, q, pack([[]], q.shape[1], **static)) is wanted
+
+
+def test_the_log_says_once_why_a_kernel_is_refused(caplog):
+    caplog.set_level("DEBUG", "jaxalign.models.attention.api")
+    _log_refusal.cache_clear()
+    for _ in range(2):
+        backend(H100, FULL, pack([[]], 256))
+    assert [record.message for record in caplog.records] == [
+        "attention does not run splash: it needs a TPU",
+        "attention does not run cudnn: it needs half precision, not float32",
+    ]
 
 
 def test_a_query_of_generation_that_sees_nothing_is_finite_with_a_finite_gradient():

@@ -11,7 +11,7 @@ from lib.steps import one_device
 
 from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
-from jaxalign.models.attention.mask import Packing
+from jaxalign.models.attention.mask import RowMask
 from jaxalign.models.config import ModelConfig, Rope
 from jaxalign.models.decoder import build
 from jaxalign.models.layers.rope import frequencies, rope_tables, rotate
@@ -61,7 +61,7 @@ def packed_row():
 
 
 def mask_of(row):
-    return np.asarray(Packing(row["segment"], row["branch"], row["positions"]).visible())[0]
+    return np.asarray(RowMask(row["segment"], row["branch"], row["positions"]).visible())[0]
 
 
 # Configuration

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.errors import UserError
 from jaxalign.hf.peft import low_rank
-from jaxalign.models.adapted import adapt, materialised
+from jaxalign.models.adapted import adapt, materialized
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
 from jaxalign.models.quantized import BLOCK, Quantized, quantize
@@ -127,7 +127,7 @@ def plain_merge(model, base, adapters):
 def test_merging_adds_to_the_rounded_base():
     model, params, adapters = wide()
     base = kept(params, "int8")
-    found = materialised(model.merged(base, adapters), model.base)
+    found = materialized(model.merged(base, adapters), model.base)
     wanted = plain_merge(model, plain(base), adapters)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, wanted)
 

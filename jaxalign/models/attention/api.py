@@ -1,8 +1,9 @@
-"""Attention over packed rows with shared prompts: one function, and which backend it runs."""
+"""Attention over packed rows with shared prompts: one function, and the choice of its backend."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,30 +14,31 @@ from jax.sharding import Mesh
 
 from ...core.sharding import batch_shards, spec
 from ...core.types import Array
+from . import cudnn, splash
 from .blocked import blocked
-from .kernels import cudnn, cudnn_takes, splash, splash_takes
-from .mask import Packing, keep
+from .mask import RowMask, keep
 
-Backend = Callable[[Array, Array, Array, Packing], Array]
+Backend = Callable[[Array, Array, Array, RowMask], Array]
+LOG = logging.getLogger(__name__)
 
 coarse: Backend = functools.partial(blocked, least=256)
-"""`blocked` in fewer and larger turns of its loops, for wide devices, to which a turn is dear."""
+"""`blocked` with larger tiles, for accelerators, where each loop iteration is expensive."""
 
 
-def attend(q: Array, k: Array, v: Array, packing: Packing, mesh: Mesh) -> Array:
-    """softmax(q k' / sqrt(C)) v over the keys that `packing` shows to each query.
+def attend(q: Array, k: Array, v: Array, mask: RowMask, mesh: Mesh) -> Array:
+    """softmax(q k' / sqrt(C)) v over the keys that `mask` lets each query see.
 
-    Every device runs the backend that `backend` names on its own rows and heads. Where the mesh
-    does not cut the rows evenly, all of its batch axes compute all rows. Where it does not cut the
-    key heads evenly, they are repeated until it does; failing that, all of its tensor axis computes
-    all heads.
+    Every device runs `backend` on its own rows and heads. If the mesh does not divide the number of
+    rows, every device of its batch axes computes all rows. If it does not divide the number of key
+    heads, they are repeated until it does; if that is impossible, every device of its tensor axis
+    computes all heads.
 
     Args:
-      q: [K, L, H, C] queries.
-      k: [K, L, G, C] keys; H is a multiple of G.
-      v: [K, L, G, C] values.
-      packing: of the same K rows of length L.
-      mesh: mesh (data, fsdp, tensor).
+      q: queries [K, L, H, C].
+      k: keys [K, L, G, C]; H is a multiple of G.
+      v: values [K, L, G, C].
+      mask: the mask of these K rows of length L.
+      mesh: the device mesh (data, fsdp, tensor).
 
     Returns:
       [K, L, H, C] in the dtype of `q`; finite and meaningless where a query sees nothing.
@@ -49,43 +51,51 @@ def attend(q: Array, k: Array, v: Array, packing: Packing, mesh: Mesh) -> Array:
         k, v = (jnp.repeat(x, groups // x.shape[2], axis=2) for x in (k, v))
     by_head = spec(rows, None, cut, None)
     run = jax.shard_map(
-        backend(mesh.devices.flat[0], q, packing),
+        backend(mesh.devices.flat[0], q, mask),
         mesh=mesh,
         in_specs=(by_head, by_head, by_head, spec(rows)),
         out_specs=by_head,
         check_vma=False,  # pallas kernels do not say over which axes their results vary
     )
     with jax.named_scope("attention"):
-        return keep(run(q, k, v, packing))
+        return keep(run(q, k, v, mask))
 
 
-def backend(device: Any, q: Any, packing: Packing) -> Backend:
-    """What computes attention on a kind of device.
+def backend(device: Any, q: Array | jax.ShapeDtypeStruct, mask: RowMask) -> Backend:
+    """The backend for a kind of device: `splash`, `cudnn`, or else `blocked`, on GPUs `coarse`.
 
-    `splash` on TPUs and `cudnn` on NVIDIA GPUs, as far as these kernels go (`splash_takes`,
-    `cudnn_takes`), `coarse` where they do not; `blocked` on CPUs. The device is one of the mesh: a
-    program that is compiled ahead of time is compiled for the mesh, not for the machine that
-    compiles.
+    A refusal of `splash` or `cudnn` is logged with its reason, once per process, at level DEBUG.
 
     Args:
-      device: of the mesh.
+      device: a device of the mesh. A program that is compiled ahead of time is compiled for the
+        mesh, not for the machine that compiles.
       q: queries [K, L, H, C], or their shape and dtype.
-      packing: the mask.
+      mask: the mask.
     """
-    if device.platform == "tpu" and splash_takes(q.shape[1], packing):
-        return splash
-    if device.platform == "gpu" and cudnn_takes(device, q, packing):
-        return cudnn
+    fused = {
+        "splash": (splash.refusal, splash.splash),
+        "cudnn": (cudnn.refusal, cudnn.cudnn),
+    }
+    for name, (refusal, run) in fused.items():
+        reason = refusal(device, q, mask)
+        if reason is None:
+            return run
+        _log_refusal(name, reason)
     return blocked if device.platform == "cpu" else coarse
 
 
+@functools.cache
+def _log_refusal(name: str, reason: str) -> None:
+    LOG.debug("attention does not run %s: %s", name, reason)
+
+
 def attend_cached(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """softmax(q k' / sqrt(C)) v for generation, where keys come from a cache.
+    """softmax(q k' / sqrt(C)) v for generation, with keys and values from a cache.
 
     Args:
-      q: [K, L, H, C] queries.
-      k: [K, S, G, C] keys; H is a multiple of G.
-      v: [K, S, G, C] values.
+      q: queries [K, L, H, C].
+      k: keys [K, S, G, C]; H is a multiple of G.
+      v: values [K, S, G, C].
       mask: [K, 1, L, S] bool; a query that may see nothing gets a finite, meaningless result.
 
     Returns:

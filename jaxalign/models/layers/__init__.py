@@ -1,1 +1,1 @@
-"""The layers of a decoder."""
+"""The parts of one decoder layer. Every parameter carries its logical axes."""

@@ -34,12 +34,12 @@ def rope_tables(rope: Rope, positions: Array) -> tuple[Array, Array]:
 
 
 def rotate(x: Array, tables: tuple[Array, Array]) -> Array:
-    """Turn the leading dimensions of each head, [K, L, heads, C] -> the same.
+    """Rotate the leading dimensions of each head, [K, L, heads, C] -> [K, L, heads, C].
 
     Dimension i is paired with i + width / 2, which is the layout of Hugging Face checkpoints.
     """
     cos, sin = tables
     half = cos.shape[-1]
     a, b, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
+    return rotated.astype(x.dtype)
