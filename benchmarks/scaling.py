@@ -28,6 +28,7 @@ from jaxalign.data.loader import Loader
 from jaxalign.data.pack import CachedStats
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
+from jaxalign.models.families import read_config
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh, Optimizer
 from jaxalign.update.forward import Task
@@ -61,7 +62,7 @@ SWEEPS = {
 
 def llama(sizes: Sizes) -> ModelConfig:
     """A model of width 256 with 4 heads."""
-    return ModelConfig.from_hf(
+    return read_config(
         {
             "model_type": "llama",
             "vocab_size": sizes.vocab,

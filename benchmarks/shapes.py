@@ -20,10 +20,10 @@ from jaxalign.core.sharding import BATCH, repeatable, replicated
 from jaxalign.data.examples import Example
 from jaxalign.data.pack import CachedStats, head_chunks, pack
 from jaxalign.data.rows import round_up
-from jaxalign.hf.names import linears
 from jaxalign.models.adapted import Adapted, adapt
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import Params, Remat, build
+from jaxalign.models.families import read_config
 from jaxalign.models.lora import LowRank
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.update.forward import Task
@@ -178,7 +178,7 @@ class Work:
     @property
     def config(self) -> ModelConfig:
         """The decoder's configuration."""
-        return ModelConfig.from_hf(SHAPES[self.model])
+        return read_config(SHAPES[self.model])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,8 +241,8 @@ def program(work: Work, mesh: Mesh) -> Program:
 
 def all_linears(config: ModelConfig) -> LowRank:
     """Adapters on every linear layer of a block."""
-    targets = tuple(linears(config)[1])
-    return LowRank(RANK, 2.0 * RANK, False, targets, fused=config.family == "gpt_neox")
+    names = FAMILIES[config.family].names
+    return LowRank(RANK, 2.0 * RANK, False, tuple(names.linears), names.fused)
 
 
 def parameters(params: Any) -> int:

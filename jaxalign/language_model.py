@@ -28,8 +28,8 @@ from .data.tokenize import encode_prompts, load_examples
 from .errors import UserError
 from .hf import load
 from .hf.peft import base_folder, load_merged
-from .models.config import ModelConfig
 from .models.decoder import build
+from .models.families import read_config
 from .update.forward import Task, sequence_stats
 
 ROW_LENGTH = 2048  # maximum length of a packed row, in tokens
@@ -53,7 +53,7 @@ class LanguageModel:
         """
         self.folder, self.dtype = folder, dtype
         base = base_folder(folder)
-        config = ModelConfig.from_hf(load.load_config(base))
+        config = read_config(load.load_config(base))
         self.tokenizer = load.load_tokenizer(base)
         self._stop = stop_tokens(base, self.tokenizer)
         self._model = build(config, mesh, dtype=dtype, param_dtype=dtype)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxalign.models.config import ModelConfig
+from jaxalign.models.families import read_config
 
 BETA = 0.1
 CLIP = 1.0  # largest global gradient norm
@@ -75,7 +76,7 @@ def batches(folder: Path) -> list[list[Pair]]:
 
 def decoder(folder: Path) -> ModelConfig:
     """The decoder of a race."""
-    return ModelConfig.from_hf(json.loads((folder / "model" / "config.json").read_text()))
+    return read_config(json.loads((folder / "model" / "config.json").read_text()))
 
 
 class Flops(NamedTuple):

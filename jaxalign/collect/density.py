@@ -27,8 +27,8 @@ from ..data.tokenize import encode_prompts
 from ..errors import UserError
 from ..hf import load
 from ..hf.peft import base_folder, load_merged
-from ..models.config import ModelConfig
 from ..models.decoder import Model, Params, build
+from ..models.families import read_config
 from ..settings import Data
 
 ROUND = 64  # rows are as long as a multiple of it, tokens
@@ -75,7 +75,7 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
             f"{settings.data}: the labels are all alike; there is nothing to tell apart"
         )
     base = base_folder(folder)
-    config = ModelConfig.from_hf(load.load_config(base))
+    config = read_config(load.load_config(base))
     model = build(config, mesh, dtype=settings.dtype, param_dtype=settings.dtype)
     prompts = encode_prompts(load.load_tokenizer(base), [row.prompt for row in rows], settings.data)
     longest = min(settings.max_prompt, config.max_positions)

@@ -20,8 +20,8 @@ from ..errors import UserError
 from ..files import read_json
 from ..hf import load
 from ..hf.peft import base_folder, load_merged
-from ..models.config import ModelConfig
 from ..models.decoder import build
+from ..models.families import read_config
 from .decode import generate, refuse_scores
 
 Prompt = str | Messages
@@ -107,7 +107,7 @@ def sample(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Promp
       UserError: the checkpoint, the prompts or a setting do not fit.
     """
     base = base_folder(folder)
-    config = ModelConfig.from_hf(load.load_config(base))
+    config = read_config(load.load_config(base))
     refuse_scores(config)  # before its weights are read
     model = build(config, mesh, dtype=settings.dtype, param_dtype=settings.dtype)
     tokenizer = load.load_tokenizer(base)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import UserError
 from ..files import read_json
 from ..models.decoder import Model, Params
-from .names import BUFFERS, HEADS, Weight, hf_shape, read_part, weights
+from .weights import Weight, heads, hf_shape, names_of, read_part, weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -77,7 +77,7 @@ def resolve(path: str, setting: str = "model.path") -> Path:
 
 
 def load_config(folder: Path) -> dict[str, Any]:
-    """The contents of `config.json`, for `ModelConfig.from_hf`.
+    """The contents of `config.json`, for `read_config`.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -199,12 +199,13 @@ def layers_of(weight: Weight, tensors: dict, model: Model, folder: Path) -> list
 
 def _refuse_unexpected(tensors: dict[str, Tensor], used: set[str], model: Model) -> None:
     for name, tensor in tensors.items():
-        if name in used or name.endswith(BUFFERS):
+        if name in used or name.endswith(names_of(model.config).buffers):
             continue
-        if model.config.scores and name in HEADS:
-            continue  # what the reward head takes the place of
+        unembedding = name in heads(model.config)
+        if model.config.scores and unembedding:
+            continue  # the reward head replaces it
         embed = tensors[weights(model.config)[0].name]
-        if model.config.tied and name in HEADS and _equal(tensor, embed):
+        if model.config.tied and unembedding and _equal(tensor, embed):
             continue
         tied = " (config.json ties the head to the embedding)" if model.config.tied else ""
         raise UserError(

@@ -18,8 +18,8 @@ from ..models.decoder import Model, Params
 from ..models.lora import ATTENTION_INPUTS, LowRank
 from ..settings import Lora
 from .load import layers_of, load_params, open_tensors, placed, resolve
-from .names import Weight, linears
 from .save import by_tensor, gathered
+from .weights import Weight, names_of
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -50,7 +50,8 @@ def low_rank(settings: Lora, config: ModelConfig, where: str) -> LowRank:
       UserError: a target is no linear layer of this decoder, or only a part of a fused one.
     """
     known: dict[str, list[tuple[str, str]]] = {}
-    for path, module in linears(config)[1].items():
+    names = names_of(config)
+    for path, module in names.linears.items():
         for name in (path[-1], module.rpartition(".")[-1]):
             known.setdefault(name, []).append(path)
     chosen: set[tuple[str, str]] = set()
@@ -61,23 +62,22 @@ def low_rank(settings: Lora, config: ModelConfig, where: str) -> LowRank:
                 f"{near_miss(target, known)}"
             )
         chosen |= set(known[target])
-    fused = config.family == "gpt_neox"
     missing = [path[-1] for path in ATTENTION_INPUTS if path not in chosen]
-    if fused and 0 < len(missing) < len(ATTENTION_INPUTS):
+    if names.fused and 0 < len(missing) < len(ATTENTION_INPUTS):
         raise UserError(
             f"{where}.targets: model_type '{config.family}' fuses query, key and value in one "
             f"matrix, and {missing[0]} is not named; name query_key_value"
         )
-    targets = tuple(path for path in linears(config)[1] if path in chosen)
-    return LowRank(settings.rank, settings.alpha, settings.rank_stabilized, targets, fused)
+    targets = tuple(path for path in names.linears if path in chosen)
+    return LowRank(settings.rank, settings.alpha, settings.rank_stabilized, targets, names.fused)
 
 
 def weights(adapters: LowRank, config: ModelConfig) -> tuple[Weight, ...]:
     """Where each adapter lives in PEFT's file."""
-    prefix, names = linears(config)
+    names = names_of(config)
     found = []
     for path in adapters.targets:
-        name = f"{PREFIX}{prefix}{names[path]}"
+        name = f"{PREFIX}{names.layer}{names.linears[path]}"
         shared = adapters.fused and path in ATTENTION_INPUTS
         part = ATTENTION_INPUTS.index(path) if shared else 0
         if part == 0:
@@ -118,7 +118,7 @@ def save_adapter(folder: Path, adapters: Params, model: Adapted, *, base: str, c
 
 
 def _config(adapters: LowRank, config: ModelConfig, base: str) -> dict[str, Any]:
-    names = linears(config)[1]
+    linears = names_of(config).linears
     return {
         "base_model_name_or_path": base,
         "bias": "none",
@@ -129,7 +129,7 @@ def _config(adapters: LowRank, config: ModelConfig, base: str) -> dict[str, Any]
         "lora_dropout": 0.0,
         "peft_type": "LORA",
         "r": adapters.rank,
-        "target_modules": sorted({names[path].rpartition(".")[-1] for path in adapters.targets}),
+        "target_modules": sorted({linears[path].rpartition(".")[-1] for path in adapters.targets}),
         "task_type": "CAUSAL_LM",
         "use_rslora": adapters.rank_stabilized,
     }
@@ -182,7 +182,7 @@ def load_adapter(folder: Path, model: Model) -> tuple[Adapted, Params]:
         raise UserError(f"{file}: missing; save the adapter as safetensors")
     with open_tensors([file]) as tensors:
         targets = _targets(tensors, model.config, file)
-        adapters = LowRank(**settings, targets=targets, fused=model.config.family == "gpt_neox")
+        adapters = LowRank(**settings, targets=targets, fused=names_of(model.config).fused)
         adapted = adapt(model, adapters)
         plan = weights(adapters, model.config)
         found = {w: layers_of(w, tensors, adapted.whole, folder) for w in plan}
@@ -207,18 +207,21 @@ def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
     return {"rank": raw["r"], "alpha": raw["lora_alpha"], "rank_stabilized": stabilized}
 
 
-def _targets(names: Iterable[str], config: ModelConfig, file: Path) -> tuple[tuple[str, str], ...]:
-    """The linear layers whose adapters the tensors are."""
-    prefix, modules = linears(config)
-    start, end = (re.escape(part) for part in (PREFIX + prefix).split("{}"))
+def _targets(
+    tensors: Iterable[str], config: ModelConfig, file: Path
+) -> tuple[tuple[str, str], ...]:
+    """The linear layers that the named tensors adapt."""
+    names = names_of(config)
+    start, end = (re.escape(part) for part in (PREFIX + names.layer).split("{}"))
     pattern = re.compile(rf"{start}(\d+){end}(.+)\.lora_[AB]\.weight")
     found = set()
-    for name in names:
+    for name in tensors:
         match = pattern.fullmatch(name)
-        if not match or int(match[1]) >= config.layers or match[2] not in modules.values():
+        module = match and int(match[1]) < config.layers and match[2]
+        if module not in names.linears.values():
             raise UserError(
                 f"{file}: tensor '{name}' is no adapter of a linear layer of model_type "
                 f"'{config.family}' with {config.layers} layers; does it belong to this base?"
             )
-        found.add(match[2])
-    return tuple(path for path, module in modules.items() if module in found)
+        found.add(module)
+    return tuple(path for path, module in names.linears.items() if module in found)

@@ -14,6 +14,7 @@ from ..data.examples import Examples
 from ..errors import UserError
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
+from ..models.families import FAMILIES, read_config
 from .load import load_config
 
 
@@ -50,7 +51,7 @@ def new_head(where: Path, model: Model, key: jax.Array) -> Params | None:
       key: what it is drawn with.
     """
     raw = load_config(where)
-    if not model.config.scores or ModelConfig.from_hf(raw).scores:
+    if not model.config.scores or read_config(raw).scores:
         return None
     leaf = model.abstract["head"]["kernel"]
     spread = float(raw.get("initializer_range", 0.02))
@@ -84,3 +85,14 @@ def pad_token(
         "tokenizer_config.json: no pad token but those that end a response, where transformers "
         f"could not tell padding from the end; got pad_token {tokenizer.pad_token!r}; add one"
     )
+
+
+def classifier_keys(config: ModelConfig) -> dict[str, Any]:
+    """The keys of `config.json` that make a checkpoint a reward model for transformers."""
+    labels = {str(i): f"LABEL_{i}" for i in range(config.scores)}
+    return {
+        "architectures": [FAMILIES[config.family].classifier],
+        "id2label": labels,
+        "label2id": {label: int(i) for i, label in labels.items()},
+        "num_labels": config.scores,
+    }

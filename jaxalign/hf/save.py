@@ -18,8 +18,10 @@ from ..errors import UserError
 from ..files import read_json, whole_folder
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
+from ..models.families import read_config
 from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors, weight_files
-from .names import Weight, classifier, hf_shape, weights, write_tensor
+from .reward import classifier_keys
+from .weights import Weight, hf_shape, weights, write_tensor
 
 COPIED = (
     "generation_config.json",
@@ -85,8 +87,8 @@ def _write_texts(
     folder: Path, source: Path, model: ModelConfig, dtype: str | None, pad: tuple[str, int] | None
 ) -> None:
     config = load_config(source)
-    if model.scores and not ModelConfig.from_hf(config).scores:
-        config |= classifier(model)
+    if model.scores and not read_config(config).scores:
+        config |= classifier_keys(model)
     if pad is not None:
         config["pad_token_id"] = pad[1]
     if dtype is not None:

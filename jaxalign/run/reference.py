@@ -28,8 +28,8 @@ from ..data.pack import CachedStats
 from ..errors import UserError
 from ..files import first_process, whole_file, write_whole
 from ..hf import load
-from ..models.config import ModelConfig
 from ..models.decoder import Params
+from ..models.families import read_config
 from ..update.forward import sequence_stats
 from .stage import StageRun, check_ids, open_model
 from .weights import reference_source, starting_params
@@ -154,7 +154,7 @@ def _pass(
     """The statistics of a data set under a checkpoint, kept in the stage's folder `name`."""
     examples = stage.train if split == "train" else stage.held_out
     assert examples is not None
-    config = repr(ModelConfig.from_hf(load.load_config(source)))
+    config = repr(read_config(load.load_config(source)))
     fingerprint = {
         "weights": load.weights_fingerprint(source),
         "config": hashlib.sha256(config.encode()).hexdigest(),

@@ -24,8 +24,8 @@ from ..hf import load
 from ..hf.peft import low_rank
 from ..hf.reward import pad_token, with_scores
 from ..models.adapted import Adapted, adapt
-from ..models.config import ModelConfig
 from ..models.decoder import Model, build
+from ..models.families import read_config
 from ..models.quantized import Kind
 from ..recipe.schema import objective_settings, reference_mode
 from ..update.forward import Task
@@ -138,7 +138,7 @@ def open_model(
       scores: how many numbers its head gives; 0: logits of the vocabulary.
     """
     return build(
-        with_scores(ModelConfig.from_hf(load.load_config(path)), scores, path),
+        with_scores(read_config(load.load_config(path)), scores, path),
         mesh,
         dtype=given.dtype,
         param_dtype=given.param_dtype,

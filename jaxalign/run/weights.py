@@ -12,8 +12,8 @@ from ..errors import UserError
 from ..files import read_json, write_whole
 from ..hf import load
 from ..hf.reward import new_head
-from ..models.config import ModelConfig
 from ..models.decoder import Params
+from ..models.families import read_config
 from ..models.quantized import quantize
 from ..update.state import TrainState, initial_state
 from ..update.step import Fixed
@@ -97,7 +97,7 @@ def live_reference(stage: StageRun, base: Params | None = None) -> Params | None
     if base is not None:
         return {}
     source = reference_source(stage)
-    if ModelConfig.from_hf(load.load_config(source)) != stage.model.config:
+    if read_config(load.load_config(source)) != stage.model.config:
         raise UserError(
             f"stages.{stage.name}.reference: {source} is another architecture than the policy; "
             "a live reference must be the same, use mode: cached"

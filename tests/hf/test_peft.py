@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import transformers
 from lib.adapters import RANK, adapted, opened, peft_model, randomised
-from lib.checkpoints import logits, plain_rows, small_model, torch_logits
+from lib.checkpoints import ONE_PER_FAMILY, logits, plain_rows, small_model, torch_logits
 from safetensors.numpy import load_file, save_file
 
 from jaxalign.errors import UserError
@@ -18,7 +18,6 @@ from jaxalign.hf.peft import base_folder, load_adapter, load_merged, save_adapte
 from jaxalign.hf.save import save_checkpoint
 from jaxalign.settings import Lora, Mesh
 
-FAMILIES = ["neox-parallel", "llama-gqa", "qwen2-tied"]
 ROWS = plain_rows([9, 4], 9)
 REAL = ROWS["segment"] > 0
 CARD = "# A model card\n"
@@ -54,7 +53,7 @@ def made(hf_checkpoint, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
 @pytest.mark.parametrize("stabilized", [False, True])
 def test_an_adapter_of_peft_gives_the_logits_of_peft(made, name, stabilized):
     base, folder, wanted = made(name, use_rslora=stabilized)
@@ -74,7 +73,7 @@ def test_an_adapter_of_some_matrices_is_read_as_such(made):
     close(adapted_logits(with_adapters, load_params(base, model), adapters), wanted)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
 @pytest.mark.parametrize("stabilized", [False, True])
 def test_peft_opens_what_is_saved_and_gives_equal_logits(hf_checkpoint, tmp_path, name, stabilized):
     settings = Lora(rank=RANK, alpha=6, rank_stabilized=stabilized)
@@ -90,7 +89,7 @@ def test_peft_opens_what_is_saved_and_gives_equal_logits(hf_checkpoint, tmp_path
     close(ours, torch_logits(theirs, ROWS))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
 def test_the_file_is_the_one_that_peft_writes(made, tmp_path, name):
     base, folder, _ = made(name)
     model, adapters = load_adapter(folder, small_model(base))
@@ -105,7 +104,7 @@ def test_the_file_is_the_one_that_peft_writes(made, tmp_path, name):
     assert ours == {key: theirs[key] for key in ours}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
 def test_the_merged_export_gives_equal_logits_in_transformers(hf_checkpoint, tmp_path, name):
     model = adapted(hf_checkpoint(name), Lora(rank=RANK), mesh=Mesh(data=2, fsdp=2, tensor=2))
     frozen, adapters = load_params(hf_checkpoint(name), model.base), randomised(model)

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from jaxalign.core.sharding import make_mesh
 from jaxalign.hf.load import load_params, weight_files
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import Model, build
+from jaxalign.models.families import read_config
 from jaxalign.settings import Mesh
 
 SMALL: dict[str, Any] = {
@@ -73,6 +73,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2-tied": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen2-untied": {"model_type": "qwen2", "num_key_value_heads": 1},
 }
+ONE_PER_FAMILY = list({raw["model_type"]: name for name, raw in reversed(CONFIGS.items())}.values())
+"""The first configuration of every family."""
 
 
 def torch_model(name: str) -> Any:
@@ -121,7 +123,7 @@ def small_model(folder: Path, *, mesh: Mesh | None = None, **options: Any) -> Mo
     """The decoder of a checkpoint folder, on one device or on a mesh over all."""
     devices = None if mesh else jax.devices()[:1]
     raw = json.loads((Path(folder) / "config.json").read_text())
-    return build(ModelConfig.from_hf(raw), make_mesh(mesh or Mesh(), devices), **options)
+    return build(read_config(raw), make_mesh(mesh or Mesh(), devices), **options)
 
 
 def plain_rows(lengths: list[int], width: int, seed: int = 0) -> dict[str, np.ndarray]:

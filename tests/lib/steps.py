@@ -15,8 +15,8 @@ from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import MANY, SequenceStats, select_rows
 from jaxalign.data.examples import RESPONSES, Example
 from jaxalign.data.pack import pack
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
+from jaxalign.models.families import read_config
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
 from jaxalign.update.forward import Task, sequence_stats
@@ -52,7 +52,7 @@ def one_device():
 
 
 def small_model(mesh, remat="none", scores=0):
-    config = dataclasses.replace(ModelConfig.from_hf(LLAMA), scores=scores)
+    config = dataclasses.replace(read_config(LLAMA), scores=scores)
     return build(config, mesh, remat=remat)
 
 

@@ -12,8 +12,9 @@ from lib.steps import one_device
 from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
 from jaxalign.models.attention.mask import RowMask
-from jaxalign.models.config import ModelConfig, Rope
+from jaxalign.models.config import Rope
 from jaxalign.models.decoder import build
+from jaxalign.models.families import read_config
 from jaxalign.models.layers.rope import frequencies, rope_tables, rotate
 from jaxalign.settings import Mesh
 
@@ -26,14 +27,14 @@ ROW_KEYS = ("ids", "positions", "segment", "branch")
 
 @functools.cache
 def host_params(family):
-    config = ModelConfig.from_hf(FAMILIES[family])
+    config = read_config(FAMILIES[family])
     model = build(config, one_device())
     return jax.device_get(model.init(jax.random.key(0)))
 
 
 def random_model(family="llama", mesh=None, **options):
     mesh = mesh or one_device()
-    model = build(ModelConfig.from_hf(FAMILIES[family]), mesh, **options)
+    model = build(read_config(FAMILIES[family]), mesh, **options)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, model.abstract)
     return model, jax.device_put(host_params(family), shardings)
 
@@ -70,41 +71,41 @@ def mask_of(row):
 def test_both_rope_spellings_give_one_configuration():
     scaling = {k: v for k, v in LLAMA3.items() if k != "rope_theta"}
     older = LLAMA | {"rope_theta": 500.0, "rope_scaling": scaling}
-    assert ModelConfig.from_hf(older) == ModelConfig.from_hf(LLAMA | {"rope_parameters": LLAMA3})
+    assert read_config(older) == read_config(LLAMA | {"rope_parameters": LLAMA3})
 
 
 def test_both_neox_rotary_spellings_give_one_configuration():
     older = NEOX | {"rotary_pct": 0.5, "rotary_emb_base": 300}
     newer = NEOX | {"rope_parameters": {"rope_theta": 300.0, "partial_rotary_factor": 0.5}}
-    assert ModelConfig.from_hf(older) == ModelConfig.from_hf(newer)
+    assert read_config(older) == read_config(newer)
 
 
 def test_neox_rotates_a_quarter_of_each_head_by_default():
-    assert ModelConfig.from_hf(NEOX).rope.width == 2
+    assert read_config(NEOX).rope.width == 2
 
 
 def test_a_scaling_kind_may_be_spelt_type():
     raw = LLAMA | {"rope_scaling": {"type": "linear", "factor": 4.0}}
-    assert ModelConfig.from_hf(raw).rope == Rope(10_000.0, 8, "linear", 4.0)
+    assert read_config(raw).rope == Rope(10_000.0, 8, "linear", 4.0)
 
 
 def test_llama3_scaling_falls_back_to_the_context_length():
     scaling = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
-    assert ModelConfig.from_hf(LLAMA | {"rope_parameters": scaling}).rope.original_positions == 128
+    assert read_config(LLAMA | {"rope_parameters": scaling}).rope.original_positions == 128
 
 
 def test_dropout_is_read_as_off():
     raw = NEOX | {"attention_dropout": 0.1, "hidden_dropout": 0.1}
-    assert ModelConfig.from_hf(raw) == ModelConfig.from_hf(NEOX)
+    assert read_config(raw) == read_config(NEOX)
 
 
 def test_null_counts_as_absent():
-    assert ModelConfig.from_hf(LLAMA | {"num_key_value_heads": None}).kv_heads == 4
+    assert read_config(LLAMA | {"num_key_value_heads": None}).kv_heads == 4
 
 
 def test_a_window_that_is_off_is_accepted():
     raw = QWEN | {"use_sliding_window": False, "sliding_window": 32, "max_window_layers": 1}
-    assert ModelConfig.from_hf(raw) == ModelConfig.from_hf(QWEN)
+    assert read_config(raw) == read_config(QWEN)
 
 
 REFUSED = {
@@ -144,7 +145,7 @@ REFUSED = {
 @pytest.mark.parametrize("raw, message", REFUSED.values(), ids=REFUSED)
 def test_what_is_not_implemented_is_refused_by_name(raw, message):
     with pytest.raises(UserError, match=message):
-        ModelConfig.from_hf(raw)
+        read_config(raw)
 
 
 # Rotary positions
@@ -270,7 +271,7 @@ def test_init_is_laid_out_over_the_mesh_and_does_not_depend_on_it():
 def test_a_mesh_that_does_not_divide_a_parameter_is_refused():
     mesh = make_mesh(Mesh(data=1, fsdp=1, tensor=8))
     with pytest.raises(UserError, match=r"parameter layers.mlp.down.kernel \(2, 36, 32\)"):
-        build(ModelConfig.from_hf(LLAMA | {"intermediate_size": 36}), mesh)
+        build(read_config(LLAMA | {"intermediate_size": 36}), mesh)
 
 
 @pytest.mark.slow
@@ -295,7 +296,7 @@ def test_remat_dots_computes_no_attention_again():
     """Backward over forward products of scores: none, dots and full remat."""
 
     def products(remat):
-        model = build(ModelConfig.from_hf(LLAMA), one_device(), remat=remat)
+        model = build(read_config(LLAMA), one_device(), remat=remat)
         rows = [jnp.ones((1, 16), int)] * 4
 
         def loss(params):

@@ -17,8 +17,8 @@ from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.errors import UserError
 from jaxalign.hf.peft import low_rank
 from jaxalign.models.adapted import adapt
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
+from jaxalign.models.families import read_config
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.run.evaluate import evaluator
 from jaxalign.settings import Lora
@@ -43,7 +43,7 @@ SETTINGS = Lora(rank=4, alpha=6)
 
 
 def adapted_model(family="llama", mesh=None, settings=SETTINGS, **options):
-    model = build(ModelConfig.from_hf(FAMILIES[family]), mesh or one_device(), **options)
+    model = build(read_config(FAMILIES[family]), mesh or one_device(), **options)
     return adapt(model, low_rank(settings, model.config, "lora"))
 
 
@@ -277,7 +277,7 @@ def test_evaluation_takes_the_base_as_an_argument():
     ],
 )
 def test_targets_are_named_as_here_or_as_in_peft(family, targets, wanted):
-    config = ModelConfig.from_hf(FAMILIES[family])
+    config = read_config(FAMILIES[family])
     found = low_rank(Lora(targets=targets), config, "lora").targets
     assert [name for _, name in found] == wanted.split()
 
@@ -292,7 +292,7 @@ def test_targets_are_named_as_here_or_as_in_peft(family, targets, wanted):
     ],
 )
 def test_targets_that_are_not_there_are_refused(family, targets, message):
-    config = ModelConfig.from_hf(FAMILIES[family])
+    config = read_config(FAMILIES[family])
     with pytest.raises(UserError, match=message):
         low_rank(Lora(targets=targets), config, "stages.dpo.lora")
 
@@ -300,5 +300,5 @@ def test_targets_that_are_not_there_are_refused(family, targets, message):
 @pytest.mark.parametrize("stabilized, wanted", [(False, 6 / 4), (True, 6 / 2)])
 def test_the_scale_is_alpha_over_the_rank_or_its_root(stabilized, wanted):
     settings = Lora(rank=4, alpha=6, rank_stabilized=stabilized)
-    config = ModelConfig.from_hf(NEOX)
+    config = read_config(NEOX)
     assert low_rank(settings, config, "lora").scale == wanted

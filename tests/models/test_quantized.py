@@ -16,8 +16,8 @@ from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.errors import UserError
 from jaxalign.hf.peft import low_rank
 from jaxalign.models.adapted import adapt, materialized
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
+from jaxalign.models.families import read_config
 from jaxalign.models.quantized import BLOCK, Quantized, quantize
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe.read import parse
@@ -36,7 +36,7 @@ LOGITS = {"int8": 0.01, "nf4": 0.1}
 
 def wide(mesh=None, **options):
     mesh = mesh or one_device()
-    model = build(ModelConfig.from_hf(WIDE), mesh, **options)
+    model = build(read_config(WIDE), mesh, **options)
     adapted = adapt(model, low_rank(Lora(rank=4), model.config, "lora"))
     return adapted, helpers_step.parameters(model), randomised(adapted, 0.1)
 

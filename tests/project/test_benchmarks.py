@@ -14,8 +14,8 @@ from benchmarks.race import work
 from benchmarks.race_cpu import MODELS, SIDES, differences, entered, per_step
 from benchmarks.tables import table
 from jaxalign.data.examples import Example
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
+from jaxalign.models.families import read_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,7 +102,7 @@ def test_the_race_runs_and_its_sides_agree():
     assert len(rows) == 3
 
 
-TINY = ModelConfig.from_hf(shapes.SHAPES["tiny"])
+TINY = read_config(shapes.SHAPES["tiny"])
 
 
 def test_adapters_spare_the_gradient_of_every_other_matrix():
@@ -124,7 +124,7 @@ def test_pairs_are_as_long_as_they_say():
 def test_shapes_have_the_parameters_of_their_names():
     mesh = one_device()
     found = {
-        name: shapes.parameters(build(ModelConfig.from_hf(raw), mesh).abstract)
+        name: shapes.parameters(build(read_config(raw), mesh).abstract)
         for name, raw in shapes.SHAPES.items()
         if name not in ("tiny", "small")
     }
@@ -138,7 +138,7 @@ def test_shapes_have_the_parameters_of_their_names():
 
 
 def test_a_float32_head_on_one_device_is_found():
-    config = ModelConfig.from_hf(shapes.SHAPES["Llama-3-8B"])
+    config = read_config(shapes.SHAPES["Llama-3-8B"])
     for held in ("f32[4096,128256]{1,0}", "f32[128256,4096]", "f32[1,4096,128256]"):
         assert aot.whole_head(f"%add = {held} add(%a, %b)", config)
     for cut in ("bf16[4096,128256]", "f32[512,128256]", "f32[2048,128256]", "f32[14096,128256]"):

@@ -1,0 +1,89 @@
+"""The model families: one file each, and the index `FAMILIES`.
+
+To add a family:
+
+1. Write `families/NAME.py` with a `FAMILY = Family(...)`: a reader of its `config.json`, the names
+   of its weights (adapters target the same linear layers) and its classifier in transformers. If it
+   differs from `llama` in biases only, reuse `llama.NAMES` and `llama.read_gated_rms`, as `qwen2`
+   does. If it computes something that `ModelConfig` cannot express, extend `ModelConfig` and the
+   layers first.
+2. Add `NAME.FAMILY` to `FAMILIES` below.
+3. Add a small configuration of it to `CONFIGS` in `tests/lib/checkpoints.py`. The tests take it
+   from there: logits and reward scores equal to those of transformers, load and save equal bit for
+   bit, adapters equal to those of PEFT. `tests/models/test_families.py` fails until it is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ...errors import UserError, near_miss
+from ..config import ModelConfig
+from . import gpt_neox, llama, qwen2
+from ._family import Family, WeightNames
+from ._fields import Fields
+
+__all__ = ["FAMILIES", "Family", "WeightNames", "read_config"]
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (gpt_neox.FAMILY, llama.FAMILY, qwen2.FAMILY)
+}
+"""Every supported family by the `model_type` of its `config.json`."""
+
+REWARD = "ForSequenceClassification"
+"""End of the name of an architecture whose head gives scores."""
+
+
+def read_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+    """Read the mathematics of a decoder from the contents of `config.json`.
+
+    Args:
+      raw: the parsed file.
+      where: name of the file, for messages.
+
+    Raises:
+      UserError: an unknown `model_type`, a missing or ill-typed field, or any feature that is not
+        implemented; names it.
+    """
+    model_type = str(raw.get("model_type"))
+    if model_type not in FAMILIES:
+        hint = near_miss(model_type, FAMILIES)
+        raise UserError(f"{where}: model_type '{model_type}' is not supported; {hint}")
+    if raw.get("quantization_config"):
+        raise UserError(
+            f"{where}: quantization_config: quantized weights cannot be aligned; "
+            "use the unquantized checkpoint"
+        )
+    for name in raw.get("architectures") or ():
+        if not name.endswith(("ForCausalLM", REWARD)):
+            raise UserError(
+                f"{where}: architectures: got {name}, wanted a causal language model "
+                f"(...ForCausalLM) or a reward model (...{REWARD}); use the checkpoint with "
+                "such a head"
+            )
+    fields = Fields(raw, where)
+    config = FAMILIES[model_type].read(fields)
+    fields.refuse_unread()
+    return dataclasses.replace(config, scores=_scores(raw, where))
+
+
+def _scores(raw: Mapping[str, Any], where: str) -> int:
+    """The number of labels of a sequence classifier, which its head scores; 0 for other heads.
+
+    transformers leaves out both keys if there are two labels.
+    """
+    if not any(name.endswith(REWARD) for name in raw.get("architectures") or ()):
+        return 0
+    named, count = raw.get("id2label"), raw.get("num_labels")
+    if not isinstance(named, dict | None) or not isinstance(count, int | None):
+        raise UserError(f"{where}: id2label, num_labels: got {named!r}, {count!r}; wanted labels")
+    found = {len(named)} if named else set()
+    found |= {count} if count is not None else set()
+    if len(found) > 1 or 0 in found:
+        raise UserError(
+            f"{where}: id2label has {len(named or ())} labels, num_labels is {count}; they must "
+            "agree; restore the original file"
+        )
+    return found.pop() if found else 2

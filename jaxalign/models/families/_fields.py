@@ -1,0 +1,164 @@
+"""Typed reading of a Hugging Face `config.json`, and the settings that several families share.
+
+A key that could change the mathematics and is not implemented is refused by name; only keys known
+to be harmless are ignored. Dropout rates are among the harmless: alignment runs without dropout, so
+that a policy at its first step equals its reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, overload
+
+from ...errors import UserError, near_miss
+from ..config import Activation, ModelConfig
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+}
+
+HARMLESS = frozenset(
+    {
+        # Identity and bookkeeping.
+        *("model_type", "architectures", "_name_or_path", "transformers_version", "auto_map"),
+        *("dtype", "torch_dtype", "tokenizer_class", "initializer_range", "use_cache"),
+        *("_attn_implementation", "_attn_implementation_autoset", "gradient_checkpointing"),
+        *("unsloth_version", "unsloth_fixed"),
+        # Tokens and generation, which the tokenizer and the generator read.
+        *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"),
+        *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p"),
+        *("num_beams", "num_beam_groups", "diversity_penalty", "repetition_penalty"),
+        *("length_penalty", "encoder_no_repeat_ngram_size", "num_return_sequences"),
+        # Outputs, heads of other tasks, and rewrites of the same mathematics.
+        *("return_dict", "id2label", "label2id", "num_labels", "classifier_dropout"),
+        "problem_type",
+        *("chunk_size_feed_forward", "pretraining_tp"),
+        # Dropout is off in alignment.
+        *("attention_dropout", "hidden_dropout"),
+        *("attention_probs_dropout_prob", "hidden_dropout_prob"),
+        # Read only with a sliding window, which is refused.
+        "max_window_layers",
+    }
+)
+
+_REQUIRED: Any = object()
+
+
+class Fields:
+    """Reads fields of a raw configuration by type, and remembers which were read."""
+
+    def __init__(self, raw: Mapping[str, Any], where: str):
+        self.raw, self.where = raw, where
+        self.read: set[str] = set()
+
+    @overload
+    def get(self, key: str, kind: type[T]) -> T: ...
+    @overload
+    def get(self, key: str, kind: type[T], default: D) -> T | D: ...
+    def get(self, key: str, kind: type[T], default: D = _REQUIRED) -> T | D:
+        """The value of `key`; null counts as absent.
+
+        Raises:
+          UserError: the value is missing and has no default, has another type, or is a number that
+            is not positive.
+        """
+        self.read.add(key)
+        value: Any = self.raw.get(key)
+        if value is None:
+            if default is _REQUIRED:
+                raise UserError(f"{self.where}: '{key}' is missing; restore the original file")
+            return default
+        allowed = (int, float) if kind is float else (kind,)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{self.where}: {key}: got {value!r}, wanted {kind.__name__}")
+        if kind in (int, float) and value <= 0:
+            raise UserError(f"{self.where}: {key}: got {value!r}, wanted a positive number")
+        convert: Callable[[Any], T] = kind
+        return convert(value)
+
+    def refuse_unread(self) -> None:
+        """Refuse the first key that no reader read and that is neither off nor harmless.
+
+        Raises:
+          UserError: there is such a key; names it.
+        """
+        for key, value in self.raw.items():
+            if key in self.read or key in HARMLESS or not value:
+                continue
+            raise UserError(
+                f"{self.where}: '{key}' = {value!r} is not implemented for model_type "
+                f"'{self.raw['model_type']}' and may change what the model computes; "
+                "remove the key if you know that it does not"
+            )
+
+
+def checked(f: Fields, **own: Any) -> ModelConfig:
+    """A configuration from the fields of one family and those that all families share.
+
+    Args:
+      f: the raw configuration.
+      **own: fields of `ModelConfig` that the family has read.
+
+    Raises:
+      UserError: the sizes do not fit one another.
+    """
+    config = ModelConfig(
+        family=f.raw["model_type"],
+        vocab=f.get("vocab_size", int),
+        width=f.get("hidden_size", int),
+        layers=f.get("num_hidden_layers", int),
+        heads=f.get("num_attention_heads", int),
+        mlp_width=f.get("intermediate_size", int),
+        max_positions=f.get("max_position_embeddings", int),
+        tied=f.get("tie_word_embeddings", bool, False),
+        **own,
+    )
+    if config.heads % config.kv_heads:
+        raise UserError(
+            f"{f.where}: num_attention_heads {config.heads} is not a multiple of "
+            f"num_key_value_heads {config.kv_heads}; restore the original file"
+        )
+    if config.rope.width % 2 or not 0 < config.rope.width <= config.head_width:
+        raise UserError(
+            f"{f.where}: rotary width: got {config.rope.width}, wanted an even number up to the "
+            f"head width {config.head_width}; check partial_rotary_factor"
+        )
+    return config
+
+
+def head_width(f: Fields) -> int:
+    """Scalars per head, if the file does not give them.
+
+    Raises:
+      UserError: the number of heads does not divide the width.
+    """
+    width, heads = f.get("hidden_size", int), f.get("num_attention_heads", int)
+    if width % heads:
+        raise UserError(
+            f"{f.where}: hidden_size {width} is not a multiple of num_attention_heads {heads}; "
+            "restore the original file"
+        )
+    return width // heads
+
+
+def activation(f: Fields, default: str) -> Activation:
+    """The activation of the feed-forward.
+
+    Raises:
+      UserError: it is not implemented.
+    """
+    name = f.get("hidden_act", str, default)
+    if name not in ACTIVATIONS:
+        raise UserError(
+            f"{f.where}: hidden_act '{name}' is not implemented; {near_miss(name, ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]

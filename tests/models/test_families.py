@@ -1,0 +1,34 @@
+"""The index of model families, and the tables of the tests that follow it."""
+
+from pathlib import Path
+
+import pytest
+import transformers
+from lib.checkpoints import CONFIGS, ONE_PER_FAMILY
+
+import jaxalign
+from jaxalign.models.families import FAMILIES
+
+PACKAGE = Path(jaxalign.__file__).parent
+GENERAL = [
+    path
+    for folder in ("models", "hf", "collect", "update", "run")
+    for path in sorted((PACKAGE / folder).rglob("*.py"))
+    if "families" not in path.parts
+]
+
+
+def test_the_parity_tables_have_every_family():
+    """Logits, bits of load and save, adapters, reward heads and sampling run over this list."""
+    assert sorted(CONFIGS[name]["model_type"] for name in ONE_PER_FAMILY) == sorted(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_transformers_has_the_classifier_of_a_family(family):
+    assert hasattr(transformers, family.classifier)
+
+
+@pytest.mark.parametrize("path", GENERAL, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_general_code_names_no_family(path):
+    text = path.read_text()
+    assert [name for name in FAMILIES if f'"{name}"' in text] == []
