@@ -19,7 +19,7 @@ from jaxalign.data.examples import Examples
 from jaxalign.data.loader import Loader
 from jaxalign.data.pack import token_counts
 from jaxalign.data.tokenize import load_examples
-from jaxalign.hf.load import load_tokenizer
+from jaxalign.hf.tokenizer import load_tokenizer
 from jaxalign.settings import Data
 
 from . import common

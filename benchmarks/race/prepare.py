@@ -21,7 +21,7 @@ import transformers
 from transformers import LlamaConfig, Qwen2Config
 
 from jaxalign.data.tokenize import load_examples
-from jaxalign.hf.load import load_tokenizer
+from jaxalign.hf.tokenizer import load_tokenizer
 from jaxalign.settings import Data
 
 from .. import common, shapes

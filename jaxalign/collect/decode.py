@@ -1,4 +1,4 @@
-"""Sampling from a decoder, in batches, with a cache of keys and values."""
+"""Drawing tokens from a decoder, in batches, with a cache of keys and values."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..models.decoder import Cache, Model, Params
 PROMPT_STEP = 64
 
 
-class _Sampling(NamedTuple):
-    """How tokens are drawn; static, since it shapes the program."""
+class _Draw(NamedTuple):
+    """The settings of a program that draws tokens; static."""
 
     temperature: float
     top_k: int
@@ -54,30 +54,30 @@ def generate(
 ) -> list[np.ndarray]:
     """Continue every prompt.
 
-    What is drawn for a prompt depends on `seed` and its place in `prompts`, not on the prompts that
-    share its batch, as far as floating point allows. Prompts of like length are batched together
-    and padded to a multiple of 64 tokens, so a run compiles one program for each such length.
+    The tokens drawn for a prompt depend on `seed` and its place in `prompts`, not on the other
+    prompts of its batch (up to rounding). Prompts of similar length are batched together and padded
+    to a multiple of 64 tokens; each such length compiles one program.
 
     Args:
       model: the decoder.
-      params: as `model.abstract`.
+      params: parameters as in `model.abstract`.
       prompts: token ids, each [length] with length > 0.
-      max_new: most tokens drawn for a prompt.
+      max_new: maximum number of new tokens per prompt.
       stop: ids that end a response.
-      temperature: divides the logits; 0 takes the likeliest token.
-      top_k: draw only from this many likeliest tokens; 0: from all.
-      top_p: draw only from the likeliest tokens that together have this probability.
+      temperature: divisor of the logits; 0 takes the most likely token.
+      top_k: number of most likely tokens to draw from; 0: all.
+      top_p: probability of the most likely tokens to draw from.
       seed: seed of all draws.
-      batch_size: prompts continued at a time.
+      batch_size: number of prompts per batch.
 
     Returns:
-      For each prompt the new tokens, without the one that ended it.
+      The new tokens of each prompt, without the stop token.
 
     Raises:
       UserError: an argument is out of range, or a prompt is empty, too long or of unknown ids.
     """
     _check(model, prompts, max_new, temperature, top_k, top_p, batch_size)
-    how = _Sampling(float(temperature), top_k, float(top_p), tuple(stop), max_new)
+    how = _Draw(float(temperature), top_k, float(top_p), tuple(stop), max_new)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     rows = min(batch_size, len(prompts))
     key = jax.random.key(seed)
@@ -92,10 +92,10 @@ def generate(
 
 
 def refuse_scores(config: ModelConfig) -> None:
-    """Refuse a reward model, which has nothing to say.
+    """Refuse a reward model, which has no next tokens.
 
     Raises:
-      UserError: it is one.
+      UserError: the configuration has a reward head.
     """
     if config.scores:
         raise UserError(
@@ -144,7 +144,7 @@ def _batch(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Left-padded ids [rows, P], lengths [rows] and places in `prompts` [rows].
 
-    Rows beyond the chosen prompts repeat the first, so that a last batch needs no other program.
+    Rows beyond the chosen prompts repeat the first, so that the last batch has the same shape.
     """
     filled = chosen + [chosen[0]] * (rows - len(chosen))
     longest = max(len(prompts[i]) for i in chosen)
@@ -159,7 +159,7 @@ def _batch(
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _continue(
     model: Model,
-    how: _Sampling,
+    how: _Draw,
     params: Params,
     ids: Array,
     length: Array,
@@ -168,8 +168,8 @@ def _continue(
 ) -> Array:
     """Prompts [N, P] left-padded, their lengths and numbers [N] -> new tokens [N, max_new].
 
-    Column c of the cache holds the token at position c - (P - length). -1 fills what follows the
-    end of a response.
+    Column c of the cache holds the token at position c - (P - length). The end of a response is
+    followed by -1.
     """
     n, width = ids.shape
     columns = jnp.arange(width + how.max_new)
@@ -212,11 +212,11 @@ def _continue(
 
 
 def restrict(logits: Array, top_k: int, top_p: float) -> Array:
-    """Logits [N, V] with all but the likeliest tokens at -inf.
+    """Logits [N, V] with all but the most likely tokens at -inf.
 
-    Keeps the `top_k` largest (0: all), then the fewest of those, largest first, whose probability
-    among them reaches `top_p` (Holtzman et al. 2020, arXiv:1904.09751). Equal logits at the edge
-    are all kept.
+    Keeps the `top_k` largest logits (0: all), then the smallest set of the most likely among them
+    whose probability reaches `top_p` (Holtzman et al. 2020, arXiv:1904.09751). Ties at the edge are
+    all kept.
     """
     if top_k:
         edge = jax.lax.top_k(logits, top_k)[0][:, -1:]

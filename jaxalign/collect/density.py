@@ -1,7 +1,7 @@
-"""Density ratios of prompts, for `bco_udm`: which prompts look like those of desirable responses.
+"""Density ratios of prompts, for `bco_udm`: which prompts resemble prompts of desirable responses.
 
 Jung et al. 2024, arXiv:2404.04656v1, "underlying distribution matching": a logistic regression
-tells, from a prompt's embedding under the reference, whether its response is desirable. Its odds
+predicts from a prompt's embedding under the reference whether its response is desirable. Its odds
 are the density ratio.
 """
 
@@ -25,29 +25,27 @@ from .. import settings
 from ..data.schema import Row, read_rows
 from ..data.tokenize import encode_prompts
 from ..errors import UserError
-from ..hf import load
-from ..hf.peft import base_folder, load_merged
-from ..models.decoder import Model, Params, build
-from ..models.families import read_config
+from ..hf.open import open_model
+from ..models.decoder import Model, Params
 from ..settings import Data
 
-ROUND = 64  # rows are as long as a multiple of it, tokens
+ROUND = 64  # row lengths are multiples of this, tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Density:
-    """Which prompts, and the model that embeds them."""
+    """Prompts, and the model that embeds them."""
 
     model: Annotated[str, tyro.conf.Positional]
     """Hugging Face folder or hub repository of the reference."""
     data: str
-    """Labelled responses or pairs: .jsonl, .jsonl.gz or .parquet file, or a data set of the hub."""
+    """Labeled responses or pairs: .jsonl, .jsonl.gz or .parquet file, or a data set of the hub."""
     out: str
     """File to write: JSON lines of prompt, completion, label and density_ratio."""
     split: str = "train"
-    """Split to read, where `data` is on the hub."""
+    """Split to read, if `data` is on the hub."""
     max_prompt: int = 512
-    """Longest prompt, tokens; it is cut on the left."""
+    """Maximum prompt length, tokens; longer prompts lose their beginning."""
     batch_size: int = 64
     """Prompts embedded at a time."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -57,30 +55,31 @@ class Density:
 
 
 def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
-    """Write the data again, with the density ratio of every prompt; returns the rows written.
+    """Write a copy of the data with the density ratio of every prompt.
 
     Args:
-      folder: of the reference.
-      settings: `model` and `mesh` are not read here.
-      mesh: of the devices.
+      folder: folder of the reference model or of an adapter.
+      settings: the data and the output; this function ignores `model` and `mesh`.
+      mesh: the device mesh.
+
+    Returns:
+      The number of rows written.
 
     Raises:
-      UserError: the checkpoint and the data do not fit, or all labels are alike.
+      UserError: the checkpoint and the data do not fit, or all labels are the same.
     """
     data = Data(path=settings.data)
     rows = list(read_rows(data, settings.data, settings.split, "Labeled", Counter()))
     labels = np.array([row.label for row in rows])
     if len(set(labels)) < 2:
         raise UserError(
-            f"{settings.data}: the labels are all alike; there is nothing to tell apart"
+            f"{settings.data}: all labels are the same; add responses with the other label"
         )
-    base = base_folder(folder)
-    config = read_config(load.load_config(base))
-    model = build(config, mesh, dtype=settings.dtype, param_dtype=settings.dtype)
-    prompts = encode_prompts(load.load_tokenizer(base), [row.prompt for row in rows], settings.data)
-    longest = min(settings.max_prompt, config.max_positions)
+    opened = open_model(folder, mesh, dtype=settings.dtype)
+    prompts = encode_prompts(opened.tokenizer, [row.prompt for row in rows], settings.data)
+    longest = min(settings.max_prompt, opened.model.config.max_positions)
     cut = [_checked(ids[-longest:], row) for ids, row in zip(prompts, rows, strict=True)]
-    embedded = embeddings(model, load_merged(folder, model), cut, settings.batch_size)
+    embedded = embeddings(opened.model, opened.params, cut, settings.batch_size)
     ratios = density_ratios(embedded, labels)
     lines = [
         {"prompt": row.prompt, "completion": row.responses[0], "label": bool(row.label)}
@@ -128,17 +127,17 @@ def embeddings(
 def density_ratios(embedded: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """p(desirable | prompt) / p(undesirable | prompt) of a logistic regression, [N].
 
-    Its classes are balanced, so that how many examples each label has makes no difference.
+    Its classes are balanced, so the ratios do not depend on the number of examples of a label.
 
     Args:
-      embedded: [N, D].
+      embedded: embeddings [N, D].
       labels: [N], 1 desirable, 0 undesirable; both occur.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # Scaled, or a few large dimensions of the hidden state take all of the penalty.
+    # Without scaling, a few large dimensions of the hidden state get all of the penalty.
     classifier = make_pipeline(
         StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
     )

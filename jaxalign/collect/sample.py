@@ -1,11 +1,11 @@
-"""Text in, text out: prompts, a checkpoint, and the answers sampled from it."""
+"""Sampling answers: prompts and a checkpoint in, texts out."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -17,11 +17,7 @@ from ..data.files import FILES
 from ..data.schema import prompts_of
 from ..data.tokenize import encode_prompts
 from ..errors import UserError
-from ..files import read_json
-from ..hf import load
-from ..hf.peft import base_folder, load_merged
-from ..models.decoder import build
-from ..models.families import read_config
+from ..hf.open import open_config, open_model
 from .decode import generate, refuse_scores
 
 Prompt = str | Messages
@@ -29,30 +25,30 @@ Prompt = str | Messages
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Which model answers, what, and how its tokens are drawn."""
+    """A model, prompts for it, and how to draw its answers."""
 
     model: Annotated[str, tyro.conf.Positional]
     """Hugging Face folder or hub repository, of a model or of an adapter."""
     prompt: str | None = None
     """One prompt, text."""
     prompts: str | None = None
-    """File of prompts: .jsonl, .jsonl.gz or .parquet with a column `prompt`, or one a line."""
+    """File of prompts: .jsonl, .jsonl.gz or .parquet with a column `prompt`, or one per line."""
     out: str | None = None
-    """File to write; none: standard output."""
+    """File to write; default: standard output."""
     max_new: int = 128
-    """Most tokens drawn for a prompt."""
+    """Maximum number of new tokens per prompt."""
     temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token."""
+    """Divisor of the logits; 0 takes the most likely token."""
     top_k: int = 0
-    """Draw only from this many likeliest tokens; 0: from all."""
+    """Number of most likely tokens to draw from; 0: all."""
     top_p: float = 1.0
-    """Draw only from the likeliest tokens that together have this probability."""
+    """Draw from the most likely tokens that together have this probability."""
     seed: int = 0
     """Seed of all draws."""
     batch_size: int = 64
-    """Prompts continued at a time."""
+    """Number of prompts per batch."""
     diversity: bool = False
-    """Also print how many n-grams of the answers are distinct, to standard error."""
+    """Also print the shares of distinct n-grams of the answers, to standard error."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of parameters and matrix products."""
     mesh: settings.Mesh = dataclasses.field(default_factory=settings.Mesh)
@@ -60,7 +56,7 @@ class Sampling:
 
 
 def read_prompts(settings: Sampling) -> list[Prompt]:
-    """The prompts that the settings name.
+    """The prompts of the settings, from `prompt` or the file `prompts`.
 
     Raises:
       UserError: none or both of `prompt` and `prompts` are given, or the file cannot be read.
@@ -81,55 +77,39 @@ def read_prompts(settings: Sampling) -> list[Prompt]:
 
 
 class Answers(NamedTuple):
-    """What a model answered, one to each prompt."""
+    """The answers of a model, one per prompt."""
 
     texts: list[str]
-    tokens: list[np.ndarray]  # [length] each, without the one that ended it
+    tokens: list[np.ndarray]  # [length] each, without the stop token
     vocab: int
-
-
-def answer(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Prompt]) -> list[str]:
-    """The texts of `sample`."""
-    return sample(folder, settings, mesh, prompts).texts
 
 
 def sample(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Prompt]) -> Answers:
     """Sample one answer to every prompt.
 
     Args:
-      folder: of the checkpoint, or of an adapter.
-      settings: how to draw; `model`, `prompt`, `prompts`, `out`, `diversity` and `mesh` are
-        not read here.
-      mesh: of the devices.
+      folder: folder of a checkpoint or of an adapter.
+      settings: the settings of the draws; this function ignores `model`, `prompt`, `prompts`,
+        `out`, `diversity` and `mesh`.
+      mesh: the device mesh.
       prompts: text, or messages for the tokenizer's chat template.
 
     Raises:
       UserError: the checkpoint, the prompts or a setting do not fit.
     """
-    base = base_folder(folder)
-    config = read_config(load.load_config(base))
-    refuse_scores(config)  # before its weights are read
-    model = build(config, mesh, dtype=settings.dtype, param_dtype=settings.dtype)
-    tokenizer = load.load_tokenizer(base)
+    refuse_scores(open_config(folder))  # before it reads the weights
+    opened = open_model(folder, mesh, dtype=settings.dtype)
     tokens = generate(
-        model,
-        load_merged(folder, model),
-        encode_prompts(tokenizer, prompts, "prompt"),
+        opened.model,
+        opened.params,
+        encode_prompts(opened.tokenizer, prompts, "prompt"),
         max_new=settings.max_new,
-        stop=stop_tokens(base, tokenizer),
+        stop=opened.stop,
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
-    return Answers(texts, tokens, config.vocab)
-
-
-def stop_tokens(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that end an answer: the tokenizer's EOS and those of `generation_config.json`."""
-    path = folder / "generation_config.json"
-    named = read_json(path).get("eos_token_id") if path.exists() else None
-    named = named if isinstance(named, list) else [named]
-    return tuple(sorted({i for i in (*named, tokenizer.eos_token_id) if i is not None}))
+    texts = [opened.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+    return Answers(texts, tokens, opened.model.config.vocab)

@@ -1,4 +1,4 @@
-"""Reading a Hugging Face folder: configuration, weights straight onto the mesh, fingerprints."""
+"""Reading a Hugging Face folder: configuration, weights by shards, fingerprint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,17 +27,17 @@ DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 Keep = Callable[[tuple[str, ...], jax.Array], Any]
-"""(path, parameter) -> what stands in its place."""
+"""(path, parameter) -> the parameter in the form in which it is kept, such as `Quantized`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor of an open safetensors file; nothing is read before it is sliced."""
+    """A tensor of an open safetensors file; slicing it reads that slice."""
 
     name: str
     file: Path
     slices: Any
-    """Indexed by slices, gives a numpy array of that part."""
+    """An object that gives a numpy array of a part when indexed by slices."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,16 +46,16 @@ class Tensor:
 
     @property
     def dtype(self) -> str:
-        """Dtype in the file, in the words of safetensors: F32, F16, BF16, ..."""
+        """Dtype in the file, in safetensors notation: F32, F16, BF16, ..."""
         return self.slices.get_dtype()
 
 
 def resolve(path: str, setting: str = "model.path") -> Path:
-    """A local folder, else a snapshot of the hub repository of that name.
+    """A local folder, or a snapshot of the hub repository of that name.
 
     Args:
-      path: folder, or name on the hub.
-      setting: that it was given by, for the error.
+      path: a folder, or a name on the hub.
+      setting: name of the setting, for messages.
 
     Raises:
       UserError: neither exists, or the hub cannot be reached.
@@ -86,10 +85,10 @@ def load_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order of name.
+    """The safetensors files of a checkpoint, sorted by name.
 
     Raises:
-      UserError: there are none, or one that the index names is missing.
+      UserError: there are none, or a file that the index names is missing.
     """
     folder = Path(folder)
     if (folder / INDEX).is_file():
@@ -136,22 +135,22 @@ def load_params(
     keep: Keep | None = None,
     made: Params | None = None,
 ) -> Params:
-    """Parameters from a checkpoint, each shard read by the host that holds it.
+    """Parameters from a checkpoint; each host reads only the shards of its devices.
 
-    Tensors are sliced in the file and converted to the model's parameter dtype slice by slice.
+    Tensors are read and converted to the model's parameter dtype slice by slice.
 
     Args:
-      folder: a checkpoint with safetensors, in one file or several.
-      model: the decoder the weights are for.
-      keep: what each parameter is kept as, once it is on the mesh; none: as it is.
+      folder: a checkpoint with one or several safetensors files.
+      model: the decoder of the weights.
+      keep: function that each parameter on the mesh is replaced by; None: no replacement.
       made: parameters that the checkpoint lacks, such as `{"head": ...}`.
 
     Returns:
-      A nested dict as `model.abstract`.
+      A nested dict of the form of `model.abstract`.
 
     Raises:
       UserError: a file is missing or damaged; a tensor is missing, unexpected, not of floats, or
-        of a shape that config.json does not give.
+        has another shape than config.json gives.
     """
     with open_tensors(weight_files(folder)) as tensors:
         made = made or {}
@@ -162,7 +161,7 @@ def load_params(
 
 
 def placed(found: dict[Weight, list[Tensor]], model: Model, keep: Keep) -> Params:
-    """Parameters on the mesh, from their tensors layer by layer."""
+    """Parameters on the mesh, from the tensors of each of their layers."""
     leaves = {
         w.path: keep(w.path, _place(w, layers, w.of(model.abstract), model))
         for w, layers in found.items()
@@ -170,8 +169,10 @@ def placed(found: dict[Weight, list[Tensor]], model: Model, keep: Keep) -> Param
     return unflatten_dict(leaves)
 
 
-def layers_of(weight: Weight, tensors: dict, model: Model, folder: Path) -> list[Tensor]:
-    """The tensors of one parameter, layer by layer, checked against the configuration."""
+def layers_of(
+    weight: Weight, tensors: dict[str, Tensor], model: Model, folder: Path
+) -> list[Tensor]:
+    """The tensors of one parameter, one per layer, checked against the configuration."""
     shape = weight.of(model.abstract).shape
     wanted = hf_shape(weight, shape[1:] if weight.stacked else shape)
     found = []
@@ -224,7 +225,7 @@ def _equal(a: Tensor, b: Tensor, rows: int = 8192) -> bool:
 def _place(weight: Weight, layers: list[Tensor], leaf: Any, model: Model) -> jax.Array:
     """One parameter on the mesh, read by shards."""
 
-    @functools.cache  # devices that hold the same part share one read
+    @functools.cache  # devices with the same part share one read
     def read(*bounds: tuple[int, int]) -> np.ndarray:
         index = tuple(slice(*b) for b in bounds)
         own = index[1:] if weight.stacked else index
@@ -243,61 +244,9 @@ def _place(weight: Weight, layers: list[Tensor], leaf: Any, model: Model) -> jax
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """SHA-256 over the safetensors files, in order of name; hexadecimal."""
+    """SHA-256 over the safetensors files, sorted by name; hexadecimal."""
     total = hashlib.sha256()
     for file in weight_files(folder):
         with file.open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()
-
-
-PROBE = (
-    "Hello world! It's 2024,  don't <b>panic</b>\n\n\tdef f(x):\r\n    return x+1  "
-    "Über café 漢字かな🙂 1234567 I'LL"
-)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint, with its special tokens and chat template.
-
-    `tokenizer.json` is read as it stands. The tokenizer classes that transformers chooses by model
-    type rebuild parts of it, and can give other ids for the same text.
-
-    Returns:
-      A `transformers.PreTrainedTokenizerFast`.
-
-    Raises:
-      UserError: `tokenizer.json` is missing or damaged, or gives other ids than the tokenizer that
-        was made of it.
-    """
-    import tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    file = Path(folder) / "tokenizer.json"
-    read_json(file)
-    try:
-        plain = tokenizers.Tokenizer.from_file(str(file))
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # `tokenizers` raises bare exceptions
-        raise UserError(f"{file}: not a usable tokenizer ({error}); download it again") from error
-    wanted = plain.encode(PROBE, add_special_tokens=False).ids
-    got = tokenizer.encode(PROBE, add_special_tokens=False)
-    if got != wanted:
-        raise UserError(
-            f"{file}: transformers gives other ids than the file itself on a probe text; got "
-            f"{got[:8]}..., wanted {wanted[:8]}...; check tokenizer_config.json"
-        )
-    return tokenizer
-
-
-def tokenizer_fingerprint(folder: Path) -> str:
-    """SHA-256 over what turns messages into ids: tokenizer, chat template, special tokens."""
-    total = hashlib.sha256()
-    for name in ("tokenizer.json", "chat_template.jinja"):
-        file = Path(folder) / name
-        total.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
-    file = Path(folder) / "tokenizer_config.json"
-    config = read_json(file) if file.is_file() else {}
-    keys = ("chat_template", "bos_token", "eos_token", "add_bos_token", "add_eos_token")
-    total.update(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode())
     return total.hexdigest()

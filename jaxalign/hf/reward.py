@@ -1,16 +1,13 @@
-"""Reward models: a head that gives scores, and the token that pads what it scores."""
+"""The reward head of a checkpoint, which gives scores in place of logits."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
-from transformers import PreTrainedTokenizerFast
 
-from ..data.examples import Examples
 from ..errors import UserError
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
@@ -19,15 +16,15 @@ from .load import load_config
 
 
 def with_scores(config: ModelConfig, scores: int, where: Path) -> ModelConfig:
-    """The configuration of a checkpoint with the head that is wanted of it.
+    """The configuration of a checkpoint, with a head of the given kind.
 
     Args:
-      config: of the checkpoint.
-      scores: numbers that the head gives; 0: logits of the vocabulary.
+      config: the configuration of the checkpoint.
+      scores: number of outputs of the head; 0: logits over the vocabulary.
       where: folder of the checkpoint, for messages.
 
     Raises:
-      UserError: it has a reward head already, of another kind.
+      UserError: the checkpoint already has a reward head, of another kind.
     """
     if config.scores == scores or not config.scores:
         return dataclasses.replace(config, scores=scores)
@@ -43,12 +40,12 @@ def with_scores(config: ModelConfig, scores: int, where: Path) -> ModelConfig:
 
 
 def new_head(where: Path, model: Model, key: jax.Array) -> Params | None:
-    """A random reward head, as transformers makes one; None where the checkpoint has it already.
+    """A random reward head, initialized as in transformers; None if the checkpoint has a head.
 
     Args:
       where: folder of the checkpoint.
-      model: with a reward head.
-      key: what it is drawn with.
+      model: a decoder with a reward head.
+      key: random key of the initialization.
     """
     raw = load_config(where)
     if not model.config.scores or read_config(raw).scores:
@@ -60,31 +57,6 @@ def new_head(where: Path, model: Model, key: jax.Array) -> Params | None:
         return (spread * jax.random.normal(key, leaf.shape)).astype(leaf.dtype)
 
     return {"head": {"kernel": jax.jit(draw, out_shardings=leaf.sharding)(key)}}
-
-
-def pad_token(
-    tokenizer: PreTrainedTokenizerFast, data: Iterable[Examples], config: ModelConfig
-) -> str:
-    """A token that pads and that no response ends with: the tokenizer's own, or another special.
-
-    transformers reads scores at the last token that is not the pad token, wherever padding is. A
-    response whose own last token is the pad token, as EOS often is, would be scored one too early.
-
-    Raises:
-      UserError: there is none.
-    """
-    eos: Any = tokenizer.eos_token_id
-    ends = {int(y[-1]) for examples in data for e in examples.items for y in e.responses} | {eos}
-    special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    by_name = sorted(special, key=lambda token: "pad" not in token.lower())
-    for token in (tokenizer.pad_token, *by_name):
-        number = tokenizer.get_vocab().get(str(token)) if token else None
-        if number is not None and number not in ends and number < config.vocab:
-            return str(token)
-    raise UserError(
-        "tokenizer_config.json: no pad token but those that end a response, where transformers "
-        f"could not tell padding from the end; got pad_token {tokenizer.pad_token!r}; add one"
-    )
 
 
 def classifier_keys(config: ModelConfig) -> dict[str, Any]:

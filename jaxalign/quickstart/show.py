@@ -11,12 +11,13 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from ..collect.sample import Sampling, answer
+from ..collect.sample import Sampling, sample
 from ..core.sharding import batch_shards
 from ..data.loader import Loader
 from ..data.tokenize import load_examples
 from ..files import first_process
 from ..hf import load
+from ..hf.tokenizer import load_tokenizer
 from ..objectives import OBJECTIVES
 from ..report import terminal, write_report
 from ..report.metrics import read_metrics
@@ -50,8 +51,8 @@ def show(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
     how = Sampling(model="", max_new=LONGEST, dtype="float32", seed=recipe.run.seed, batch_size=256)
     samples = with_rewards(
         prompts,
-        answer(before, how, mesh, prompts),
-        answer(after, how, mesh, prompts),
+        sample(before, how, mesh, prompts).texts,
+        sample(after, how, mesh, prompts).texts,
         world.reward,
     )
     last = read_metrics(folder / names[-1] / "metrics.jsonl")[-1]
@@ -85,7 +86,7 @@ def ranking(recipe: Recipe, folder: Path, mesh: Mesh) -> Estimate:
         Data(path=""),
         f"{recipe.world_dir}/held_out.jsonl",
         "",
-        load.load_tokenizer(folder),
+        load_tokenizer(folder),
         "Pairs",
         seed=recipe.run.seed,
     )

@@ -28,6 +28,7 @@ from ..data.pack import CachedStats
 from ..errors import UserError
 from ..files import first_process, whole_file, write_whole
 from ..hf import load
+from ..hf.tokenizer import tokenizer_fingerprint
 from ..models.decoder import Params
 from ..models.families import read_config
 from ..update.forward import sequence_stats
@@ -158,7 +159,7 @@ def _pass(
     fingerprint = {
         "weights": load.weights_fingerprint(source),
         "config": hashlib.sha256(config.encode()).hexdigest(),
-        "tokenizer": load.tokenizer_fingerprint(stage.source),
+        "tokenizer": tokenizer_fingerprint(stage.source),
         "data": examples.fingerprint,
         "dtype": stage.recipe.model.dtype,
         "needs": ", ".join(s.name for s in stage.task.objective.needs),

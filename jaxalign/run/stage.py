@@ -22,7 +22,8 @@ from ..data.tokenize import Examples, load_examples, preview
 from ..errors import UserError
 from ..hf import load
 from ..hf.peft import low_rank
-from ..hf.reward import pad_token, with_scores
+from ..hf.reward import with_scores
+from ..hf.tokenizer import load_tokenizer, pad_token
 from ..models.adapted import Adapted, adapt
 from ..models.decoder import Model, build
 from ..models.families import read_config
@@ -164,7 +165,7 @@ def prepare(
     """
     stage = recipe.stages[name]
     objective, hyper = objective_settings(stage)
-    tokenizer = load.load_tokenizer(source)
+    tokenizer = load_tokenizer(source)
     train, held_out = _read_data(recipe, stage, objective, tokenizer)
     both = [examples for examples in (train, held_out) if examples]
     responses = max(examples.responses for examples in both)

@@ -72,11 +72,11 @@ def test_pairs_become_labelled_rows_that_bco_udm_trains_on(inputs, tmp_path, jax
     assert len(h.metrics(tmp_path / "run" / "bco_udm")) == 4
 
 
-def test_labels_that_are_all_alike_are_refused(inputs, tmp_path):
+def test_labels_that_are_all_the_same_are_refused(inputs, tmp_path):
     rows = [{"prompt": "1+1=", "completion": "2", "label": True}] * 2
     h.write_rows(tmp_path / "same.jsonl", rows)
     settings = Density(model="", data=str(tmp_path / "same.jsonl"), out="unused")
-    with pytest.raises(UserError, match=r"same.jsonl: the labels are all alike"):
+    with pytest.raises(UserError, match=r"same.jsonl: all labels are the same"):
         write_ratios(inputs / "model", settings, MESH)
 
 

@@ -4,9 +4,9 @@ import json
 import pytest
 from lib import runs as h
 
-from jaxalign.collect.sample import Sampling, answer, read_prompts, stop_tokens
+from jaxalign.collect.sample import Sampling, read_prompts, sample
 from jaxalign.errors import UserError
-from jaxalign.hf.load import load_tokenizer
+from jaxalign.hf.tokenizer import load_tokenizer, stop_tokens
 
 MESH = h.one_device()
 PROMPTS = ["1+1=", "ähm, 2+2=", "3+3="]
@@ -24,7 +24,7 @@ def sampling(**options):
 
 
 def answers(folder, prompts, **options):
-    return answer(folder, sampling(**options), MESH, prompts)
+    return sample(folder, sampling(**options), MESH, prompts).texts
 
 
 # Prompts

@@ -25,12 +25,11 @@ from jaxalign.hf import load as hf_load
 from jaxalign.hf.load import (
     load_config,
     load_params,
-    load_tokenizer,
     resolve,
-    tokenizer_fingerprint,
     weight_files,
     weights_fingerprint,
 )
+from jaxalign.hf.tokenizer import load_tokenizer, tokenizer_fingerprint
 from jaxalign.settings import Mesh
 
 

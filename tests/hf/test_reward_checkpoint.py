@@ -24,8 +24,9 @@ from lib.checkpoints import (
 from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
-from jaxalign.hf.reward import new_head, pad_token, with_scores
+from jaxalign.hf.reward import new_head, with_scores
 from jaxalign.hf.save import save_checkpoint
+from jaxalign.hf.tokenizer import load_tokenizer, pad_token
 from jaxalign.models.decoder import build
 from jaxalign.models.families import read_config
 from jaxalign.settings import Mesh
@@ -176,8 +177,6 @@ class Ends:
 
 
 def tokenizer(folder, **settings):
-    from jaxalign.hf.load import load_tokenizer
-
     write_tokenizer(folder)
     file = folder / "tokenizer_config.json"
     raw = json.loads(file.read_text()) | settings

@@ -12,18 +12,18 @@ from jaxalign.hf import save as hf_save
 from jaxalign.hf.load import (
     load_config,
     load_params,
-    tokenizer_fingerprint,
     weight_files,
     weights_fingerprint,
 )
 from jaxalign.hf.save import save_checkpoint
+from jaxalign.hf.tokenizer import tokenizer_fingerprint
 from jaxalign.settings import Mesh
 
 CARD = "# A model card\n"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["neox-parallel", "llama-gqa", "qwen2-tied"])
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
 def test_load_then_save_is_bit_equal(hf_checkpoint, tmp_path, name, dtype):
     folder = hf_checkpoint(name, dtype=dtype)
     model = small_model(folder)

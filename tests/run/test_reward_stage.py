@@ -21,7 +21,7 @@ from jaxalign.core.types import Pairs
 from jaxalign.data.examples import Examples, Report
 from jaxalign.data.loader import Loader
 from jaxalign.errors import UserError
-from jaxalign.hf.load import load_tokenizer
+from jaxalign.hf.tokenizer import load_tokenizer
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe.read import parse
 

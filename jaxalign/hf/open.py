@@ -1,0 +1,64 @@
+"""Opening a checkpoint or an adapter to use it: the decoder, its weights, its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from jax.sharding import Mesh
+
+from ..models.config import ModelConfig
+from ..models.decoder import Model, Params, build
+from ..models.families import read_config
+from .load import load_config
+from .peft import base_folder, load_merged
+from .tokenizer import load_tokenizer, stop_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Opened(NamedTuple):
+    """A model on the devices of a mesh, ready to use."""
+
+    model: Model
+    """The decoder, without its weights."""
+    params: Params
+    """The weights, sharded over the mesh; adapters are merged into them."""
+    tokenizer: PreTrainedTokenizerFast
+    stop: tuple[int, ...]
+    """The ids that end an answer."""
+
+
+def open_config(folder: Path) -> ModelConfig:
+    """The configuration of a checkpoint, or of the base model of an adapter.
+
+    Raises:
+      UserError: `config.json` is missing, damaged or not supported.
+    """
+    base = base_folder(folder)
+    return read_config(load_config(base), str(base / "config.json"))
+
+
+def open_model(
+    folder: Path, mesh: Mesh, *, dtype: Literal["float32", "bfloat16"] = "bfloat16"
+) -> Opened:
+    """Open a language model, a reward model, or an adapter with its base model.
+
+    The weights go straight from the files to the devices: every host reads only the parts that its
+    devices hold. An adapter is merged into its base model, which is opened from the folder or hub
+    name that the adapter's configuration gives; the tokenizer is the base model's.
+
+    Args:
+      folder: a Hugging Face checkpoint (`config.json`, safetensors files, `tokenizer.json`), or a
+        PEFT adapter (`adapter_config.json`, `adapter_model.safetensors`).
+      mesh: the device mesh (data, fsdp, tensor).
+      dtype: dtype of the weights and of matrix products.
+
+    Raises:
+      UserError: a file is missing, damaged or not supported; names the file and the remedy.
+    """
+    base = base_folder(folder)
+    model = build(open_config(folder), mesh, dtype=dtype, param_dtype=dtype)
+    tokenizer = load_tokenizer(base)
+    return Opened(model, load_merged(folder, model), tokenizer, stop_tokens(base, tokenizer))

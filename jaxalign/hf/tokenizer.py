@@ -1,0 +1,104 @@
+"""Tokenizers of checkpoints: reading, fingerprint, the pad token and the stop tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..data.examples import Examples
+from ..errors import UserError
+from ..files import read_json
+from ..models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PROBE = (
+    "Hello world! It's 2024,  don't <b>panic</b>\n\n\tdef f(x):\r\n    return x+1  "
+    "Über café 漢字かな🙂 1234567 I'LL"
+)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint, with its special tokens and chat template.
+
+    `tokenizer.json` is read without changes. The tokenizer classes that transformers chooses by
+    model type rebuild parts of it, and can give other ids for the same text.
+
+    Raises:
+      UserError: `tokenizer.json` is missing or damaged, or transformers makes a tokenizer from it
+        that gives other ids.
+    """
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    file = Path(folder) / "tokenizer.json"
+    read_json(file)
+    try:
+        plain = tokenizers.Tokenizer.from_file(str(file))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # `tokenizers` raises bare exceptions
+        raise UserError(f"{file}: not a usable tokenizer ({error}); download it again") from error
+    wanted = plain.encode(PROBE, add_special_tokens=False).ids
+    got = tokenizer.encode(PROBE, add_special_tokens=False)
+    if got != wanted:
+        raise UserError(
+            f"{file}: transformers gives other ids than the file itself on a probe text; got "
+            f"{got[:8]}..., wanted {wanted[:8]}...; check tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """SHA-256 over all that turns messages into ids: tokenizer, chat template, special tokens."""
+    total = hashlib.sha256()
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        file = Path(folder) / name
+        total.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
+    file = Path(folder) / "tokenizer_config.json"
+    config = read_json(file) if file.is_file() else {}
+    keys = ("chat_template", "bos_token", "eos_token", "add_bos_token", "add_eos_token")
+    total.update(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode())
+    return total.hexdigest()
+
+
+def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The ids that end an answer: the tokenizer's EOS and those in `generation_config.json`."""
+    path = Path(folder) / "generation_config.json"
+    named = read_json(path).get("eos_token_id") if path.exists() else None
+    named = named if isinstance(named, list) else [named]
+    return tuple(sorted({i for i in (*named, tokenizer.eos_token_id) if i is not None}))
+
+
+def pad_token(
+    tokenizer: PreTrainedTokenizerFast, data: Iterable[Examples], config: ModelConfig
+) -> str:
+    """A pad token that no response ends with: the tokenizer's own, or another special token.
+
+    transformers reads scores at the last token that is not the pad token, on whichever side the
+    padding is. If a response ends with the pad token, as EOS often is, transformers would read its
+    score one token too early.
+
+    Args:
+      tokenizer: the tokenizer of the checkpoint.
+      data: the examples whose responses are scored.
+      config: the decoder's configuration.
+
+    Raises:
+      UserError: there is no such token.
+    """
+    eos: Any = tokenizer.eos_token_id
+    ends = {int(y[-1]) for examples in data for e in examples.items for y in e.responses} | {eos}
+    special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    by_name = sorted(special, key=lambda token: "pad" not in token.lower())
+    for token in (tokenizer.pad_token, *by_name):
+        number = tokenizer.get_vocab().get(str(token)) if token else None
+        if number is not None and number not in ends and number < config.vocab:
+            return str(token)
+    raise UserError(
+        "tokenizer_config.json: no pad token but those that end a response, where transformers "
+        f"could not tell padding from the end; got pad_token {tokenizer.pad_token!r}; add one"
+    )
