@@ -23,7 +23,7 @@ from jaxalign.data.rows import round_up
 from jaxalign.models.adapted import Adapted, adapt
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import Params, Remat, build
-from jaxalign.models.families import read_config
+from jaxalign.models.families import FAMILIES, read_config
 from jaxalign.models.lora import LowRank
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.update.forward import Task

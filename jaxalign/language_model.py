@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from . import settings
 from .collect.decode import generate, refuse_scores
-from .collect.sample import Prompt, stop_tokens
+from .collect.sample import Prompt
 from .core.batch import Batch
 from .core.objective import objective
 from .core.sharding import batch_shards, put_batch, replicated
@@ -26,10 +26,7 @@ from .data.examples import Examples
 from .data.loader import Loader
 from .data.tokenize import encode_prompts, load_examples
 from .errors import UserError
-from .hf import load
-from .hf.peft import base_folder, load_merged
-from .models.decoder import build
-from .models.families import read_config
+from .hf.open import open_model
 from .update.forward import Task, sequence_stats
 
 ROW_LENGTH = 2048  # maximum length of a packed row, in tokens
@@ -52,12 +49,8 @@ class LanguageModel:
           dtype: dtype of parameters and matrix products, float32 or bfloat16.
         """
         self.folder, self.dtype = folder, dtype
-        base = base_folder(folder)
-        config = read_config(load.load_config(base))
-        self.tokenizer = load.load_tokenizer(base)
-        self._stop = stop_tokens(base, self.tokenizer)
-        self._model = build(config, mesh, dtype=dtype, param_dtype=dtype)
-        self._params = load_merged(folder, self._model)
+        opened = open_model(folder, mesh, dtype=dtype)
+        self._model, self._params, self.tokenizer, self._stop = opened
 
     def __repr__(self) -> str:
         return f"<LanguageModel {self.folder}, {self.dtype}>"

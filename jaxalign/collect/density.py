@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import tyro
 from jax.sharding import Mesh
 
 from .. import settings
+from ..core.types import Array
 from ..data.schema import Row, read_rows
 from ..data.tokenize import encode_prompts
 from ..errors import UserError
@@ -103,7 +104,7 @@ def embeddings(
     """The final hidden state at the last token of each prompt, [N, D] float32."""
 
     @functools.partial(jax.jit, static_argnames="length")
-    def embed(params: Params, ids: Any, ends: Any, length: int) -> Any:
+    def embed(params: Params, ids: Array, ends: Array, length: int) -> Array:
         inside = jnp.arange(length) < ends[:, None]
         positions = jnp.broadcast_to(jnp.arange(length), ids.shape)
         segment = inside.astype(jnp.int32)

@@ -111,5 +111,5 @@ def sample(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Promp
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
-    texts = [opened.tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+    texts = [str(opened.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
     return Answers(texts, tokens, opened.model.config.vocab)

@@ -222,7 +222,9 @@ def _equal(a: Tensor, b: Tensor, rows: int = 8192) -> bool:
     return all(np.array_equal(a.slices[part], b.slices[part]) for part in parts)
 
 
-def _place(weight: Weight, layers: list[Tensor], leaf: Any, model: Model) -> jax.Array:
+def _place(
+    weight: Weight, layers: list[Tensor], leaf: jax.ShapeDtypeStruct, model: Model
+) -> jax.Array:
     """One parameter on the mesh, read by shards."""
 
     @functools.cache  # devices with the same part share one read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -40,9 +40,7 @@ def open_config(folder: Path) -> ModelConfig:
     return read_config(load_config(base), str(base / "config.json"))
 
 
-def open_model(
-    folder: Path, mesh: Mesh, *, dtype: Literal["float32", "bfloat16"] = "bfloat16"
-) -> Opened:
+def open_model(folder: Path, mesh: Mesh, *, dtype: str = "bfloat16") -> Opened:
     """Open a language model, a reward model, or an adapter with its base model.
 
     The weights go straight from the files to the devices: every host reads only the parts that its
@@ -53,7 +51,7 @@ def open_model(
       folder: a Hugging Face checkpoint (`config.json`, safetensors files, `tokenizer.json`), or a
         PEFT adapter (`adapter_config.json`, `adapter_model.safetensors`).
       mesh: the device mesh (data, fsdp, tensor).
-      dtype: dtype of the weights and of matrix products.
+      dtype: dtype of the weights and of matrix products, "float32" or "bfloat16".
 
     Raises:
       UserError: a file is missing, damaged or not supported; names the file and the remedy.

@@ -1,4 +1,4 @@
-"""Low-rank adapters as PEFT keeps them: `adapter_config.json`, `adapter_model.safetensors`."""
+"""Low-rank adapters in the files of PEFT: `adapter_config.json`, `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 READ = ("r", "lora_alpha", "use_rslora", "base_model_name_or_path")
 INITS = (None, True, False, "gaussian", "orthogonal", "eva")
-"""Beginnings that leave the base as it is; pissa, olora and others change it."""
+"""Initializations that do not change the base model; pissa, olora and others change it."""
 HARMLESS = (
     # Identity and bookkeeping.
     *("auto_mapping", "inference_mode", "peft_version", "revision", "task_type"),
-    # Which matrices have adapters: the tensors say it.
+    # The matrices that have adapters, which the names of the tensors give.
     *("target_modules", "exclude_modules", "layers_pattern", "ensure_weight_tying"),
     # How the adapters were trained.
     *("lora_dropout", "eva_config", "runtime_config"),
-    # Of layers and methods that are not used, which is checked.
+    # Layers and methods that are not used; the other keys show it.
     *("megatron_core", "qalora_group_size"),
 )
 
 
 def low_rank(settings: Lora, config: ModelConfig, where: str) -> LowRank:
-    """The adapters that a recipe asks for in a decoder.
+    """The adapters of a decoder that a recipe asks for.
 
     Args:
-      settings: the recipe's values.
-      config: of the decoder.
+      settings: LoRA settings of the recipe.
+      config: the decoder's configuration.
       where: dotted path of the settings, for messages.
 
     Raises:
-      UserError: a target is no linear layer of this decoder, or only a part of a fused one.
+      UserError: a target is no linear layer of this decoder, or only a part of a fused layer.
     """
     known: dict[str, list[tuple[str, str]]] = {}
     names = names_of(config)
@@ -73,7 +73,7 @@ def low_rank(settings: Lora, config: ModelConfig, where: str) -> LowRank:
 
 
 def weights(adapters: LowRank, config: ModelConfig) -> tuple[Weight, ...]:
-    """Where each adapter lives in PEFT's file."""
+    """All adapters and their tensors in PEFT's file."""
     names = names_of(config)
     found = []
     for path in adapters.targets:
@@ -94,8 +94,8 @@ def save_adapter(folder: Path, adapters: Params, model: Adapted, *, base: str, c
     """Write adapters so that PEFT loads them; every process of a run must call this.
 
     Args:
-      folder: where to; replaced as a whole if it exists.
-      adapters: as `model.abstract`.
+      folder: folder to write; replaced if it exists.
+      adapters: adapters as in `model.abstract`.
       model: the decoder with its adapters.
       base: folder or hub name of the frozen checkpoint.
       card: text of the model card, README.md.
@@ -136,10 +136,10 @@ def _config(adapters: LowRank, config: ModelConfig, base: str) -> dict[str, Any]
 
 
 def base_folder(folder: Path) -> Path:
-    """The folder itself, or that of the checkpoint which the adapters in it belong to.
+    """The folder of a checkpoint, or of the base checkpoint of an adapter.
 
     Raises:
-      UserError: the adapters' base is neither a folder nor on the hub.
+      UserError: the base of the adapter is neither a folder nor on the hub.
     """
     if not (folder / CONFIG).is_file():
         return folder
@@ -150,7 +150,7 @@ def base_folder(folder: Path) -> Path:
 
 
 def load_merged(folder: Path, model: Model) -> Params:
-    """The parameters of a checkpoint, or of a base with the adapters in the folder merged into it.
+    """The parameters of a checkpoint, or of an adapter merged into its base checkpoint.
 
     Raises:
       UserError: see `load_params` and `load_adapter`.
@@ -163,18 +163,18 @@ def load_merged(folder: Path, model: Model) -> Params:
 
 
 def load_adapter(folder: Path, model: Model) -> tuple[Adapted, Params]:
-    """Adapters that PEFT or this library wrote.
+    """Read adapters that PEFT or this library wrote.
 
     Args:
-      folder: with `adapter_config.json` and `adapter_model.safetensors`.
-      model: the decoder that they belong to.
+      folder: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+      model: the base decoder of the adapters.
 
     Returns:
-      The decoder with such adapters, and the adapters, as its `abstract`.
+      The decoder with adapters, and the adapters in the form of its `abstract`.
 
     Raises:
-      UserError: a file is missing or damaged, the kind of adapter is not computed here, or the
-        tensors are not those of this decoder.
+      UserError: a file is missing or damaged, the kind of adapter is not implemented, or the
+        tensors do not belong to this decoder.
     """
     settings = _checked(read_json(folder / CONFIG), folder / CONFIG)
     file = folder / TENSORS
@@ -190,13 +190,13 @@ def load_adapter(folder: Path, model: Model) -> tuple[Adapted, Params]:
 
 
 def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """Rank and scale; refuses by name what may change the mathematics and is not computed."""
+    """The `LowRank` fields of rank and scale; refuses keys that may change the mathematics."""
     wanted = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": INITS}
     for key, value in raw.items():
         known = not value or key in READ or key in HARMLESS
         if value not in wanted[key] if key in wanted else not known:
             raise UserError(
-                f"{file}: {key} = {value!r} is not computed here; merge the adapter with PEFT and "
+                f"{file}: {key} = {value!r} is not implemented; merge the adapter with PEFT and "
                 "give the merged checkpoint"
             )
     for key, kinds in (("r", (int,)), ("lora_alpha", (int, float))):

@@ -1,4 +1,4 @@
-"""Writing a Hugging Face folder that transformers loads as it is: never half of one."""
+"""Writing a complete Hugging Face folder that transformers loads without changes."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ COPIED = (
 )
 
 PADDED = ("tokenizer_config.json", "special_tokens_map.json")
-"""Of these, those that name the pad token."""
+"""The copied files that name the pad token."""
 
 Named = tuple[str, int, list[Weight]]
-"""A tensor of a file: its name, its layer, and the parameters it is made of."""
+"""A tensor of a file: its name, its layer, and its parameters (three if it is fused)."""
 
 
 def save_checkpoint(
@@ -55,21 +55,21 @@ def save_checkpoint(
 ) -> None:
     """Write parameters as a Hugging Face checkpoint.
 
-    Everything is written to a sibling folder that then takes the place of `folder`: a kill or a
-    full disk leaves an older checkpoint of that name whole. Every process of a run must call this;
-    the first one writes, and holds one file's tensors at a time.
+    All files go to a sibling folder that then replaces `folder`: after a kill or on a full disk, an
+    older checkpoint of that name is still complete. Every process of a run must call this; the
+    first process writes, and holds the tensors of one file at a time.
 
     Args:
-      folder: where to; replaced if it exists.
-      params: as `model.abstract`; matrices may be `Merged`.
+      folder: folder to write; replaced if it exists.
+      params: parameters as in `model.abstract`; matrices may be `Merged`.
       model: the decoder.
-      source: the checkpoint the run started from: its configuration, tokenizer and generation
+      source: the checkpoint that the run started from; its configuration, tokenizer and generation
         settings are copied.
-      dtype: dtype of all tensors: float32, bfloat16 or float16; None keeps, tensor by tensor, that
-        of `source`.
+      dtype: dtype of all tensors: float32, bfloat16 or float16; None keeps the dtype of each tensor
+        in `source`.
       card: text of the model card, README.md.
-      pad: token that pads, and its id, for the configuration and the tokenizer; None keeps theirs.
-      max_shard_bytes: start another file when one would become larger, bytes.
+      pad: pad token and its id, for the configuration and the tokenizer; None keeps the old ones.
+      max_shard_bytes: maximum size of a file, bytes.
 
     Raises:
       RunError: the folder cannot be written.
@@ -115,7 +115,7 @@ def _write_weights(
     dtype: str | None,
     max_shard_bytes: float,
 ) -> None:
-    """Gather tensor by tensor, on all processes; write where `folder` is given."""
+    """Gather each tensor, on all processes; write it if `folder` is given."""
     plan = _plan(model, source, dtype)
     files = _split({n: math.prod(s) * np.dtype(d).itemsize for n, s, d in plan}, max_shard_bytes)
     kinds = {name: kind for name, _, kind in plan}
@@ -137,7 +137,7 @@ def _write_weights(
 
 
 def by_tensor(plan: Iterable[Weight], layers: int) -> Iterator[Named]:
-    """Every tensor to write, in order."""
+    """All tensors to write, in order."""
     groups: dict[str, list[Weight]] = {}
     for weight in plan:
         groups.setdefault(weight.name, []).append(weight)
@@ -162,7 +162,7 @@ def _plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str, tupl
     for name, _, parts in by_tensor(weights(model.config), model.config.layers):
         shape = parts[0].of(model.abstract).shape
         shape = hf_shape(parts[0], shape[1:] if parts[0].stacked else shape)
-        # A head that the source lacks has the dtype of its embedding.
+        # A head that is not in the source gets the dtype of the embedding.
         names = (name, *parts[0].other_names, weights(model.config)[0].name)
         kind = dtype or next(kept[n] for n in names if n in kept)
         plan.append((name, shape, jax.numpy.dtype(kind)))
@@ -170,7 +170,7 @@ def _plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str, tupl
 
 
 def _split(sizes: dict[str, int], limit: float) -> list[list[str]]:
-    """Names in order, cut into runs of at most `limit` bytes (a larger tensor stands alone)."""
+    """Names in order, in groups of at most `limit` bytes (a larger tensor is a group)."""
     files: list[list[str]] = []
     room = 0.0
     for name, size in sizes.items():
@@ -185,7 +185,7 @@ def _split(sizes: dict[str, int], limit: float) -> list[list[str]]:
 def gathered(
     params: Params, model: Model, named: Iterable[Named], kinds: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor as it goes to the file; a collective, so all processes must draw them all.
+    """All tensors in the form of the file; a collective: every process must iterate to the end.
 
     Raises:
       UserError: a value is not finite in the dtype that `kinds` gives for its tensor.

@@ -70,7 +70,8 @@ def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, 
     path = Path(folder) / "generation_config.json"
     named = read_json(path).get("eos_token_id") if path.exists() else None
     named = named if isinstance(named, list) else [named]
-    return tuple(sorted({i for i in (*named, tokenizer.eos_token_id) if i is not None}))
+    eos: Any = tokenizer.eos_token_id
+    return tuple(sorted({i for i in (*named, eos) if i is not None}))
 
 
 def pad_token(

@@ -95,7 +95,7 @@ def _linear(config: ModelConfig, path: tuple[str, str]) -> list[Weight]:
 
 
 def hf_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the tensor in the checkpoint, from the shape of one layer of the parameter."""
+    """Shape of the tensor in the checkpoint, given the shape of one layer of the parameter."""
     if weight.axes == "as is":
         return shape
     out, *into = shape[::-1]

@@ -229,7 +229,7 @@ def build(
     """Place a decoder on a mesh. Uses no memory: parameters come from `init` or a checkpoint.
 
     Args:
-      config: what the decoder computes.
+      config: the mathematics of the decoder.
       mesh: the device mesh (data, fsdp, tensor), with Auto axes.
       dtype: dtype of activations and matrix products; norms, rotary angles and softmax are always
         float32.

@@ -58,7 +58,7 @@ def test_labels_that_do_not_depend_on_the_prompt_have_ratio_1():
     np.testing.assert_allclose(density_ratios(embedded, np.arange(40) % 2), 1.0, rtol=1e-4)
 
 
-def test_pairs_become_labelled_rows_that_bco_udm_trains_on(inputs, tmp_path, jaxalign_command):
+def test_pairs_become_labeled_rows_that_bco_udm_trains_on(inputs, tmp_path, jaxalign_command):
     out = tmp_path / "ratios.jsonl"
     command = (inputs / "model", "--data", f"{inputs}/pairs.jsonl", "--out", out)
     code, said, _ = jaxalign_command("density", *command, "--dtype", "float32")

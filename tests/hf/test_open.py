@@ -29,9 +29,7 @@ def test_the_dtype_is_the_dtype_of_weights_and_of_matrix_products(hf_checkpoint)
     assert (dtypes, str(opened.model.dtype)) == ({"bfloat16"}, "bfloat16")
 
 
-def test_an_adapter_opens_merged_into_its_base_with_the_tokenizer_of_the_base(
-    hf_checkpoint, tmp_path
-):
+def test_an_adapter_opens_merged_into_its_base(hf_checkpoint, tmp_path):
     base = hf_checkpoint("llama-gqa")
     peft_model(base).save_pretrained(tmp_path)
     opened = open_model(tmp_path, MESH, dtype="float32")

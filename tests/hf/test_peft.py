@@ -24,7 +24,7 @@ CARD = "# A model card\n"
 
 
 def close(ours, theirs):
-    """Logits are those of transformers to 1e-4, as without adapters."""
+    """Logits equal the logits of transformers to 1e-4, as without adapters."""
     np.testing.assert_allclose(ours[REAL], theirs[REAL], atol=1e-4)
 
 
@@ -152,9 +152,9 @@ A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 @pytest.mark.parametrize(
     "edit, message",
     [
-        (lambda c, t: c.update(use_dora=True), "use_dora = True is not computed"),
-        (lambda c, t: c.update(bias="all"), "bias = 'all' is not computed"),
-        (lambda c, t: c.update(peft_type="IA3"), "peft_type = 'IA3' is not computed"),
+        (lambda c, t: c.update(use_dora=True), "use_dora = True is not implemented"),
+        (lambda c, t: c.update(bias="all"), "bias = 'all' is not implemented"),
+        (lambda c, t: c.update(peft_type="IA3"), "peft_type = 'IA3' is not implemented"),
         (lambda c, t: c.update(init_lora_weights="pissa"), "init_lora_weights = 'pissa'"),
         (lambda c, t: c.update(rank_pattern={"q_proj": 2}), "rank_pattern"),
         (lambda c, t: c.update(a_key_of_later_versions=1), "a_key_of_later_versions = 1"),
@@ -165,7 +165,7 @@ A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         (lambda c, t: t.update({A.replace(".0.", ".9."): t[A]}), "with 2 layers"),
     ],
 )
-def test_an_adapter_that_is_not_computed_is_refused_by_name(damaged, edit, message):
+def test_an_unsupported_adapter_is_refused_by_name(damaged, edit, message):
     folder, model = damaged(edit)
     with pytest.raises(UserError, match=message):
         load_adapter(folder, model)

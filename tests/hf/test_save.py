@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from lib.checkpoints import plain_rows, small_model, tensors_of, torch_logits
+from lib.checkpoints import ONE_PER_FAMILY, plain_rows, small_model, tensors_of, torch_logits
 
 from jaxalign.errors import RunError, UserError
 from jaxalign.hf import save as hf_save

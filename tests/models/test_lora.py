@@ -1,4 +1,4 @@
-"""Adapters beside a frozen model: the same mathematics, and nothing else is trained."""
+"""Adapters of a frozen model: the same mathematics, and nothing else is trained."""
 
 import functools
 

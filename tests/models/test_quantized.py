@@ -1,4 +1,4 @@
-"""A frozen base in 8 or 4 bits: how far it is off, and that all else is exact beside it."""
+"""A frozen base in 8 or 4 bits: the size of its error, and that the rest is exact."""
 
 import sys
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 WIDE = helpers_step.LLAMA | {"hidden_size": 128, "intermediate_size": 192}
 KINDS = ("int8", "nf4")
 # Relative to the norm of all logits. Both follow from the rounding of the weights: at most 1/255
-# of the largest magnitude of a column, and 0.152 of that of a block.
+# of the largest magnitude of a column, and 0.152 of the largest of a block.
 LOGITS = {"int8": 0.01, "nf4": 0.1}
 
 
@@ -154,7 +154,7 @@ def test_a_run_compares_with_the_base_that_it_trains_beside(inputs, tmp_path):
     exact = h.tensors(inputs / "model")[f"{name}.weight"]
     step = np.abs(exact).max(1, keepdims=True) / 127.5
     rounded = step * np.clip(np.round(exact / step), -128, 127)
-    sure = np.abs(exact / step) < 127  # the largest lies between two numbers
+    sure = np.abs(exact / step) < 127  # the largest is between two numbers
     error = np.abs(merged[f"{name}.weight"] - (rounded + 2 * b @ a))
     assert error[sure].max() < 1e-6
 

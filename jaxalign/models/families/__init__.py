@@ -9,8 +9,9 @@ To add a family:
    layers first.
 2. Add `NAME.FAMILY` to `FAMILIES` below.
 3. Add a small configuration of it to `CONFIGS` in `tests/lib/checkpoints.py`. The tests take it
-   from there: logits and reward scores equal to those of transformers, load and save equal bit for
-   bit, adapters equal to those of PEFT. `tests/models/test_families.py` fails until it is there.
+   from there: they compare logits and reward scores with transformers, adapters with PEFT, and a
+   saved checkpoint with the loaded one, bit for bit. `tests/models/test_families.py` fails until
+   the configuration is there.
 """
 
 from __future__ import annotations

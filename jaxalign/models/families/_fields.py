@@ -7,7 +7,7 @@ that a policy at its first step equals its reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 from ...errors import UserError, near_miss
@@ -77,12 +77,12 @@ class Fields:
             if default is _REQUIRED:
                 raise UserError(f"{self.where}: '{key}' is missing; restore the original file")
             return default
-        allowed = (int, float) if kind is float else (kind,)
+        allowed: Any = (int, float) if kind is float else kind
         if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"{self.where}: {key}: got {value!r}, wanted {kind.__name__}")
         if kind in (int, float) and value <= 0:
             raise UserError(f"{self.where}: {key}: got {value!r}, wanted a positive number")
-        convert: Callable[[Any], T] = kind
+        convert: Any = kind
         return convert(value)
 
     def refuse_unread(self) -> None:
