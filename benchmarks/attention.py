@@ -7,6 +7,7 @@ figure is the median of the rounds.
 
 from __future__ import annotations
 
+import argparse
 import time
 from typing import Any
 
@@ -78,6 +79,7 @@ def program(attention, mask: RowMask):
 
 def main() -> None:
     """Measure and print the table."""
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args()
     head = ("row", "rows", "mask", "jax.nn, s", "ours, s", "ratio", "jax.nn, MB", "ours, MB")
     rows_of_table: list[tuple[str, ...]] = [(*head, "differ by")]
     for length in (256, 512, 1024):

@@ -1,4 +1,5 @@
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_every_side_races_somewhere():
 
 def test_a_table_is_aligned():
     assert table([["a", "bc"], ["def", "g"]]) == "|   a | bc |\n|----:|---:|\n| def |  g |"
+
+
+def test_the_readme_has_a_row_for_every_program():
+    rows = re.findall(
+        r"^\|[^|]+\| `(\w+)` \|", (ROOT / "benchmarks" / "README.md").read_text(), re.M
+    )
+    files = (ROOT / "benchmarks").glob("*.py")
+    programs = {path.stem for path in files if "\nif __name__ ==" in path.read_text()}
+    assert sorted(rows) == sorted(programs | {"gpu_check"})
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
