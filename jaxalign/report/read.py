@@ -128,7 +128,7 @@ def read_run(folder: Path) -> Run:
 
 
 class _Reader:
-    """Reads files of one folder; what is wrong with them becomes a sentence in `problems`."""
+    """Reads files of one folder; each fault becomes a sentence in `problems`."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -230,3 +230,30 @@ def test_the_code_shown_on_the_tour_is_the_code():
             line.strip() for line in (ROOT / first.removeprefix("# ")).read_text().splitlines()
         }
         assert [line for line in lines if line.strip() not in source] == []
+
+
+def messages():
+    """Every text in the package, a mark in place of each value filled in."""
+    found = []
+    for path in (ROOT / "jaxalign").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "\0" for p in node.values]
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_every_message_explained_is_one_of_the_code():
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^### `(.+)`$", page, re.M)
+    assert len(quoted) >= 25
+    theirs = {"RESOURCE_EXHAUSTED"}
+    known = messages()
+    unknown = []
+    for message in set(quoted) - theirs:
+        fragments = [re.escape(part) for part in message.split("...") if part]
+        if not any(re.search(".*".join(fragments), text, re.S) for text in known):
+            unknown.append(message)
+    assert unknown == []
