@@ -167,7 +167,7 @@ def evaluate(
       checkpoint: Hugging Face folder or hub repository; none: the exported model of the stage.
       against: Hugging Face folder or hub repository of the reference; none: the reference of the
         stage, if it has one.
-      diagnostics: additional measurements, by name; none: those of the stage.
+      diagnostics: additional measurements, by name; none: the list of the stage.
       overrides: values to use instead of those in the recipe.
 
     Returns:

@@ -60,7 +60,7 @@ def evaluate_stage(
       checkpoint: Hugging Face folder or hub repository; none: the exported model of the stage.
       against: Hugging Face folder or hub repository of the reference; none: the reference of the
         stage, if it has one.
-      diagnostics: names of additional measurements; none: those of the stage.
+      diagnostics: names of additional measurements; none: the list of the stage.
 
     Returns:
       Metrics by name.
