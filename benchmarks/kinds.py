@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.schema import Row, read_rows
+from jaxalign.data.schema import Record, read_records
 from jaxalign.settings import Data
 
 EDGE = 3.0  # nats that `f_dpg`'s target adds to a chosen response and takes from a rejected one
 
 
-def read_pairs(data: Data) -> list[Row]:
+def read_pairs(data: Data) -> list[Record]:
     """The pairs of a data set, without empty responses if its settings say so."""
-    return list(read_rows(data, data.path, data.split, "Pairs", Counter()))
+    return list(read_records(data, data.path, data.split, "Pairs", Counter()))
 
 
 def write_kinds(folder: Path, data: Data) -> dict[str, Data]:

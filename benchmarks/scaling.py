@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.core.sharding import make_mesh, put_batch
-from jaxalign.data.examples import Example, Examples, Report
+from jaxalign.data.examples import Example, Examples, RowCounts
 from jaxalign.data.loader import Loader
 from jaxalign.data.pack import CachedStats
 from jaxalign.models.config import ModelConfig
@@ -83,7 +83,7 @@ def random_pairs(sizes: Sizes) -> Examples:
         return rng.integers(0, sizes.vocab, sizes.length // 2, dtype=np.int32)
 
     items = [Example(ids(), (ids(), ids()), {}, f"{i}") for i in range(sizes.batch)]
-    return Examples(items, "Pairs", Report(len(items), {}, 0, {}, {}))
+    return Examples(items, "Pairs", RowCounts(len(items), {}, 0, {}, {}))
 
 
 def make_update(sizes: Sizes, mesh: jax.sharding.Mesh) -> Callable[[], None]:

@@ -10,7 +10,7 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from jaxalign.data.schema import Field, read_rows
+from jaxalign.data.schema import Field, read_records
 from jaxalign.settings import Data
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -39,7 +39,7 @@ def make_tokenizer(folder: Path, data: Data, vocab: int) -> None:
 
 
 def _texts(data: Data) -> Iterator[str]:
-    for row in read_rows(data, data.path, data.split, "Pairs", Counter()):
+    for row in read_records(data, data.path, data.split, "Pairs", Counter()):
         for field in (row.prompt, *row.responses):
             yield from _contents(field)
 

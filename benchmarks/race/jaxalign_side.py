@@ -20,7 +20,7 @@ from rich.console import Console
 
 from jaxalign import settings
 from jaxalign.core.sharding import make_mesh, put_batch
-from jaxalign.data.examples import Example, Examples, Report
+from jaxalign.data.examples import Example, Examples, RowCounts
 from jaxalign.recipe.schema import section
 from jaxalign.run.reference import cached_reference
 from jaxalign.run.stage import StageRun, prepare
@@ -64,7 +64,7 @@ def examples(pairs: Sequence[work.Pair]) -> Examples:
     items = [
         Example(p.prompt, (p.chosen, p.rejected), {}, f"pair {i}") for i, p in enumerate(pairs)
     ]
-    return Examples(items, "Pairs", Report(len(items), {}, 0, {}, {}))
+    return Examples(items, "Pairs", RowCounts(len(items), {}, 0, {}, {}))
 
 
 def make_step(stage: StageRun) -> Step:

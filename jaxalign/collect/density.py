@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from .. import settings
 from ..core.types import Array
-from ..data.schema import Row, read_rows
+from ..data.schema import Record, read_records
 from ..data.tokenize import encode_prompts
 from ..errors import UserError
 from ..hf.open import open_model
@@ -70,7 +70,7 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
       UserError: the checkpoint and the data do not fit, or all labels are the same.
     """
     data = Data(path=settings.data)
-    rows = list(read_rows(data, settings.data, settings.split, "Labeled", Counter()))
+    rows = list(read_records(data, settings.data, settings.split, "Labeled", Counter()))
     labels = np.array([row.label for row in rows])
     if len(set(labels)) < 2:
         raise UserError(
@@ -92,7 +92,7 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
     return len(lines)
 
 
-def _checked(ids: np.ndarray, row: Row) -> np.ndarray:
+def _checked(ids: np.ndarray, row: Record) -> np.ndarray:
     if not len(ids):
         raise UserError(f"{row.where}: 'prompt' is empty; it has no density ratio; drop the row")
     return ids

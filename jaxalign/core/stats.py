@@ -16,7 +16,7 @@ PARTS = 256
 """Most parts of a row of logits whose maxima are taken one by one."""
 
 
-class Row(NamedTuple):
+class LogitRow(NamedTuple):
     """Rows of logits and what every statistic of them may share."""
 
     logits: Array  # [..., V] float32
@@ -28,7 +28,7 @@ class Row(NamedTuple):
     @classmethod
     def of(
         cls, logits: Array, target: Array, ref: Array | None = None, head: Array | None = None
-    ) -> Row:
+    ) -> LogitRow:
         """Rows with the log-odds of their targets."""
         return cls(logits, target, log_odds(logits, target), ref, head)
 
@@ -38,14 +38,14 @@ class TokenStat:
     """A named statistic of a token, `fn(row) -> [...]`."""
 
     name: str
-    fn: Callable[[Row], Array]
+    fn: Callable[[LogitRow], Array]
     joint: bool = False  # whether it reads the logits of the reference too, which must run live
 
     def __call__(
         self, logits: Array, target: Array, ref: Array | None = None, head: Array | None = None
     ) -> Array:
         """[..., V] float32 logits, [...] targets, what else the statistic reads -> [...]."""
-        return self.fn(Row.of(logits, target, ref, head))
+        return self.fn(LogitRow.of(logits, target, ref, head))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ log_complement = TokenStat("log_complement", lambda row: -jax.nn.softplus(row.lo
 """log(1 - p(target)), nats, without cancellation when p(target) is close to 1."""
 
 
-def _logit(row: Row) -> Array:
+def _logit(row: LogitRow) -> Array:
     return jnp.take_along_axis(row.logits, row.target[..., None], -1)[..., 0]
 
 
@@ -131,7 +131,7 @@ logit = TokenStat("logit", _logit)
 """The logit of the target itself: of a reward head, the number it gives."""
 
 
-def _log_collision(row: Row) -> Array:
+def _log_collision(row: LogitRow) -> Array:
     return jax.nn.logsumexp(2 * jax.nn.log_softmax(row.logits), -1)
 
 
@@ -139,7 +139,7 @@ log_collision = TokenStat("log_collision", _log_collision)
 """log sum_v p(v)^2, nats: how likely two tokens drawn here are the same."""
 
 
-def _forward_kl(row: Row) -> Array:
+def _forward_kl(row: LogitRow) -> Array:
     assert row.ref is not None, "a joint statistic is of two models"
     policy, ref = jax.nn.log_softmax(row.logits), jax.nn.log_softmax(row.ref)
     return (jnp.exp(ref) * (ref - policy)).sum(-1)
@@ -149,7 +149,7 @@ forward_kl = TokenStat("forward_kl", _forward_kl, joint=True)
 """KL(reference || policy) of the next token, over the whole vocabulary, nats."""
 
 
-def _earth_mover(row: Row) -> Array:
+def _earth_mover(row: LogitRow) -> Array:
     assert row.head is not None, "this statistic reads the unembedding"
     head = jax.lax.stop_gradient(row.head.astype(jnp.float32))
     directions = head / jnp.maximum(jnp.linalg.norm(head, axis=0, keepdims=True), 1e-12)

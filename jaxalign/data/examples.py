@@ -58,7 +58,7 @@ class Example(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class RowCounts:
     """What became of the rows of a data set."""
 
     kept: int
@@ -89,7 +89,7 @@ class Examples:
 
     items: list[Example]
     layout: str
-    report: Report
+    counts: RowCounts
 
     def __len__(self) -> int:
         return len(self.items)

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.batch import Batch
 from ..errors import UserError
 from .examples import Example
-from .rows import Cells, Place, Shape, lay_out
+from .rows import Demand, Place, Shape, lay_out
 
 LOGITS_BYTES = 2**28
 """Size of the float32 logits that a shard may hold at a time."""
@@ -96,7 +96,7 @@ def pack(
 
 def share_out(
     items: Sequence[Example | None], count: int, chunks: int, scores: int
-) -> tuple[list[list[int]], Cells]:
+) -> tuple[list[list[int]], Demand]:
     """Which items are in each of `count` cells, chunk after chunk, and what they ask of a shape."""
     lengths = [item.length if item else 0 for item in items]
     scored = [_scored(item, scores) for item in items]
@@ -105,7 +105,7 @@ def share_out(
     parts = [_balance(cell, lengths, scored, b // chunks) for cell in cells]
     cells = [[i for part in cell for i in part] for cell in parts]
     most = max(sum(scored[i] for i in part) for cell in parts for part in cell)
-    return cells, Cells([[lengths[i] for i in cell] for cell in cells], chunks, most)
+    return cells, Demand([[lengths[i] for i in cell] for cell in cells], chunks, most)
 
 
 def cell_size(batch_size: int, microbatches: int, shards: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .schema import HUMAN, TURN, Field, Row
+from .schema import HUMAN, TURN, Field, Record
 
 WHY = "Another answer is:\n{rejected}\n\nWhy is the first answer better?"
 """What a rationale answers, after the chosen response."""
@@ -10,7 +10,7 @@ REVISE = "Give a better answer."
 """What a revision answers, after the previous response."""
 
 
-def with_prompts(row: Row, layout: str) -> Row:
+def with_prompts(row: Record, layout: str) -> Record:
     """The row as its layout shows it to the model.
 
     "Rationales" puts the rationale behind a prompt that shows both responses. "Revised" adds each

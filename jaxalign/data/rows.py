@@ -33,7 +33,7 @@ class Place(NamedTuple):
     segment: int  # its number in the row, from 1
 
 
-class Cells(NamedTuple):
+class Demand(NamedTuple):
     """What a batch asks of its shape."""
 
     lengths: list[list[int]]  # of the examples of each cell, tokens
@@ -66,27 +66,27 @@ def round_up(count: int, unit: int) -> int:
 
 
 def lay_out(
-    cells: Cells, row_length: int, shapes: Sequence[Shape]
+    demand: Demand, row_length: int, shapes: Sequence[Shape]
 ) -> tuple[Shape, list[list[Place]]]:
-    """The shape of a batch, and where the examples of its cells go.
+    """The shape of a batch, and the place of every example of its cells.
 
     It is the first of `shapes` that holds the batch. Where none does, it is the one of its own that
     costs least, K and M rounded up, so that few such shapes differ; `row_length` is as in `pack`.
     """
     for shape in shapes:
-        if shape.row_length >= _longest(cells) and shape.scored >= cells.scored:
-            places = [_first_fit(cell, shape.row_length) for cell in cells.lengths]
+        if shape.row_length >= _longest(demand) and shape.scored >= demand.scored:
+            places = [_first_fit(cell, shape.row_length) for cell in demand.lengths]
             if _rows(places) <= shape.rows:
                 return shape, places
-    lengths = row_lengths(_longest(cells), row_length)
-    rows = [round_up(k, 1) for k in _rows_needed(cells, lengths)]
+    lengths = row_lengths(_longest(demand), row_length)
+    rows = [round_up(k, 1) for k in _rows_needed(demand, lengths)]
     best = np.argmin([k * _row_cost(length) for k, length in zip(rows, lengths, strict=True)])
-    scored = round_up(cells.scored, SCORED_UNIT)
-    shape = Shape(rows[best], lengths[best], cells.chunks, scored)
-    return shape, [_first_fit(cell, shape.row_length) for cell in cells.lengths]
+    scored = round_up(demand.scored, SCORED_UNIT)
+    shape = Shape(rows[best], lengths[best], demand.chunks, scored)
+    return shape, [_first_fit(cell, shape.row_length) for cell in demand.lengths]
 
 
-def common_shapes(batches: Sequence[Cells], row_length: int, count: int) -> list[Shape]:
+def common_shapes(batches: Sequence[Demand], row_length: int, count: int) -> list[Shape]:
     """Shapes, no more than `count`, one of which holds each of the batches; the cheapest first.
 
     Groups of batches, at first of one alone, are joined two at a time: those whose common shape
@@ -102,12 +102,12 @@ def common_shapes(batches: Sequence[Cells], row_length: int, count: int) -> list
     row_costs = np.array([_row_cost(length) for length in lengths])
     chunks = batches[0].chunks
 
-    def need(cells: Cells) -> list[float]:
-        fitting = [length for length in lengths if length >= _longest(cells)]
-        rows = [math.inf] * (len(lengths) - len(fitting)) + _rows_needed(cells, fitting)
-        return [*rows, -(-cells.scored // SCORED_UNIT)]
+    def need(demand: Demand) -> list[float]:
+        fitting = [length for length in lengths if length >= _longest(demand)]
+        rows = [math.inf] * (len(lengths) - len(fitting)) + _rows_needed(demand, fitting)
+        return [*rows, -(-demand.scored // SCORED_UNIT)]
 
-    needs, sizes = np.unique([need(cells) for cells in batches], axis=0, return_counts=True)
+    needs, sizes = np.unique([need(demand) for demand in batches], axis=0, return_counts=True)
 
     def cost(needs: np.ndarray) -> np.ndarray:
         of_rows = (needs[..., :-1] * row_costs).min(-1)
@@ -133,8 +133,8 @@ def common_shapes(batches: Sequence[Cells], row_length: int, count: int) -> list
     ]
 
 
-def _longest(cells: Cells) -> int:
-    return max(length for cell in cells.lengths for length in cell)
+def _longest(demand: Demand) -> int:
+    return max(length for cell in demand.lengths for length in cell)
 
 
 def _row_cost(length: int) -> float:
@@ -142,9 +142,9 @@ def _row_cost(length: int) -> float:
     return length * (1 + length / ATTENTION_LENGTH)
 
 
-def _rows_needed(cells: Cells, lengths: Sequence[int]) -> list[int]:
+def _rows_needed(demand: Demand, lengths: Sequence[int]) -> list[int]:
     """K for rows of each length, where every example fits in one."""
-    return [_rows([_first_fit(cell, length) for cell in cells.lengths]) for length in lengths]
+    return [_rows([_first_fit(cell, length) for cell in demand.lengths]) for length in lengths]
 
 
 def _rows(places: Sequence[Sequence[Place]]) -> int:

@@ -33,7 +33,7 @@ Columns = Mapping[str, float | tuple[float, ...]]
 """Numbers of a row by name; `scores` has one for each response."""
 
 
-class Row(NamedTuple):
+class Record(NamedTuple):
     """A prompt and its responses, all of them text or all of them messages."""
 
     prompt: Field
@@ -45,14 +45,14 @@ class Row(NamedTuple):
     prompts: tuple[Field, ...] = ()  # of each response, where not all have the row's
 
 
-def read_rows(
+def read_records(
     settings: Data,
     path: str,
     split: str,
     layout: str,
     dropped: Counter[str],
     columns: Collection[str] = (),
-) -> Iterator[Row]:
+) -> Iterator[Record]:
     """The rows of a data set as a layout wants them.
 
     Args:
@@ -104,7 +104,7 @@ def prompts_of(path: str) -> list[Field]:
     return [_field(record, "prompt", where) for where, record in records_of(path, "")]
 
 
-def parse(record: Mapping[str, Any], where: str) -> Row | None:
+def parse(record: Mapping[str, Any], where: str) -> Record | None:
     """A record without nulls, by the columns it has; None where two transcripts share no prompt.
 
     Raises:
@@ -128,7 +128,7 @@ def parse(record: Mapping[str, Any], where: str) -> Row | None:
     raise UserError(f"{where}: no known columns; got {_listed(record)}; {hint}")
 
 
-def fit_layout(row: Row, layout: str, dropped: Counter[str]) -> list[Row]:
+def fit_layout(row: Record, layout: str, dropped: Counter[str]) -> list[Record]:
     """The rows that a layout makes of one row; those it has no use for are counted.
 
     Raises:
@@ -185,7 +185,7 @@ def _number(record: Mapping[str, Any], name: str, where: str) -> float:
     return float(value)
 
 
-def _columns(record: Mapping[str, Any], row: Row, wanted: Collection[str]) -> Columns:
+def _columns(record: Mapping[str, Any], row: Record, wanted: Collection[str]) -> Columns:
     """The columns wanted; the scores of a pair are its `score_chosen` and `score_rejected`."""
     columns: dict[str, float | tuple[float, ...]] = {}
     for name in wanted:
@@ -198,7 +198,7 @@ def _columns(record: Mapping[str, Any], row: Row, wanted: Collection[str]) -> Co
     return columns
 
 
-def _scores(record: Mapping[str, Any], row: Row) -> tuple[float, ...]:
+def _scores(record: Mapping[str, Any], row: Record) -> tuple[float, ...]:
     values, count = _value(record, "scores", row.where), len(row.responses)
     if not isinstance(values, list) or len(values) != count:
         got = json.dumps(values, default=str)[:80]
@@ -208,7 +208,7 @@ def _scores(record: Mapping[str, Any], row: Row) -> tuple[float, ...]:
     )
 
 
-def _check_order(record: Mapping[str, Any], row: Row) -> None:
+def _check_order(record: Mapping[str, Any], row: Record) -> None:
     """Refuse responses that scores contradict, where their order is what is read."""
     if row.names != PAIR and "scores" in record:
         scores = list(_scores(record, row))
@@ -223,12 +223,12 @@ def _nth(i: int) -> str:
     return f"responses[{i}]"
 
 
-def _group(record: Mapping[str, Any], where: str) -> Row:
+def _group(record: Mapping[str, Any], where: str) -> Record:
     fields = _fields(record, "responses", 2, "two or more to compare", where)
     return _row(_field(record, "prompt", where), (*fields.values(),), where, (*fields,))
 
 
-def _with_beside(record: Mapping[str, Any], row: Row, layout: str) -> Row:
+def _with_beside(record: Mapping[str, Any], row: Record, layout: str) -> Record:
     """The row with what its layout has beside the responses: a rationale, or samples."""
     if layout == "Rationales":
         more = {"rationale": _field(record, "rationale", row.where)}
@@ -298,12 +298,12 @@ def _row(
     where: str,
     names: tuple[str, ...] = PAIR,
     label: float | None = None,
-) -> Row:
+) -> Record:
     """A row whose fields are all messages as soon as one of them is."""
     if any(isinstance(field, list) for field in (prompt, *responses)):
         prompt = _as_messages(prompt, "user")
         responses = tuple(_as_messages(response, "assistant") for response in responses)
-    return Row(prompt, responses, names, label, where, {})
+    return Record(prompt, responses, names, label, where, {})
 
 
 def _as_messages(field: Field, role: str) -> list[dict[str, str]]:
@@ -320,7 +320,7 @@ def _is_transcript(prompt: Field, chosen: Field, rejected: Field) -> bool:
     )
 
 
-def _split_transcripts(chosen: Field, rejected: Field, where: str) -> Row | None:
+def _split_transcripts(chosen: Field, rejected: Field, where: str) -> Record | None:
     """Cut two transcripts at the boundary of turns where they part; None if at none."""
     if isinstance(chosen, list) and isinstance(rejected, list):
         common = min(len(chosen), len(rejected)) - 1
@@ -344,7 +344,7 @@ def _split_transcripts(chosen: Field, rejected: Field, where: str) -> Row | None
     return _row(chosen[:cut], tails, where)
 
 
-def _all_filled(row: Row, skip_empty: bool) -> bool:
+def _all_filled(row: Record, skip_empty: bool) -> bool:
     """Whether every response says something.
 
     Raises:

@@ -13,14 +13,14 @@ import numpy as np
 from ..errors import UserError, near_miss
 from ..settings import Data
 from .chat import Messages, render
-from .examples import RESPONSES, Example, Examples, Report, preview
+from .examples import RESPONSES, Example, Examples, RowCounts, preview
 from .prompts import with_prompts
-from .schema import Field, Row, read_rows
+from .schema import Field, Record, read_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Example", "Examples", "Report", "encode_prompts", "load_examples", "preview"]
+__all__ = ["Example", "Examples", "RowCounts", "encode_prompts", "load_examples", "preview"]
 
 CHUNK = 1000
 """Rows tokenised in one call, so that the tokenizer's threads have work."""
@@ -37,7 +37,7 @@ class _Specials(NamedTuple):
 
 
 @dataclasses.dataclass
-class _Counts:
+class _Tally:
     """What happens to the rows, counted as they pass."""
 
     dropped: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -45,9 +45,9 @@ class _Counts:
     response_cut: Counter[str] = dataclasses.field(default_factory=Counter)
     eos_lost: Counter[str] = dataclasses.field(default_factory=Counter)
 
-    def report(self, kept: int, names: Sequence[str]) -> Report:
+    def counts(self, kept: int, names: Sequence[str]) -> RowCounts:
         cut, lost = ({n: c[n] for n in names} for c in (self.response_cut, self.eos_lost))
-        return Report(kept, dict(+self.dropped), self.prompt_cut, cut, lost)
+        return RowCounts(kept, dict(+self.dropped), self.prompt_cut, cut, lost)
 
 
 def load_examples(
@@ -87,22 +87,22 @@ def load_examples(
             f"data: max_prompt {settings.max_prompt} leaves no room for a response in max_length "
             f"{settings.max_length}, tokens; lower max_prompt or raise max_length"
         )
-    counts = _Counts()
+    tally = _Tally()
     names = RESPONSES[layout]
-    rows = read_rows(settings, path, split, layout, counts.dropped, columns)
+    rows = read_records(settings, path, split, layout, tally.dropped, columns)
     rows = (with_prompts(row, layout) for row in rows)
     specials = _specials(tokenizer)
     items = [
         example
         for row, groups in _encode(rows, tokenizer, specials)
-        if (example := _example(row, groups, specials, settings, names, counts)) is not None
+        if (example := _example(row, groups, specials, settings, names, tally)) is not None
     ]
     if not items:
-        reasons = ", ".join(f"{n} dropped: {reason}" for reason, n in counts.dropped.items())
+        reasons = ", ".join(f"{n} dropped: {reason}" for reason, n in tally.dropped.items())
         raise UserError(f"{path}: no example is left; {reasons or 'it has no rows'}")
     if layout == "Mismatched":
-        items = _with_mismatched(items, settings.max_length, seed, path, counts)
-    return Examples(items, layout, counts.report(len(items), names))
+        items = _with_mismatched(items, settings.max_length, seed, path, tally)
+    return Examples(items, layout, tally.counts(len(items), names))
 
 
 def encode_prompts(
@@ -131,8 +131,8 @@ def encode_prompts(
 
 
 def _encode(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, specials: _Specials
-) -> Iterator[tuple[Row, list[list[Ids]]]]:
+    rows: Iterable[Record], tokenizer: PreTrainedTokenizerBase, specials: _Specials
+) -> Iterator[tuple[Record, list[list[Ids]]]]:
     """Rows, each with the ids of its prompts alone and of each prompt with its responses."""
     rows = iter(rows)
     while chunk := list(itertools.islice(rows, CHUNK)):
@@ -145,7 +145,7 @@ def _encode(
             yield row, groups
 
 
-def _groups(row: Row) -> list[tuple[Field, list[int]]]:
+def _groups(row: Record) -> list[tuple[Field, list[int]]]:
     """The prompts of a row, each with the places of the responses to it."""
     if not row.prompts:
         return [(row.prompt, list(range(len(row.responses))))]
@@ -178,7 +178,7 @@ def _specials(tokenizer: PreTrainedTokenizerBase) -> _Specials:
 
 
 def _texts(
-    row: Row, prompt: Field, places: Sequence[int], tokenizer: PreTrainedTokenizerBase
+    row: Record, prompt: Field, places: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> list[str]:
     """A prompt alone, and with each of the responses at the places given."""
     responses = [row.responses[r] for r in places]
@@ -207,7 +207,7 @@ def _common_prefix(sequences: Sequence[Ids]) -> int:
     return int(differ.argmax()) if differ.any() else shortest
 
 
-def _split(row: Row, groups: Sequence[Sequence[Ids]]) -> tuple[list[Ids], list[Ids]]:
+def _split(row: Record, groups: Sequence[Sequence[Ids]]) -> tuple[list[Ids], list[Ids]]:
     """The prompt and the tokens of each response, cut where those of a prompt part."""
     prompts: list[Ids] = [[]] * len(row.responses)
     responses = list(prompts)
@@ -219,12 +219,12 @@ def _split(row: Row, groups: Sequence[Sequence[Ids]]) -> tuple[list[Ids], list[I
 
 
 def _example(
-    row: Row,
+    row: Record,
     groups: list[list[Ids]],
     specials: _Specials,
     settings: Data,
     names: Sequence[str],
-    counts: _Counts,
+    tally: _Tally,
 ) -> Example | None:
     """The example of a row; None, and counted, where there is nothing to learn from it."""
     prompts, responses = _split(row, groups)
@@ -235,7 +235,7 @@ def _example(
             "'truncate' or 'drop'"
         )
     if over and settings.too_long == "drop":
-        counts.dropped["too long"] += 1
+        tally.dropped["too long"] += 1
         return None
     kept_prompts = [_cut_prompt(prompt, settings.max_prompt, specials.bos) for prompt in prompts]
     room = [settings.max_length - len(prompt) for prompt in kept_prompts]
@@ -247,18 +247,18 @@ def _example(
     columns = dict(row.columns) if row.label is None else {**row.columns, "label": row.label}
     example = Example(_array(kept_prompts[0][:shared]), branches, columns, row.where, context)
     if any(example.scored(r) == 0 for r in range(len(kept))):
-        counts.dropped["no scored token"] += 1
+        tally.dropped["no scored token"] += 1
         return None
     alike = [ids == kept[0] for ids, p in zip(kept, prompts, strict=True) if p == prompts[0]]
     if len(alike) > 1 and all(alike):
-        counts.dropped["identical responses"] += 1
+        tally.dropped["identical responses"] += 1
         return None
-    counts.prompt_cut += any(len(p) > settings.max_prompt for p in prompts)
+    tally.prompt_cut += any(len(p) > settings.max_prompt for p in prompts)
     for r, (before, after) in enumerate(zip(responses, kept, strict=True)):
         name = names[min(r, len(names) - 1)]
-        counts.response_cut[name] += len(after) < len(before)
+        tally.response_cut[name] += len(after) < len(before)
         lost = specials.eos in before[len(after) :] and specials.eos not in after
-        counts.eos_lost[name] += lost
+        tally.eos_lost[name] += lost
     return example
 
 
@@ -285,7 +285,7 @@ def _array(ids: Ids) -> np.ndarray:
 
 
 def _with_mismatched(
-    items: list[Example], max_length: int, seed: int, path: str, counts: _Counts
+    items: list[Example], max_length: int, seed: int, path: str, tally: _Tally
 ) -> list[Example]:
     """Give every example, as second response, that of an example with another prompt."""
     partners = _partners([item.prompt.tobytes() for item in items], seed)
@@ -298,7 +298,7 @@ def _with_mismatched(
     for item, partner in zip(items, partners, strict=True):
         response = items[partner].responses[0]
         kept = response[: max_length - len(item.prompt)]
-        counts.response_cut["mismatched"] += len(kept) < len(response)
+        tally.response_cut["mismatched"] += len(kept) < len(response)
         out.append(item._replace(responses=(*item.responses, kept)))
     return out
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 
-from ..core.stats import Row, TokenStat, log_complement
+from ..core.stats import LogitRow, TokenStat, log_complement
 from ..core.types import Array, Metrics, Pairs, SequenceStats
 from ._common import EVERY, diagnostic, responses
 
@@ -18,7 +18,7 @@ K = 10
 ORDERS = (1, 2, 3, 4, 5)
 
 
-def _likeliest(row: Row) -> Array:
+def _likeliest(row: LogitRow) -> Array:
     """Probabilities of the K likeliest tokens, or of all tokens if there are fewer."""
     top = jax.lax.top_k(row.logits, min(K, row.logits.shape[-1]))[0]
     return jnp.exp(top - jax.nn.logsumexp(row.logits, -1, keepdims=True))
@@ -93,7 +93,7 @@ def shift(policy: Any, ref: Any) -> Metrics:
     return out
 
 
-def _moved(row: Row) -> Array:
+def _moved(row: LogitRow) -> Array:
     assert row.ref is not None, "a joint statistic needs two models"
     return jnp.abs(row.logits - row.ref)
 
@@ -140,7 +140,7 @@ def logit_shift(policy: Any, ref: Any) -> Metrics:
     return out
 
 
-def _others(row: Row) -> Array:
+def _others(row: LogitRow) -> Array:
     here = row.target[..., None]
     others = jnp.put_along_axis(row.logits, here, -jnp.inf, -1, inplace=False)
     return entr(jax.nn.softmax(others, -1)).sum(-1)

@@ -268,7 +268,7 @@ def show_data(
     for what, examples in (("training", train), ("held out", held_out)):
         if examples is not None:
             table = Table(title=f"{name}: {what} data", title_justify="left", box=None)
-            rows = examples.report.table()
+            rows = examples.counts.table()
             for column in rows[0]:
                 table.add_column(column, justify="left" if column == rows[0][0] else "right")
             for row in rows[1:]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.sharding import constrain
-from ..core.stats import Row, TokenStat
+from ..core.stats import LogitRow, TokenStat
 from ..core.types import Array
 
 
@@ -37,7 +37,7 @@ def token_stats(
     """
     with jax.named_scope("head"):
         beside = ref and _logits(*ref, axis)
-        row = Row.of(_logits(hidden, head, axis), target.reshape(-1), beside, head)
+        row = LogitRow.of(_logits(hidden, head, axis), target.reshape(-1), beside, head)
         return {s.name: s.fn(row).reshape(target.shape) for s in needs}
 
 

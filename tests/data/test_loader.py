@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from lib.packing import contexts, expected_contexts, hh_like, make_example
 
-from jaxalign.data.examples import Examples, Report
+from jaxalign.data.examples import Examples, RowCounts
 from jaxalign.data.loader import AHEAD, Loader, order
 from jaxalign.data.pack import CachedStats
 from jaxalign.errors import UserError
 
-NOTHING = Report(0, {}, 0, {}, {})
+NOTHING = RowCounts(0, {}, 0, {}, {})
 
 
 def data(n=10):

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from lib.packing import contexts, expected_contexts, hh_like, make_example, unshared_batch
 
 from jaxalign.core import types
-from jaxalign.data.examples import RESPONSES, Examples, Report
+from jaxalign.data.examples import RESPONSES, Examples, RowCounts
 from jaxalign.data.pack import CachedStats, cell_size, head_chunks, pack, token_counts
 from jaxalign.data.rows import Shape
 from jaxalign.errors import UserError
 
-NOTHING = Report(0, {}, 0, {}, {})
+NOTHING = RowCounts(0, {}, 0, {}, {})
 TOKENS = st.integers(1, 500)
 
 

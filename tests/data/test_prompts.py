@@ -163,7 +163,7 @@ def test_truncation_keeps_what_is_scored(tmp_path):
     assert len(item.prompt) + max(map(len, item.responses)) <= 16
     assert all(item.scored(r) > 0 for r in range(3))
     assert PLAIN.decode(item.responses[0]).endswith(" yes</s>")
-    assert data.report.prompt_cut == 1
+    assert data.counts.prompt_cut == 1
     whole = [*item.prompt, *item.responses[2]][:8]
     assert "answer better?\n\n".endswith(PLAIN.decode(whole)[-6:])
 
@@ -178,13 +178,13 @@ def test_a_long_prompt_of_its_own_is_named(tmp_path):
 def test_a_pair_of_identical_responses_is_dropped(tmp_path, layout):
     same = NEW[layout] | {"rejected": PAIR["chosen"]}
     data = load(tmp_path, NEW[layout], same, layout=layout)
-    assert (len(data), data.report.dropped) == (1, {"identical responses": 1})
+    assert (len(data), data.counts.dropped) == (1, {"identical responses": 1})
 
 
 def test_cuts_of_samples_are_counted_together(tmp_path):
     record = {"prompt": "Hi", "completion": " no", "samples": [words(9), words(8), " yes"]}
-    report = load(tmp_path, record, layout="Dispreferred", max_prompt=2, max_length=5).report
-    assert report.response_cut == {"rejected": 0, "samples": 2}
+    counts = load(tmp_path, record, layout="Dispreferred", max_prompt=2, max_length=5).counts
+    assert counts.response_cut == {"rejected": 0, "samples": 2}
 
 
 # Anchors

@@ -22,12 +22,12 @@ SCORES = ("scores", "weight")
 
 
 def ranked(folder, *records, columns=SCORES, **changes):
-    from jaxalign.data.schema import read_rows
+    from jaxalign.data.schema import read_records
     from jaxalign.settings import Data
 
     path = write(folder, *records)
     settings = Data(path=path, **changes)
-    return list(read_rows(settings, path, "train", "Ranked", Counter(), columns))
+    return list(read_records(settings, path, "train", "Ranked", Counter(), columns))
 
 
 # Reading

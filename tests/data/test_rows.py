@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jaxalign.data.rows import (
     ATTENTION_LENGTH,
     SCORED_UNIT,
-    Cells,
+    Demand,
     Shape,
     common_shapes,
     lay_out,
@@ -45,7 +45,7 @@ def batches(draw):
     n_cells, chunks = draw(st.integers(1, 2)), draw(st.integers(1, 3))
     cell = st.lists(st.integers(0, 900), min_size=6, max_size=6)
     one = st.builds(
-        Cells,
+        Demand,
         st.lists(cell, min_size=n_cells, max_size=n_cells),
         st.just(chunks),
         st.integers(1, 2000),
@@ -102,17 +102,17 @@ def test_a_batch_has_the_cheapest_of_the_shapes_that_hold_it(run, count):
 
 
 def test_batches_that_are_alike_share_a_shape():
-    run = [Cells([[size] * 4], 1, scored) for size, scored in ((120, 64), (128, 60), (1000, 640))]
+    run = [Demand([[size] * 4], 1, scored) for size, scored in ((120, 64), (128, 60), (1000, 640))]
     assert common_shapes(run, 1024, 2) == [Shape(4, 128, 1, 64), Shape(4, 1024, 1, 640)]
 
 
 @pytest.mark.parametrize("counts, kept", [((9, 1, 9), (128, 640)), ((1, 9, 9), (384, 640))])
 def test_what_is_often_seen_keeps_the_shape_that_fits_it(counts, kept):
     sizes = np.repeat([128, 384, 640], counts).tolist()
-    run = [Cells([[size]], 1, 64) for size in sizes]
+    run = [Demand([[size]], 1, 64) for size in sizes]
     assert common_shapes(run, 640, 2) == [Shape(1, length, 1, 64) for length in kept]
 
 
 def test_rows_are_doubled_where_an_example_needs_it():
-    (shape,) = common_shapes([Cells([[300]], 1, 1), Cells([[20]], 1, 1)], 128, 1)
+    (shape,) = common_shapes([Demand([[300]], 1, 1), Demand([[20]], 1, 1)], 128, 1)
     assert shape == Shape(1, 384, 1, 64)

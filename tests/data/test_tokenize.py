@@ -105,7 +105,7 @@ def test_without_prompt_and_bos_the_first_token_is_not_scored(tmp_path):
 
 def test_a_row_without_scored_token_is_dropped_and_counted(tmp_path):
     data = load(tmp_path, {"text": EOS}, {"text": "Hi"}, layout="Demos")
-    assert (len(data), data.report.dropped) == (1, {"no scored token": 1})
+    assert (len(data), data.counts.dropped) == (1, {"no scored token": 1})
 
 
 def test_a_tokenizer_without_eos_is_refused(tmp_path):
@@ -144,17 +144,17 @@ def test_no_sequence_is_longer_than_max_length(tmp_path):
 
 def test_cuts_are_counted_for_chosen_and_rejected_apart(tmp_path):
     records = pair("Hi", words(9)), pair("Hi", words(9), words(9, " no")), pair(words(9))
-    report = load(tmp_path, *records, max_length=6, max_prompt=5).report
-    assert report.prompt_cut == 1
-    assert report.response_cut == {"chosen": 3, "rejected": 2}
-    assert report.eos_lost == {"chosen": 3, "rejected": 2}
+    counts = load(tmp_path, *records, max_length=6, max_prompt=5).counts
+    assert counts.prompt_cut == 1
+    assert counts.response_cut == {"chosen": 3, "rejected": 2}
+    assert counts.eos_lost == {"chosen": 3, "rejected": 2}
 
 
 def test_long_rows_are_dropped_and_counted_on_request(tmp_path):
     records = pair("Hi", words(9)), pair(words(9)), pair("Hi")
     data = load(tmp_path, *records, max_length=6, max_prompt=5, too_long="drop")
-    assert (len(data), data.report.dropped) == (1, {"too long": 2})
-    assert data.report.response_cut == {"chosen": 0, "rejected": 0}
+    assert (len(data), data.counts.dropped) == (1, {"too long": 2})
+    assert data.counts.response_cut == {"chosen": 0, "rejected": 0}
 
 
 def test_a_long_prompt_stops_on_request(tmp_path):
@@ -180,13 +180,13 @@ def test_a_prompt_limit_that_leaves_no_room_is_refused(tmp_path):
 
 def test_identical_responses_are_dropped_and_counted(tmp_path):
     data = load(tmp_path, pair("Hi", " yes", " yes"), pair("Hi"))
-    assert (len(data), data.report.dropped) == (1, {"identical responses": 1})
+    assert (len(data), data.counts.dropped) == (1, {"identical responses": 1})
 
 
 def test_responses_that_a_cut_makes_identical_are_dropped(tmp_path):
     records = pair("Hi", words(9), words(8)), pair("Hi")
     data = load(tmp_path, *records, max_length=6, max_prompt=5)
-    assert (len(data), data.report.dropped) == (1, {"identical responses": 1})
+    assert (len(data), data.counts.dropped) == (1, {"identical responses": 1})
 
 
 def test_data_without_an_example_left_is_refused(tmp_path):
@@ -253,7 +253,7 @@ def test_the_fingerprint_changes_with_a_label(tmp_path):
 
 def test_the_report_is_a_table_of_what_and_how_many(tmp_path):
     data = load(tmp_path, pair("Hi", " yes", " yes"), pair("Hi"), pair(words(9)), max_prompt=5)
-    assert data.report.table() == [
+    assert data.counts.table() == [
         ("data", "examples"),
         ("examples kept", "2"),
         ("dropped: identical responses", "1"),
@@ -307,7 +307,7 @@ def test_a_mismatched_response_is_cut_to_the_room_after_its_new_prompt(tmp_path)
     data = mismatched(tmp_path, 12, max_length=13, max_prompt=12)
     lengths = [len(item.prompt) + len(item.responses[1]) for item in data.items]
     assert max(lengths) == 13
-    assert data.report.response_cut["mismatched"] > 0
+    assert data.counts.response_cut["mismatched"] > 0
 
 
 def test_one_other_prompt_among_many_equal_ones_is_found(tmp_path):

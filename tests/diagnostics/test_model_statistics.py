@@ -14,7 +14,7 @@ from lib.runs import one_device
 
 from jaxalign.core.sharding import batch_shards, make_mesh
 from jaxalign.core.types import Labeled, Pairs, select_rows
-from jaxalign.data.examples import Examples, Report
+from jaxalign.data.examples import Examples, RowCounts
 from jaxalign.data.loader import Loader
 from jaxalign.diagnostics import DIAGNOSTICS, problem
 from jaxalign.diagnostics._common import diagnostic
@@ -34,7 +34,7 @@ def model_case():
     model = helpers_step.small_model(ONE)
     params = [helpers_step.parameters(model, seed) for seed in (0, 1)]
     items = helpers_step.some_examples("Pairs", N)
-    return params, Examples(items, "Pairs", Report(N, {}, 0, {}, {}))
+    return params, Examples(items, "Pairs", RowCounts(N, {}, 0, {}, {}))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from collections import Counter
 
 from lib.tokenizers import make_tokenizer
 
-from jaxalign.data.schema import Row, read_rows
+from jaxalign.data.schema import Record, read_records
 from jaxalign.data.tokenize import load_examples
 from jaxalign.settings import Data
 
@@ -26,10 +26,12 @@ def write(folder, *records, name="data.jsonl"):
 
 def read(path, layout="Pairs", dropped=None, split="train", **changes):
     settings = Data(path=path, **changes)
-    return list(read_rows(settings, path, split, layout, Counter() if dropped is None else dropped))
+    return list(
+        read_records(settings, path, split, layout, Counter() if dropped is None else dropped)
+    )
 
 
-def one(folder, record, layout="Pairs", **changes) -> Row:
+def one(folder, record, layout="Pairs", **changes) -> Record:
     (row,) = read(write(folder, record), layout, **changes)
     return row
 

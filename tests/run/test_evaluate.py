@@ -9,7 +9,7 @@ from lib import runs as h
 from lib import steps as helpers_step
 
 from jaxalign.core.sharding import batch_shards, make_mesh
-from jaxalign.data.examples import Examples, Report
+from jaxalign.data.examples import Examples, RowCounts
 from jaxalign.data.loader import Loader
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
@@ -29,7 +29,7 @@ def case(name):
     params, ref_params = (helpers_step.parameters(model, seed) for seed in (0, 1))
     layout = OBJECTIVES[name].data.__name__
     items = helpers_step.some_examples(layout, N)
-    return params, ref_params, Examples(items, layout, Report(N, {}, 0, {}, {}))
+    return params, ref_params, Examples(items, layout, RowCounts(N, {}, 0, {}, {}))
 
 
 def evaluate(name, *, batch_size, microbatches=1, mesh=ONE, state=None):
