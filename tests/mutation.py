@@ -1,13 +1,13 @@
-"""Plants one mistake at a time in the objectives, and sees whether the tests tell.
+"""Plants one mistake at a time in the objectives and checks that the tests notice.
 
     python tests/mutation.py [--every N] [OBJECTIVE ...]
 
 A mistake is a flipped sign or a dropped term: `a + b` becomes `a - b`, `a` or `b`, and `-a` becomes
-`a`. The mutant is called as the tests call the objective, with every set of
-hyper-parameters of its oracle. It is caught where loss, gradient or metrics differ by more than the
-tolerance of those tests, or the call fails. One that lives is written into a copy of the project,
-where those tests of objectives run whose name has the objective's in it. Prints what lived through
-both, and caught/planted; exits with 1 if anything did.
+`a`. The mutant is called as the tests call the objective, with every set of hyper-parameters of its
+oracle. It is caught if loss, gradient or metrics differ by more than the tolerance of the tests, or
+if the call fails. A survivor is written into a copy of the project, in which the tests run whose
+names contain the name of the objective. Prints the mutants that survive both, and caught/planted;
+exits with 1 if there are survivors.
 """
 
 import argparse

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import transformers
-from lib.adapters import RANK, adapted, opened, peft_model, randomised
+from lib.adapters import RANK, adapted, opened, peft_model, randomized
 from lib.checkpoints import ONE_PER_FAMILY, logits, plain_rows, small_model, torch_logits
 from safetensors.numpy import load_file, save_file
 
@@ -78,7 +78,7 @@ def test_an_adapter_of_some_matrices_is_read_as_such(made):
 def test_peft_opens_what_is_saved_and_gives_equal_logits(hf_checkpoint, tmp_path, name, stabilized):
     settings = Lora(rank=RANK, alpha=6, rank_stabilized=stabilized)
     model = adapted(hf_checkpoint(name), settings, mesh=Mesh(data=2, fsdp=2, tensor=2))
-    adapters = randomised(model)
+    adapters = randomized(model)
     save_adapter(tmp_path / "out", adapters, model, base=str(hf_checkpoint(name)), card=CARD)
     theirs = opened(tmp_path / "out", hf_checkpoint(name))
     # PEFT passes in silence over tensors that it does not know, and keeps zeros for them.
@@ -107,7 +107,7 @@ def test_the_file_is_the_one_that_peft_writes(made, tmp_path, name):
 @pytest.mark.parametrize("name", ONE_PER_FAMILY)
 def test_the_merged_export_gives_equal_logits_in_transformers(hf_checkpoint, tmp_path, name):
     model = adapted(hf_checkpoint(name), Lora(rank=RANK), mesh=Mesh(data=2, fsdp=2, tensor=2))
-    frozen, adapters = load_params(hf_checkpoint(name), model.base), randomised(model)
+    frozen, adapters = load_params(hf_checkpoint(name), model.base), randomized(model)
     merged = model.merged(frozen, adapters)
     save_checkpoint(tmp_path / "out", merged, model.base, source=hf_checkpoint(name), card=CARD)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -117,7 +117,7 @@ def test_the_merged_export_gives_equal_logits_in_transformers(hf_checkpoint, tmp
 def test_a_merged_export_is_rounded_once(hf_checkpoint, tmp_path):
     """A base in bfloat16 is merged in float32; only then is the sum rounded, if at all."""
     model = adapted(hf_checkpoint("llama-gqa"), Lora(rank=RANK), param_dtype="bfloat16")
-    frozen, adapters = load_params(hf_checkpoint("llama-gqa"), model.base), randomised(model)
+    frozen, adapters = load_params(hf_checkpoint("llama-gqa"), model.base), randomized(model)
     merged = model.merged(frozen, adapters)
     save_checkpoint(
         tmp_path / "out", merged, model.base, source=hf_checkpoint("llama-gqa"), card=CARD

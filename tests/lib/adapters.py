@@ -1,4 +1,4 @@
-"""Adapters for the small checkpoints: PEFT's own, and ours with a B that is not zero."""
+"""Adapters for the small checkpoints, by PEFT and by jaxalign, with a nonzero B."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def adapted(base: Path, settings: Lora, **options: Any) -> Adapted:
     return adapt(model, low_rank(settings, model.config, "lora"))
 
 
-def randomised(model: Adapted, size: float = 0.3) -> Any:
+def randomized(model: Adapted, size: float = 0.3) -> Any:
     """Adapters whose A and B are both random."""
     rng = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""Statistics to call objectives with, and the reduction that the step does."""
+"""Random batches of statistics for objectives, and the value and gradient of a loss on them."""
 
 import functools
 
@@ -13,27 +13,32 @@ from jaxalign.objectives import OBJECTIVES
 
 
 def sequence_stats(log_odds, mask, needs=(stats.logp, stats.log_complement), ref=None):
-    """Token log-odds [B, T] and mask [B, T] -> the statistics that the head would give.
+    """The statistics of the head for token log-odds [B, T] and a mask [B, T].
 
     The vocabulary has two tokens, whose embeddings are orthogonal. `ref` are the log-odds under the
     reference, for joint statistics.
     """
     token = {"logp": -jax.nn.softplus(-log_odds), "log_complement": -jax.nn.softplus(log_odds)}
     target = jnp.zeros(log_odds.shape, jnp.int32)
-    logits, beside = (
+    logits, ref_logits = (
         None if x is None else jnp.stack([x, jnp.zeros_like(x)], -1) for x in (log_odds, ref)
     )
-    needs = [s for s in needs if beside is not None or not s.joint]
+    needs = [s for s in needs if ref_logits is not None or not s.joint]
     for s in needs:
         if s.name not in token:
-            token[s.name] = s(logits, target, beside, jnp.eye(2))
+            token[s.name] = s(logits, target, ref_logits, jnp.eye(2))
     return reduce_tokens({s.name: token[s.name] for s in needs}, mask)
 
 
 def layout(o, log_odds, masks, ref=None, layers=None):
-    """{row: [B, T]} -> the responses that the objective asks for, with its `needs` only.
+    """The responses in an objective's data layout, with the statistics of its `needs` only.
 
-    With what it reads of `layers`, {row: [B, N, T]}, where they are given.
+    Args:
+      o: the objective.
+      log_odds: {row: [B, T]}.
+      masks: {row: [B, T]}.
+      ref: log-odds under the reference, for joint statistics.
+      layers: {row: [B, N, T]} means of layers, for statistics of layers.
     """
     rows = {r: sequence_stats(log_odds[r], masks[r], o.needs, ref and ref[r]) for r in log_odds}
     for r, y in rows.items() if layers else ():
@@ -45,12 +50,12 @@ def layout(o, log_odds, masks, ref=None, layers=None):
 
 
 def rows_of(o):
-    """The names of its responses in a case; of a row that holds many there are three."""
+    """The names of the responses in a case; a row of many responses has three."""
     *first, last = o.data.ROWS
     return (*first, *(f"{last}[{k}]" for k in range(3))) if o.data in MANY else o.data.ROWS
 
 
-# What a column may hold, beside the label and the weight.
+# The ranges of the columns, except for the label and the weight.
 RANGES = {
     "baseline": (-1.0, 1.0),
     "behavior_logp": (-5.0, -0.5),
@@ -60,12 +65,12 @@ RANGES = {
     "preference_gap": (0.1, 0.9),
     "target_logp": (-5.0, -0.5),
 }
-# With seed 0 the pairs happen to rank alike on both sides, so that they would not meet.
+# With seed 0 both sides have the same order, so no pair is matched to another.
 OTHER_SEED = {"aot": 3, "aot_unpaired": 3}
 
 
 def draw_columns(rng, b):
-    """{name: [b]} of every column but the label and the weight."""
+    """Every column {name: [b]}, except for the label and the weight."""
     columns = {k: rng.uniform(*ends, b) for k, ends in RANGES.items()}
     columns["score_rejected"] = rng.normal(0.0, 2.0, b)
     columns["score_chosen"] = columns["score_rejected"] + rng.uniform(0.2, 3.0, b)
@@ -73,10 +78,10 @@ def draw_columns(rng, b):
 
 
 def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
-    """A random case: policy, ref and previous policy log-odds, layers of the ref, masks, columns.
+    """A random case: log-odds of policy, ref and start, layers of the ref, masks, columns.
 
     Some responses have a probability near 1, most do not; policy and reference are independent.
-    Example 0 alone holds the shortest response.
+    The last response of example 0 is the only one of one token.
     """
     rng = np.random.default_rng(seed + OTHER_SEED.get(o.name, 0))
 
@@ -84,7 +89,7 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
         x = {r: rng.normal(shift, scale, (b, t)) for r in rows_of(o)}
         x[rows_of(o)[0]][0] += 5.0
         if "chosen" in x and "rejected" in x:
-            # The two responses part at their first token, so they exclude each other.
+            # The two responses differ in their first token, so they exclude each other.
             x["rejected"][:, 0] = np.minimum(x["rejected"][:, 0], -x["chosen"][:, 0] - 0.5)
         return {r: jnp.asarray(v, jnp.float32) for r, v in x.items()}
 
@@ -103,7 +108,7 @@ def draw(o, seed=0, b=4, t=5, scale=2.0, shift=1.0):
 
 
 def inputs(o, case, state=None):
-    """What the step calls an objective with, of columns exactly the declared ones."""
+    """The arguments of an objective as in the step, with the declared columns only."""
     if o.init_state is not None and state is None:
         state = o.init_state()
     return {
@@ -122,7 +127,7 @@ def call(o, case, state=None, **hyper):
 
 
 def train_call(o, case, state=None, **hyper):
-    """As the training step: the next state first, then the loss under it."""
+    """Call an objective as the training step does: the next state first, then the loss."""
     out = call(o, case, state, **hyper)
     return call(o, case, out[2], **hyper) if o.init_state is not None else out
 
@@ -165,9 +170,10 @@ def ragged_logp(log_odds, masks):
 
 
 def oracle_columns(case):
-    """The columns, `start` as `ref` is given, `layers` of the reference, and what a key draws.
+    """The columns of a case, and everything else that an oracle reads.
 
-    That is `uniform` in [0, 1) by token and `gumbel` by example.
+    `start` has the form of `ref`; `layers` are means of the reference's layers; a key draws
+    `uniform` in [0, 1) for each token and `gumbel` for each example.
     """
     t = next(iter(case["masks"].values())).shape[-1]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (t,)))(case["key"])
@@ -207,11 +213,11 @@ def flat(grad):
 
 
 def assert_matches(ours, oracle):
-    """1e-5 relative; the absolute part is for gradients that are differences of float32 sums."""
-    # 3e-7: a loss that may be negative, such as robust DPO's, is a difference of two near log 2.
+    """Equal to 1e-5; the absolute tolerance is for differences of float32 sums."""
+    # 3e-7: a loss that may be negative, as robust DPO, is a difference of two terms near log 2.
     np.testing.assert_allclose(ours[0], oracle[0], rtol=1e-5, atol=3e-7)
     a, b = flat(ours[1]), flat(oracle[1])
-    # 1e-30: what is much smaller is 0 in float32.
+    # 1e-30: much smaller numbers are 0 in float32.
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max() + 1e-30)
 
 

@@ -1,4 +1,4 @@
-"""An independent packer, and a reading of what a batch shows the model."""
+"""An independent packer, and the contexts that a batch shows the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_example(
 
 
 def hh_like(count: int) -> list[Example]:
-    """Pairs about as long as those of HH."""
+    """Pairs about as long as the pairs of HH."""
     rng = np.random.default_rng(0)
     prompts = np.clip(rng.lognormal(4.5, 0.75, count), 5, 500).astype(int)
     answers = np.clip(rng.lognormal(3.4, 0.85, (count, 2)), 2, 250).astype(int)
@@ -32,7 +32,7 @@ def hh_like(count: int) -> list[Example]:
 
 
 def first_scored(item: Example, r: int) -> int:
-    """Where the scored tokens begin in prompt + response r."""
+    """Index of the first scored token in prompt + response r."""
     return max(len(item.prompt) + (item.context[r] if item.context else 0), 1)
 
 
@@ -46,7 +46,7 @@ def unshared_batch(
     max_scored: int,
     chunks: int = 1,
 ) -> Batch:
-    """The same examples with every sequence whole, alone in a row padded to the longest.
+    """Pack every sequence whole and alone in a row, padded to the longest.
 
     Examples go to the cells in the order given, and a cell is one chunk whatever `chunks` is;
     compare with `pack` by `Batch.example`.
@@ -95,7 +95,7 @@ Scored = dict[tuple[int, int, int], tuple[list[int], int]]
 
 
 def expected_contexts(items: Sequence[Example | None], indices: Sequence[int]) -> Scored:
-    """What the model must see, from the examples alone."""
+    """The contexts that the model must see, from the examples alone."""
     out: Scored = {}
     for item, index in zip(items, indices, strict=True):
         for r, response in enumerate(item.responses if item else ()):
@@ -107,10 +107,10 @@ def expected_contexts(items: Sequence[Example | None], indices: Sequence[int]) -
 
 
 def contexts(batch: Batch) -> Scored:
-    """What the model sees, from the arrays of a batch and the rule of attention.
+    """The contexts that the model sees, from the arrays of a batch and the rule of attention.
 
-    A predictor sees what lies before it in its segment of its row, in the prompt or in its own
-    branch. The tokens seen must stand at positions 0, 1, 2, ...
+    A predictor sees the tokens before it in its segment of the row, in the prompt or in its own
+    branch. Their positions must be 0, 1, 2, ...
     """
     out: Scored = {}
     _, _, b, R, T = batch.mask.shape

@@ -1,4 +1,4 @@
-"""A recipe so small that a whole run takes seconds, and what it needs on disk."""
+"""A recipe that trains in seconds, its model and data, and the command in its own process."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def values(inputs: Path, run: Path, *stages: str, **changes: Any) -> dict[str, A
 
 
 def recipe(inputs: Path, run: Path, *stages: str, **changes: Any) -> Recipe:
-    """As `values`, checked."""
+    """The recipe of `values`, checked."""
     return parse(values(inputs, run, *stages, **changes))
 
 
@@ -123,7 +123,7 @@ QUIET = Console(quiet=True)
 
 
 def prepared(recipe: Recipe, name: str, mesh: jax.sharding.Mesh) -> Any:
-    """A stage made ready, starting from the recipe's own model."""
+    """A stage that starts from the recipe's own model."""
     return prepare(recipe, name, Path(recipe.model.path), mesh, QUIET)
 
 
@@ -133,12 +133,12 @@ def tensors(folder: Path) -> dict[str, Any]:
 
 
 def sealed(stage: Path) -> list[int]:
-    """The updates after which a stage has a checkpoint that counts, oldest first."""
+    """The updates whose checkpoints are complete, oldest first."""
     return sorted(int(p.stem[5:]) for p in (stage / "checkpoints").glob("step-*.json"))
 
 
 def repeated(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of metrics, those that repeat when a run does, whatever the clock and the restarts."""
+    """The metrics that do not depend on the clock or on restarts."""
     own = ("time/", "compiles")
     return [{k: v for k, v in line.items() if not k.startswith(own)} for line in lines]
 
@@ -154,7 +154,7 @@ def command(*args: str) -> list[str]:
 
 
 def environment(cache: Path | str, devices: int = 1, **more: str) -> dict[str, str]:
-    """Variables for a process of its own: so many CPU devices, every program cached."""
+    """Environment of a process: the number of CPU devices, and a cache for every program."""
     return (
         os.environ
         | {

@@ -1,4 +1,4 @@
-"""A small decoder and examples for it, and the step's mathematics done the plain way."""
+"""A small decoder, examples for it, and the mathematics of the step from dense logits."""
 
 import dataclasses
 import functools
@@ -166,7 +166,7 @@ def dense_stats(model, params, items, needs, ref_params=None):
         ref_log_p = jax.nn.log_softmax(hidden @ head)
         token["forward_kl"] = (jnp.exp(ref_log_p) * (ref_log_p - all_log_p)).sum(-1)
     token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs if s.name in token}
-    # Scored tokens first, as in a batch: what a key draws belongs to a token by its number.
+    # Scored tokens first, as in a batch: a random draw belongs to the index of a scored token.
     front = np.argsort(~scored, 1, kind="stable")[:, :T]
     token = {k: jnp.take_along_axis(v, front, 1) for k, v in token.items()}
     mask = np.take_along_axis(scored, front, 1).astype(np.float32)
@@ -200,7 +200,7 @@ def dense_loss(objective, hyper, model, params, ref_params, items, state=None, s
 
 @functools.cache
 def dense_gradient(name):
-    """Loss and gradient of an objective by the plain mathematics, computed once."""
+    """Loss and gradient of an objective from dense logits, computed once."""
     objective = OBJECTIVES[name]
     mesh = one_device()
     model = small_model(mesh, scores=objective.head({}))
@@ -216,7 +216,7 @@ def dense_gradient(name):
 
 
 def gradient(name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached=False):
-    """((loss, gradient, next state), gradient of the dense mathematics) of one objective."""
+    """(loss, gradient, next state) of one objective by the step, on a random batch."""
     objective = OBJECTIVES[name]
     mesh = mesh or one_device()
     items = examples_of(objective)

@@ -1,4 +1,4 @@
-"""The pair and the batches of the worked values, and how an objective is evaluated on them."""
+"""The pair and the batches of the worked values, and objectives evaluated on them."""
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,7 @@ def worked(o, policy, ref, columns=None, state=None, **hyper):
 
 
 def sums(tokens):
+    """Statistics of responses of equal length, {"response": [[...]]}."""
     logp = jnp.stack([jnp.asarray(y, jnp.float32) for y in tokens["response"]])
     return reduce_tokens({"logp": logp}, jnp.ones(logp.shape, bool))
 
@@ -61,6 +62,7 @@ def single_tokens(logps):
 
 
 def at_reference(name, **hyper):
+    """A random case whose policy is its reference, and the results of the objective on it."""
     case = draw(OBJECTIVES[name], 0)
     case["policy"] = case["ref"]
     return case, train_call(OBJECTIVES[name], case, **hyper)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from lib import steps as helpers_step
-from lib.adapters import randomised
+from lib.adapters import randomized
 from lib.steps import MESHES, B, assert_same, batch_of, dense_loss, one_device, some_examples
 
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
@@ -50,7 +50,7 @@ def adapted_model(family="llama", mesh=None, settings=SETTINGS, **options):
 def weights(model):
     """Frozen parameters, and adapters whose B is not zero."""
     # Large enough: the gradient of a key is what little is left of terms that cancel.
-    return helpers_step.parameters(model.base), randomised(model, 0.3)
+    return helpers_step.parameters(model.base), randomized(model, 0.3)
 
 
 def dense_merge(family, frozen, adapters):
@@ -159,7 +159,7 @@ def test_new_adapters_give_the_bits_of_the_base(family):
     with jax.set_mesh(model.mesh):
         run = jax.jit(model.forward)
         got = [run(frozen, adapters, *rows)[0] for adapters in (fresh, {})]
-        changed = run(frozen, randomised(model), *rows)[0]
+        changed = run(frozen, randomized(model), *rows)[0]
     np.testing.assert_array_equal(*got)
     assert not np.allclose(changed, got[0])
 

@@ -8,7 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from lib import runs as h
 from lib import steps as helpers_step
-from lib.adapters import randomised
+from lib.adapters import randomized
 from lib.steps import MESHES, B, assert_same, batch_of, dense_loss, one_device, some_examples
 from safetensors.numpy import load_file
 
@@ -38,7 +38,7 @@ def wide(mesh=None, **options):
     mesh = mesh or one_device()
     model = build(read_config(WIDE), mesh, **options)
     adapted = adapt(model, low_rank(Lora(rank=4), model.config, "lora"))
-    return adapted, helpers_step.parameters(model), randomised(adapted, 0.1)
+    return adapted, helpers_step.parameters(model), randomized(adapted, 0.1)
 
 
 def kept(params, kind):
