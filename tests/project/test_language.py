@@ -11,7 +11,7 @@ from jaxalign.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-NOT_YET = {"collect", "data", "hf", "models"}
+NOT_YET = {"data"}
 SOURCES = sorted(
     path
     for path in (ROOT / "jaxalign").rglob("*.py")
