@@ -16,7 +16,7 @@ Messages = Sequence[Mapping[str, str]]
 def render(
     tokenizer: PreTrainedTokenizerBase, prompt: Messages, responses: Sequence[Messages], where: str
 ) -> list[str]:
-    """The text of the prompt, ready to be answered, then that of the prompt with each response.
+    """The text of the prompt, ready to be answered, then the text of the prompt and each response.
 
     Every special token is the template's: none may be added when the text is tokenised.
 

@@ -30,7 +30,7 @@ RESPONSES: dict[str, tuple[str, ...]] = {
     ),
     "Dispreferred": ("rejected", "samples"),
 }
-"""Names of the responses of an example, by layout; the last is that of all K which may follow."""
+"""Names of the responses of an example, by layout; the last name holds for all that follow."""
 
 Span = tuple[str, bool]
 """A piece of text, and whether its tokens are scored."""
@@ -96,7 +96,7 @@ class Examples:
 
     @property
     def responses(self) -> int:
-        """R, responses per example, alike for all."""
+        """R, responses per example, the same for all."""
         return len(self.items[0].responses)
 
     @cached_property

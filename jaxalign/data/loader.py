@@ -40,7 +40,7 @@ class Loader:
     once an epoch, none is padding and none is left over.
 
     Attributes:
-      shapes_seen: those of the batches handed out by the iterators.
+      shapes_seen: shapes of the batches that the iterators have returned.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Loader:
           shards: S.
           row_length: L, tokens.
           shapes: how many shapes its batches have, but for some larger than those looked at.
-          seed: of the order.
+          seed: seed of the order.
           chunks: G, parts of a cell whose logits exist one after another.
           scores: numbers that a reward head gives a response; 0: its tokens are scored.
           cached: statistics of the data set under frozen models.
@@ -126,7 +126,7 @@ class Loader:
 
     @cached_property
     def shapes(self) -> list[Shape]:
-        """Shapes of batches by step, chosen by those of the first epoch."""
+        """Shapes of batches by step, chosen by the batches of the first epoch."""
         return self._common_shapes(map(self.indices, range(self.steps(1))))
 
     @cached_property

@@ -189,7 +189,7 @@ def _empty(
 ) -> Batch:
     """A batch of `lead` cells of padding.
 
-    `answers` is (b, R, T), `columns` those of an example.
+    `answers` is (b, R, T), `columns` the columns of an example.
     """
     (rows, row_length, *scored), (b, r, t) = shape, answers
 

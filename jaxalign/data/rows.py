@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 ATTENTION_LENGTH = 16384
-"""Row length at which attention is counted as dear as the rest of a layer, tokens: at half of the
-rate of large products, six times the width of a model, here of one of 2,700; the choice only
-settles what is about equal in slots."""
+"""Row length (tokens) at which the packer assumes attention costs as much as the rest of a layer:
+about 6x the model width, here for width 2,700. Only breaks ties between shapes with nearly equal
+slot counts."""
 SCORED_UNIT = 64
 """M, the scored tokens of a chunk, is a multiple of it."""
 
@@ -26,7 +26,7 @@ class Shape(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an example lies in its cell."""
+    """The place of an example in its cell."""
 
     row: int
     offset: int

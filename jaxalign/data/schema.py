@@ -229,7 +229,7 @@ def _group(record: Mapping[str, Any], where: str) -> Record:
 
 
 def _with_beside(record: Mapping[str, Any], row: Record, layout: str) -> Record:
-    """The row with what its layout has beside the responses: a rationale, or samples."""
+    """The row with the further responses of its layout: a rationale, or samples."""
     if layout == "Rationales":
         more = {"rationale": _field(record, "rationale", row.where)}
     elif layout == "Dispreferred":

@@ -60,13 +60,13 @@ def load_examples(
     seed: int,
     columns: Collection[str] = (),
 ) -> Examples:
-    """Read and tokenise a data set.
+    """Read and tokenize a data set.
 
-    The prompt is what the token ids of the prompt alone and of the prompt with every response
-    have in common from the start; the rest of each joint tokenisation is the response, so no
-    byte is lost where a token spans the boundary. What a response's own prompt has beyond that of
-    the others is its context. BOS is put in front where the tokenizer would
-    put it, EOS at the end of text responses; each at most once, neither around a chat template.
+    The prompt is the longest common prefix of the token ids of the prompt alone and of the prompt
+    with every response; the rest of each joint tokenization is the response, so no byte is lost if
+    a token spans the boundary. If the responses have different prompts, the remainder of each
+    prompt is the context of its response. BOS is put in front if the tokenizer puts one there, EOS
+    at the end of text responses; each at most once, neither around a chat template.
 
     Args:
       settings: limits and what to do at them; `path` and `split` are given apart.
@@ -208,7 +208,7 @@ def _common_prefix(sequences: Sequence[Ids]) -> int:
 
 
 def _split(row: Record, groups: Sequence[Sequence[Ids]]) -> tuple[list[Ids], list[Ids]]:
-    """The prompt and the tokens of each response, cut where those of a prompt part."""
+    """The prompt and the tokens of each response, cut at the end of their common prefix."""
     prompts: list[Ids] = [[]] * len(row.responses)
     responses = list(prompts)
     for (_, places), sequences in zip(_groups(row), groups, strict=True):
@@ -287,7 +287,7 @@ def _array(ids: Ids) -> np.ndarray:
 def _with_mismatched(
     items: list[Example], max_length: int, seed: int, path: str, tally: _Tally
 ) -> list[Example]:
-    """Give every example, as second response, that of an example with another prompt."""
+    """Give every example, as second response, the response to another prompt."""
     partners = _partners([item.prompt.tobytes() for item in items], seed)
     if partners is None:
         raise UserError(

@@ -11,12 +11,7 @@ from jaxalign.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-NOT_YET = {"data"}
-SOURCES = sorted(
-    path
-    for path in (ROOT / "jaxalign").rglob("*.py")
-    if path.relative_to(ROOT / "jaxalign").parts[0] not in NOT_YET
-)
+SOURCES = sorted((ROOT / "jaxalign").rglob("*.py"))
 # Words with a plainer one, which is named in CONTRIBUTING.md: next to, is, fix, expensive, again.
 WORDS = re.compile(
     r"\b(?:beside|stands?(?!-)|lies|mend(?:s|ed|ing)?|dear|anew|alike|whence|those of|that of)\b",
