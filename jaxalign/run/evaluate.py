@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -28,10 +30,23 @@ class Totals(NamedTuple):
 
     terms: tuple[tuple[Array, Array], ...]  # (total, count) of each term of the loss
     metrics: Sums
+    squares: Sums  # {metric: (sum of weight * value^2, sum of weight^2)}
     diagnostics: list[Sums]
 
 
-Evaluate = Callable[..., dict[str, float]]
+class HeldOut(dict[str, float]):
+    """Held-out metrics by name.
+
+    Attributes:
+      standard_errors: the standard error of each metric that is a mean over examples, by name.
+    """
+
+    def __init__(self, metrics: dict[str, float], standard_errors: dict[str, float]):
+        super().__init__(metrics)
+        self.standard_errors = standard_errors
+
+
+Evaluate = Callable[..., HeldOut]
 """(params, objective state, batches, moved=None) -> metrics by name, with `loss`."""
 
 
@@ -64,7 +79,8 @@ def evaluator(
     def step(params: Params, objective_state: Any, batch: Batch, fixed: Fixed) -> Totals:
         policy = seen.with_base(fixed.base)
         sums, statistics = eval_step(policy, params, objective_state, batch, fixed.reference)
-        return Totals(*sums, _diagnose(task, of_examples, batch, statistics))
+        squares = _squares(statistics.metrics, batch.weight)
+        return Totals(*sums, squares, _diagnose(task, of_examples, batch, statistics))
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def probe(params: Params, batch: Batch, base: Params | None) -> list[Metrics]:
@@ -73,7 +89,7 @@ def evaluator(
 
     def run(
         params: Params, objective_state: Any, batches: Iterable[Batch], moved: Params | None = None
-    ) -> dict[str, float]:
+    ) -> HeldOut:
         total: Totals | None = None
         weights = fixed if moved is None else fixed._replace(reference=moved)
         probed: list[dict[str, Any]] = []
@@ -89,9 +105,34 @@ def evaluator(
         metrics = _finished(total, of_examples)
         for values in probed:
             metrics |= {k: float(v) for k, v in sorted(values.items()) if not np.isnan(v)}
-        return metrics
+        return HeldOut(metrics, _standard_errors(total))
 
     return run
+
+
+def _squares(metrics: Metrics, weight: Array) -> Sums:
+    """The second moments of metrics [n, S, b] and of their weights, for standard errors."""
+
+    def moments(values: Array) -> tuple[Array, Array]:
+        own = jnp.where(jnp.isnan(values), 0.0, weight)
+        return weighted_sum(values**2, weight)[0], jnp.sum(own**2)
+
+    return {k: moments(v) for k, v in metrics.items()}
+
+
+def _standard_errors(total: Totals) -> dict[str, float]:
+    """The standard error of each mean: the standard deviation over the root of n - 1.
+
+    With weights that differ, n is (sum of weights)^2 / (sum of squared weights).
+    """
+    errors = {}
+    for name, (weighted, weight) in total.metrics.items():
+        square, squared_weight = total.squares[name]
+        count = float(weight**2 / squared_weight) if squared_weight > 0 else 0.0
+        if count > 1:
+            variance = max(float(square / weight - (weighted / weight) ** 2), 0.0)
+            errors[name] = math.sqrt(variance / (count - 1))
+    return {name: error for name, error in errors.items() if math.isfinite(error)}
 
 
 def _finished(total: Totals, diagnostics: Sequence[Diagnostic]) -> dict[str, float]:

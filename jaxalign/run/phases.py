@@ -23,7 +23,7 @@ PHASES = (
     "saving",
     "exporting",
 )
-REPORTED = ("training", "evaluating", "saving")  # the tracker prints their results
+REPORTED = ("reference pass", "training", "evaluating", "saving")
 
 
 class Phases:
@@ -33,8 +33,9 @@ class Phases:
     an error, rewrites `folder/timings.json`, `{"reading data": 1.5, ...}` in seconds. A resumed
     stage adds to the seconds of the processes before it.
 
+    Nothing is written before the stage has a folder: a stage whose data cannot be read has none.
     Outside of a tracker's live view a terminal shows the phase with a spinner. Without a terminal
-    each phase prints one line, except those whose results the tracker prints.
+    each phase prints one line, except those that print their own progress.
 
     Args:
       folder: the folder of the stage.
@@ -67,7 +68,8 @@ class Phases:
                 self._count()
                 self._open.pop()
                 rounded = {n: round(self.seconds[n], 3) for n in PHASES if n in self.seconds}
-                write_whole(self._path, json.dumps(rounded, indent=1))
+                if self._path.parent.exists():
+                    write_whole(self._path, json.dumps(rounded, indent=1))
 
     def _count(self) -> None:
         now = time.monotonic()

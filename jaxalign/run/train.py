@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -33,7 +34,8 @@ from ..update.state import TrainState
 from ..update.step import Fixed, StepMetrics, jitted_step
 from . import export
 from .checkpoint import Checkpoints
-from .evaluate import evaluator, means
+from .evaluate import HeldOut, evaluator, means
+from .phases import Phases
 from .plan import settled
 from .reference import cached_reference
 from .stage import StageRun, prepare
@@ -70,8 +72,11 @@ def train(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
         if out.exists():
             console.print(f"{name}: finished before, its model is in {out}")
         else:
+            phases = Phases(out.parent, name, console)
             with jax.set_mesh(mesh):
-                train_stage(settled(prepare(recipe, name, source, mesh, console), console), console)
+                with phases("reading data"):
+                    stage = prepare(recipe, name, source, mesh, console)
+                train_stage(settled(stage, console), console, phases)
         source = out
     return source
 
@@ -119,12 +124,13 @@ def _begun(stages: Iterable[str], held: Collection[str]) -> list[str]:
     return names[: max((i for i, name in enumerate(names, 1) if name in held), default=0)]
 
 
-def train_stage(stage: StageRun, console: Console) -> None:
+def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
     """Train one stage to its end and export its model."""
-    loader = stage.loader(stage.train, cached_reference(stage, "train", console))
     held_out = None
-    if stage.held_out is not None:
-        held_out = stage.loader(stage.held_out, cached_reference(stage, "held_out", console))
+    with phases("reference pass"):
+        loader = stage.loader(stage.train, cached_reference(stage, "train", console))
+        if stage.held_out is not None:
+            held_out = stage.loader(stage.held_out, cached_reference(stage, "held_out", console))
     checkpoints = Checkpoints(stage.folder / "checkpoints", stage.settings.keep)
     with contextlib.closing(checkpoints):
         found = checkpoints.restore(stage.state_spec)
@@ -134,27 +140,46 @@ def train_stage(stage: StageRun, console: Console) -> None:
             console.print(f"{stage.name}: resumes after update {start} of {stage.updates}")
         evaluate = _evaluation(stage, fixed, held_out)
         if start < stage.updates:
-            log = tracker(stage, start, console)
+            _record_data(stage)
+            log = tracker(stage, start, console, phases)
             batches = loader.batches(start, stage.updates)
             state, metrics = _updates(
                 stage, start, state, fixed, batches, evaluate, checkpoints, log
             )
         else:
-            metrics = evaluate(state)
+            with phases("evaluating"):
+                metrics = evaluate(state)
         out = model_folder(stage.recipe, stage.name)
-        if stage.adapted is not None:
-            export.write_adapter(stage, state.params, out.with_name("adapter"), metrics)
-        export.write_model(stage, state.params, fixed.base, out, metrics)
+        with phases("exporting"):
+            if stage.adapted is not None:
+                export.write_adapter(stage, state.params, out.with_name("adapter"), metrics)
+            export.write_model(stage, state.params, fixed.base, out, metrics)
     console.print(f"{stage.name}: model written to {out}")
 
 
-Evaluation = Callable[[TrainState], dict[str, float]]
+def _record_data(stage: StageRun) -> None:
+    """Write data.json: the updates of the stage, and the row counts of its data sets."""
+    sets = {"train": stage.train, "held_out": stage.held_out}
+    counts = {k: dataclasses.asdict(v.report) for k, v in sets.items() if v is not None}
+    text = json.dumps({"updates": stage.updates} | counts, indent=1)
+    write_whole(stage.folder / "data.json", text)
+
+
+def _record_errors(stage: StageRun, step: int, metrics: HeldOut) -> None:
+    """Write held_out.json: the standard errors of the newest held-out metrics."""
+    if stage.held_out is not None:
+        record = {"step": step, "examples": len(stage.held_out)}
+        text = json.dumps(record | {"standard_errors": metrics.standard_errors}, indent=1)
+        write_whole(stage.folder / "held_out.json", text)
+
+
+Evaluation = Callable[[TrainState], HeldOut]
 """A training state -> its held-out metrics; none where the stage has no held-out data."""
 
 
 def _evaluation(stage: StageRun, fixed: Fixed, held_out: Loader | None) -> Evaluation:
     if held_out is None:
-        return lambda state: {}
+        return lambda state: HeldOut({}, {})
     run = evaluator(stage.policy, stage.mesh, fixed, stage.settings.diagnostics)
     return lambda state: run(
         state.params, state.objective_state, held_out.sequential(), state.ref_params
@@ -179,27 +204,40 @@ def _updates(
     every, total = stage.settings, stage.updates
     update = jitted_step(stage.policy, stage.tx, stage.state_spec, stage.mesh, every.reference)
     read = _reader(stage)
-    metrics: dict[str, float] = {}
-    with contextlib.closing(batches), stop_signal() as stopping, log:
+    metrics = HeldOut({}, {})
+    known: set[tuple[tuple[int, ...], ...]] = set()
+    with contextlib.closing(batches), stop_signal() as stopping, log, log.phases("training"):
         for step, batch in enumerate(batches, start + 1):
-            state, reported = update(state, put_batch(batch, stage.mesh), fixed)
+            shapes = _shapes(batch)
+            with contextlib.nullcontext() if shapes in known else log.phases("compiling"):
+                state, reported = update(state, put_batch(batch, stage.mesh), fixed)
+            known.add(shapes)
             # Metrics are read one update late, so that the device never waits for the host.
             log.update(step, functools.partial(read, step, batch, reported), token_counts(batch))
             checkpoints.check()
             last = step == total
             if _due(step, every.eval_every) or last:
                 log.flush()
-                metrics = evaluate(state)
+                with log.phases("evaluating"):
+                    metrics = evaluate(state)
                 log.evaluation(step, metrics)
+                _record_errors(stage, step, metrics)
             stop = stopping(step)
             if _due(step, every.save_every) or stop or last:
                 log.flush()  # a state is saved only once its loss is known to be finite
-                checkpoints.save(step, state)
+                with log.phases("saving"):
+                    checkpoints.save(step, state)
             if stop:
                 checkpoints.wait()
                 raise Stopped(f"{stage.name}: stopped and saved after update {step}", stop)
-    checkpoints.wait()
+    with log.phases("saving"):
+        checkpoints.wait()
     return state, metrics
+
+
+def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a batch's arrays; a step is compiled once for each."""
+    return tuple(x.shape for x in jax.tree.leaves(batch))
 
 
 def _due(step: int, every: int) -> bool:
@@ -225,7 +263,7 @@ def _reader(stage: StageRun) -> Read:
         loss, norm = float(metrics.loss), float(metrics.grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(stage.folder, step, batch, metrics)
-        shapes.add(tuple(x.shape for x in jax.tree.leaves(batch)))
+        shapes.add(_shapes(batch))
         tokens = token_counts(batch)
         values = {"loss": loss, "grad_norm": norm, "learning_rate": float(rates[step - 1])}
         return (
@@ -255,7 +293,7 @@ def _not_finite(folder: Path, step: int, batch: Batch, metrics: StepMetrics) -> 
     )
 
 
-def tracker(stage: StageRun, start: int, console: Console) -> Tracker:
+def tracker(stage: StageRun, start: int, console: Console, phases: Phases) -> Tracker:
     """The record of a stage's metrics."""
     run = stage.recipe.run
     return Tracker(
@@ -267,6 +305,7 @@ def tracker(stage: StageRun, start: int, console: Console) -> Tracker:
         tensorboard=run.tensorboard,
         wandb=run.wandb,
         config=resolved(stage.recipe),
+        phases=phases,
         console=console,
         enabled=first_process(),
     )

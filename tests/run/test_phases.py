@@ -45,6 +45,13 @@ def test_a_second_counts_only_for_the_innermost_phase(tmp_path, now):
     assert timings(tmp_path) == {"training": 2.0, "evaluating": 10.0}
 
 
+def test_a_stage_without_a_folder_gets_none(tmp_path):
+    measured, _ = clock(tmp_path / "dpo")
+    with measured("reading data"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_time_between_phases_counts_for_none(tmp_path, now):
     measured, _ = clock(tmp_path)
     with measured("reading data"):
@@ -93,7 +100,6 @@ def test_plain_output_has_a_line_for_a_phase_without_results_of_its_own(tmp_path
             pass
     assert console.file.getvalue().splitlines() == [
         "dpo: reading data",
-        "dpo: reference pass",
         "dpo: compiling",
         "dpo: exporting",
     ]
