@@ -100,6 +100,19 @@ def test_the_running_state_is_read_and_not_written():
     assert evaluate("bco", batch_size=4, state=moved)["loss"] != first["loss"]
 
 
+@pytest.mark.parametrize("batch_size", [11, 4])
+def test_the_standard_error_of_a_share_is_that_of_independent_examples(batch_size):
+    found = evaluate("dpo", batch_size=batch_size)
+    share = found["rewards/accuracies"]
+    want = math.sqrt(share * (1 - share) / (N - 1))
+    assert found.standard_errors["rewards/accuracies"] == pytest.approx(want, rel=1e-5)
+    assert 0 < share < 1
+
+
+def test_the_loss_has_no_standard_error():
+    assert "loss" not in evaluate("dpo", batch_size=11).standard_errors
+
+
 def test_no_held_out_examples_are_refused():
     params, _, _ = case("sft")
     task = Task(OBJECTIVES["sft"], {}, helpers_step.small_model(ONE).forward)
