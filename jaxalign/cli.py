@@ -196,9 +196,14 @@ def _report(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("jaxalign report", description=_report.__doc__)
     parser.add_argument("run", help="folder of the run")
     own = parser.parse_args(argv)
-    from . import api
+    from rich.console import Console
 
-    print(f"report: {api.Run(own.run).report()}")
+    from . import api
+    from .report import terminal
+
+    page = api.Run(own.run).report()
+    Console().print(terminal(page.parents[1]))
+    print(f"report: {page}")
     return 0
 
 

@@ -23,7 +23,7 @@ COLORS = {"chosen": BLUE, "rejected": VERMILLION, "response": BLUE}
 PANELS = {  # file name: the label of the y axis, and the metrics drawn there (/: all that begin so)
     "loss": ("loss", "loss"),
     "rewards": ("reward, nats", "rewards/"),
-    "accuracy": ("reward accuracy, share of pairs", "rewards/accuracies"),
+    "accuracy": ("reward accuracy", "rewards/accuracies"),
     "margin": ("reward margin, nats", "rewards/margins"),
     "logps": ("log-probability, nats", "logps/"),
     "learning_rate": ("learning rate", "learning_rate"),
