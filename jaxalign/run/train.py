@@ -160,7 +160,7 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
 def _record_data(stage: StageRun) -> None:
     """Write data.json: the updates of the stage, and the row counts of its data sets."""
     sets = {"train": stage.train, "held_out": stage.held_out}
-    counts = {k: dataclasses.asdict(v.report) for k, v in sets.items() if v is not None}
+    counts = {k: dataclasses.asdict(v.counts) for k, v in sets.items() if v is not None}
     text = json.dumps({"updates": stage.updates} | counts, indent=1)
     write_whole(stage.folder / "data.json", text)
 
