@@ -1,8 +1,9 @@
-"""An objective is one function: write it, declare what it reads, and call it.
+"""An objective is one function: write it, declare its inputs, and call it.
 
-In the library the same function is a file in `jaxalign/objectives/`, a line in the index beside it
-and a float64 formula in `tests/oracles/`. Configuration, `--help` and the tests of the contract
-follow from the signature.
+A recipe trains with it as it is: `objective: {file: add_an_objective.py, name: my_ipo, tau: 0.5}`.
+In the library the same function is a file in `jaxalign/objectives/`, a line in the index there and
+a float64 formula in `tests/oracles/`. Settings, `--help` and the tests of the contract come from
+the signature.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Gt
 
-from jaxalign.core.objective import objective
-from jaxalign.core.types import Loss, Metrics, Pairs, SequenceStats, per_example
+from jaxalign import Loss, Pairs, objective
+from jaxalign.core.types import Metrics, SequenceStats, per_example
 
 
 @objective(Pairs, source="Azar et al. 2023, arXiv:2310.12036, Eq. 17")
-def ipo(policy: Pairs, ref: Pairs, *, tau: Annotated[float, Gt(0)] = 0.1) -> tuple[Loss, Metrics]:
+def my_ipo(
+    policy: Pairs, ref: Pairs, *, tau: Annotated[float, Gt(0)] = 0.1
+) -> tuple[Loss, Metrics]:
     """IPO, the difference of two log-ratios is regressed on 1 / (2 tau).
 
         h    = log pi(y_w|x)/pi_ref(y_w|x) - log pi(y_l|x)/pi_ref(y_l|x)
@@ -29,7 +32,7 @@ def ipo(policy: Pairs, ref: Pairs, *, tau: Annotated[float, Gt(0)] = 0.1) -> tup
     Args:
       policy: chosen and rejected under the policy. Reads `logp`, [B].
       ref: the same under the frozen reference. Reads `logp`, [B].
-      tau: strength of the regularisation towards the reference, per nat.
+      tau: strength of the regularization towards the reference, per nat.
     """
     chosen = policy.chosen.logp - ref.chosen.logp
     rejected = policy.rejected.logp - ref.rejected.logp
@@ -48,7 +51,7 @@ def main() -> None:
 
     def loss(chosen: jax.Array) -> jax.Array:
         policy = Pairs(responses(chosen), ref.rejected)
-        (mean,) = ipo.bind(tau=0.5)(policy=policy, ref=ref)[0].terms
+        (mean,) = my_ipo.bind(tau=0.5)(policy=policy, ref=ref)[0].terms
         return mean.total.sum() / mean.count.sum()
 
     at_ref, gradient = jax.value_and_grad(loss)(ref.chosen.token["logp"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -167,6 +168,12 @@ def test_a_wrong_file_is_one_error(recipe_file, section, source, message):
         read(recipe_file(source, **section), [])
     assert "stages.dpo.objective" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_objective_of_the_example_is_one_for_recipes():
+    section = {"file": "add_an_objective.py", "name": "my_ipo", "tau": 0.5}
+    folder = Path(__file__).parents[2] / "examples"
+    assert of_stage(parse(with_stage(objective=section), folder=folder))[1] == {"tau": 0.5}
 
 
 def test_an_objective_made_in_python_is_its_own_name():
