@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.data.schema import Record, read_records
+from jaxalign.core.layouts import PAIRS, RANKED
+from jaxalign.data.read import read_records
+from jaxalign.data.records import Record
 from jaxalign.settings import Data
 
 EDGE = 3.0  # nats that `f_dpg`'s target adds to a chosen response and takes from a rejected one
@@ -19,7 +21,7 @@ EDGE = 3.0  # nats that `f_dpg`'s target adds to a chosen response and takes fro
 
 def read_pairs(data: Data) -> list[Record]:
     """The pairs of a data set, without empty responses if its settings say so."""
-    return list(read_records(data, data.path, data.split, "Pairs", Counter()))
+    return list(read_records(data, data.path, data.split, PAIRS, Counter()))
 
 
 def write_kinds(folder: Path, data: Data) -> dict[str, Data]:
@@ -53,7 +55,7 @@ def write_kinds(folder: Path, data: Data) -> dict[str, Data]:
         )
     return {
         "": write(folder / "pairs.jsonl", pairs, data),
-        "Ranked": write(folder / "rankings.jsonl", rankings, data),
+        RANKED.name: write(folder / "rankings.jsonl", rankings, data),
     }
 
 

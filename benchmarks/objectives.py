@@ -270,7 +270,7 @@ def main() -> int:
             kinds[SAMPLED] = write_samples(folder / "kinds", kinds[""], logps)
 
         def run(name: str) -> tuple[list[str], bool]:
-            kind = name if name in kinds else OBJECTIVES[name].data.__name__
+            kind = name if name in kinds else OBJECTIVES[name].layout.name
             return one(name, folder, model, kinds.get(kind, kinds[""]))
 
         with ThreadPoolExecutor(args.jobs) as pool:

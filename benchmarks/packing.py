@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from jaxalign.core.layouts import PAIRS
 from jaxalign.data.examples import Examples
 from jaxalign.data.loader import Loader
 from jaxalign.data.pack import token_counts
@@ -92,7 +93,7 @@ def main() -> int:
         data = dataclasses.replace(data, limit=None, max_length=1024, max_prompt=768)
         make_tokenizer(Path(name) / "tokenizer", data, VOCAB)
         tokenizer = load_tokenizer(Path(name) / "tokenizer")
-        examples = load_examples(data, data.path, data.split, tokenizer, "Pairs", seed=0)
+        examples = load_examples(data, data.path, data.split, tokenizer, PAIRS, seed=0)
     prompts = sum(len(e.prompt) for e in examples.items)
     real = sum(e.length for e in examples.items)
     scored = examples.offsets[-1] / len(examples)

@@ -83,7 +83,7 @@ def random_pairs(sizes: Sizes) -> Examples:
         return rng.integers(0, sizes.vocab, sizes.length // 2, dtype=np.int32)
 
     items = [Example(ids(), (ids(), ids()), {}, f"{i}") for i in range(sizes.batch)]
-    return Examples(items, "Pairs", RowCounts(len(items), {}, 0, {}, {}))
+    return Examples(items, RowCounts(len(items), {}, 0, {}, {}))
 
 
 def make_update(sizes: Sizes, mesh: jax.sharding.Mesh) -> Callable[[], None]:

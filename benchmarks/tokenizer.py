@@ -10,7 +10,9 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from jaxalign.data.schema import Field, read_records
+from jaxalign.core.layouts import PAIRS
+from jaxalign.data.fields import Field
+from jaxalign.data.read import read_records
 from jaxalign.settings import Data
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -39,7 +41,7 @@ def make_tokenizer(folder: Path, data: Data, vocab: int) -> None:
 
 
 def _texts(data: Data) -> Iterator[str]:
-    for row in read_records(data, data.path, data.split, "Pairs", Counter()):
+    for row in read_records(data, data.path, data.split, PAIRS, Counter()):
         for field in (row.prompt, *row.responses):
             yield from _contents(field)
 

@@ -18,16 +18,6 @@ from jaxalign.core.objective import Objective
 from jaxalign.objectives import OBJECTIVES
 
 PAGE = Path(__file__).with_name("objectives.md")
-DATA = {
-    "Demos": "demonstrations",
-    "Pairs": "pairs",
-    "Labeled": "labeled",
-    "Mismatched": "labeled",
-    "Rationales": "pairs with rationales",
-    "Revised": "pairs",
-    "Dispreferred": "to forget, with samples",
-}
-"""Names of layouts in the table, if the name of the class says too little."""
 HEAD = """\
 # Objectives
 
@@ -75,7 +65,7 @@ def row(o: Objective[...]) -> list[str]:
 
 def data(o: Objective[...]) -> str:
     """The name of the kind of data in the table."""
-    return DATA.get(o.data.__name__, o.data.__name__.lower())
+    return o.layout.kind
 
 
 def section(o: Objective[...]) -> str:

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Gt
 
-from jaxalign import Loss, Pairs, objective
-from jaxalign.core.types import Metrics, SequenceStats, per_example
+from jaxalign import Loss, Pairs, objective, response
+from jaxalign.core.types import Metrics, per_example
 
 
 @objective(Pairs, source="Azar et al. 2023, arXiv:2310.12036, Eq. 17")
@@ -40,19 +40,12 @@ def my_ipo(
     return per_example((h - 1 / (2 * tau)) ** 2), {"margins": h}
 
 
-def responses(logp: jax.Array) -> SequenceStats:
-    """Token log-probabilities [B, T] of whole responses, as the train step would give them."""
-    mask = jnp.ones_like(logp)
-    return SequenceStats(logp.sum(-1), mask.sum(-1), mask, {"logp": logp})
-
-
 def main() -> None:
-    ref = Pairs(responses(jnp.full((2, 3), -1.0)), responses(jnp.full((2, 3), -2.0)))
+    ref = Pairs(response(jnp.full((2, 3), -1.0)), response(jnp.full((2, 3), -2.0)))
 
     def loss(chosen: jax.Array) -> jax.Array:
-        policy = Pairs(responses(chosen), ref.rejected)
-        (mean,) = my_ipo.bind(tau=0.5)(policy=policy, ref=ref)[0].terms
-        return mean.total.sum() / mean.count.sum()
+        policy = Pairs(response(chosen), ref.rejected)
+        return my_ipo(policy, ref, tau=0.5)[0].mean()
 
     at_ref, gradient = jax.value_and_grad(loss)(ref.chosen.token["logp"])
     print(f"loss at the reference {at_ref:.3f}, expected {1 / (4 * 0.5**2):.3f}")

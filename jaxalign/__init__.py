@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import Run, Stopped, density, evaluate, export, generate, open, reference, train
     from .core.objective import Objective, objective
+    from .core.stats import response
     from .core.types import Loss, Pairs
     from .errors import RunError, UserError
     from .language_model import LanguageModel
@@ -39,6 +40,7 @@ _HOME = {
     "objective": "core.objective",
     "open": "api",
     "reference": "api",
+    "response": "core.stats",
     "train": "api",
 }
 """Name -> the module that defines it."""
@@ -60,6 +62,7 @@ __all__ = [
     "objective",
     "open",
     "reference",
+    "response",
     "train",
 ]
 

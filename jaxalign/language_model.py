@@ -18,6 +18,7 @@ from . import settings
 from .collect.decode import generate, refuse_scores
 from .collect.sample import Prompt
 from .core.batch import Batch
+from .core.layouts import DEMOS
 from .core.objective import objective
 from .core.sharding import batch_shards, put_batch, replicated
 from .core.stats import logit, logp
@@ -200,7 +201,7 @@ class LanguageModel:
             path = Path(folder) / "responses.jsonl"
             path.write_text("".join(rows), encoding="utf-8")
             try:
-                examples = load_examples(limits, str(path), "", self.tokenizer, "Demos", seed=0)
+                examples = load_examples(limits, str(path), "", self.tokenizer, DEMOS, seed=0)
             except UserError as e:
                 raise UserError(str(e).replace(str(path), "responses")) from None
         if len(examples) < len(prompts):

@@ -64,7 +64,7 @@ def examples(pairs: Sequence[work.Pair]) -> Examples:
     items = [
         Example(p.prompt, (p.chosen, p.rejected), {}, f"pair {i}") for i, p in enumerate(pairs)
     ]
-    return Examples(items, "Pairs", RowCounts(len(items), {}, 0, {}, {}))
+    return Examples(items, RowCounts(len(items), {}, 0, {}, {}))
 
 
 def make_step(stage: StageRun) -> Step:

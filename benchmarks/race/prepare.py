@@ -20,6 +20,7 @@ import numpy as np
 import transformers
 from transformers import LlamaConfig, Qwen2Config
 
+from jaxalign.core.layouts import PAIRS
 from jaxalign.data.tokenize import load_examples
 from jaxalign.hf.tokenizer import load_tokenizer
 from jaxalign.settings import Data
@@ -73,7 +74,7 @@ def given_pairs(data: Data, tokenizer: Path, count: int, terms: work.Terms) -> l
     """
     data = dataclasses.replace(data, max_length=terms.length, max_prompt=terms.prompt)
     items = load_examples(
-        data, data.path, data.split, load_tokenizer(tokenizer), "Pairs", seed=0
+        data, data.path, data.split, load_tokenizer(tokenizer), PAIRS, seed=0
     ).items
     if len(items) < count:
         raise SystemExit(f"--data: {len(items)} pairs are too few; {count} are needed")

@@ -22,8 +22,10 @@ import tyro
 from jax.sharding import Mesh
 
 from .. import settings
+from ..core.layouts import LABELED
 from ..core.types import Array
-from ..data.schema import Record, read_records
+from ..data.read import read_records
+from ..data.records import Record
 from ..data.tokenize import encode_prompts
 from ..errors import UserError
 from ..hf.open import open_model
@@ -70,7 +72,7 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
       UserError: the checkpoint and the data do not fit, or all labels are the same.
     """
     data = Data(path=settings.data)
-    rows = list(read_records(data, settings.data, settings.split, "Labeled", Counter()))
+    rows = list(read_records(data, settings.data, settings.split, LABELED, Counter()))
     labels = np.array([row.label for row in rows])
     if len(set(labels)) < 2:
         raise UserError(

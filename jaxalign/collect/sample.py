@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from .. import settings
 from ..data.chat import Messages
-from ..data.files import FILES
-from ..data.schema import prompts_of
+from ..data.read import prompts_of
+from ..data.sources import FILES
 from ..data.tokenize import encode_prompts
 from ..errors import UserError
 from ..hf.open import open_config, open_model

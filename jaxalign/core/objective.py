@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Generic, Literal, ParamSpec, cast
 
 from ..errors import near_miss
+from .layouts import Layout
 from .stats import LayerStat, TokenStat, logit, logp
+from .types import Responses
 
 P = ParamSpec("P")
 INPUTS = ("policy", "ref", "start", "batch", "state", "key")
@@ -34,7 +36,7 @@ class Objective(Generic[P]):
 
     fn: Callable[P, Any]
     """The loss function."""
-    data: type
+    data: type[Responses]
     """Layout of responses it reads, of `types`: `Demos`, `Pairs`, `Labeled`, `Ranked`, ..."""
     source: str
     """Paper and equation."""
@@ -46,7 +48,7 @@ class Objective(Generic[P]):
     """Columns of the batch it reads, [B] each; examples of `weight` 0 are padding.
 
     `label` comes from the layout and `weight` from the packer; any other is read from the data by
-    its name, a finite number, but `scores`, [B, K], which has one for each response.
+    its name, a finite number, but `scores`, [B, R], which has one for each response.
     """
     check: Callable[[Mapping[str, Any]], str] | None = None
     """What is wrong with the columns of an example, in words, or nothing: ""; before training."""
@@ -65,6 +67,11 @@ class Objective(Generic[P]):
     def name(self) -> str:
         """The name a recipe calls it by."""
         return self.fn.__name__
+
+    @property
+    def layout(self) -> Layout:
+        """Which responses its examples have."""
+        return self.data.LAYOUT
 
     @property
     def uses_ref(self) -> bool:
@@ -139,7 +146,7 @@ def _words(annotation: Any) -> tuple[str, ...]:
 
 
 def objective(
-    data: type,
+    data: type[Responses],
     *,
     source: str,
     needs: tuple[TokenStat, ...] = (logp,),

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from .numerics import log1mexp
 from .types import Array, SequenceStats
 
 PARTS = 256
@@ -175,6 +177,29 @@ def _activation(means: Array, mask: Array) -> Array:
 activation = LayerStat("activation", _activation)
 """The mean of a layer, rescaled to 0 at the response's least and 1 at its greatest, averaged over
 layers; a layer that has the same of all tokens, as of one alone, counts as 1."""
+
+
+def response(logp: ArrayLike, mask: ArrayLike | None = None) -> SequenceStats:
+    """Statistics of a response from the log-probabilities of its tokens, to call a loss by hand.
+
+    Args:
+      logp: log-probabilities in nats, [B, T], or [T] for a batch of one example.
+      mask: True on scored tokens, of the shape of `logp`; None: all are scored.
+
+    Returns:
+      Statistics [B] with the token statistics `logp` and `log_complement`.
+
+    Raises:
+      ValueError: `logp` has another number of axes, or `mask` another shape.
+    """
+    values = jnp.asarray(logp, jnp.float32)
+    scored = jnp.ones(values.shape, bool) if mask is None else jnp.asarray(mask, bool)
+    if values.ndim not in (1, 2):
+        raise ValueError(f"logp has shape {values.shape}; wanted [T] or [B, T]")
+    if scored.shape != values.shape:
+        raise ValueError(f"mask has shape {scored.shape}, and logp has {values.shape}")
+    values, scored = jnp.atleast_2d(values), jnp.atleast_2d(scored)
+    return reduce_tokens({"logp": values, "log_complement": log1mexp(values)}, scored)
 
 
 def reduce_tokens(token: dict[str, Array], mask: Array) -> SequenceStats:

@@ -7,11 +7,15 @@ Log-probabilities are in nats.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeVar, cast
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from . import layouts
+from .layouts import Layout
 
 Array = jax.Array
 Metrics = dict[str, Array]
@@ -32,86 +36,77 @@ class SequenceStats:
         return self.logp / jnp.maximum(self.length, 1.0)
 
 
+class Responses:
+    """Statistics of the responses of a batch, by name: the base of the layouts below."""
+
+    LAYOUT: ClassVar[Layout]
+
+
 @flax.struct.dataclass
-class Demos:
+class Demos(Responses):
     """One response per example, nothing compared with it."""
 
-    ROWS: ClassVar[tuple[str, ...]] = ("response",)
-    FROZEN: ClassVar[tuple[str, ...]] = ()
+    LAYOUT: ClassVar[Layout] = layouts.DEMOS
     response: SequenceStats  # [B]
 
 
 @flax.struct.dataclass
-class Pairs:
+class Pairs(Responses):
     """A preferred and a dispreferred response to the same prompt."""
 
-    ROWS: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
-    FROZEN: ClassVar[tuple[str, ...]] = ()
+    LAYOUT: ClassVar[Layout] = layouts.PAIRS
     chosen: SequenceStats  # [B]
     rejected: SequenceStats  # [B]
 
 
 @flax.struct.dataclass
-class Labeled:
+class Labeled(Responses):
     """One response per example, desirable where the column `label` is 1, undesirable where 0."""
 
-    ROWS: ClassVar[tuple[str, ...]] = ("response",)
-    FROZEN: ClassVar[tuple[str, ...]] = ()
+    LAYOUT: ClassVar[Layout] = layouts.LABELED
     response: SequenceStats  # [B]
 
 
 @flax.struct.dataclass
-class Mismatched:
-    """A labelled response, and a response to another prompt used to estimate a KL."""
+class Mismatched(Responses):
+    """A labeled response, and a response to another prompt used to estimate a KL."""
 
-    ROWS: ClassVar[tuple[str, ...]] = ("response", "mismatched")
-    FROZEN: ClassVar[tuple[str, ...]] = ("mismatched",)
+    LAYOUT: ClassVar[Layout] = layouts.MISMATCHED
     response: SequenceStats  # [B]
     mismatched: SequenceStats  # [B], no gradient
 
 
 @flax.struct.dataclass
-class Forget:
+class Forget(Responses):
     """One response per example, to be made less likely."""
 
-    ROWS: ClassVar[tuple[str, ...]] = ("response",)
-    FROZEN: ClassVar[tuple[str, ...]] = ()
+    LAYOUT: ClassVar[Layout] = layouts.FORGET
     response: SequenceStats  # [B]
 
 
 @flax.struct.dataclass
-class Ranked:
-    """K responses to the same prompt, compared by a column `scores` or given best first."""
+class Ranked(Responses):
+    """R responses to the same prompt, compared by a column `scores` or given best first."""
 
-    ROWS: ClassVar[tuple[str, ...]] = ("responses",)
-    FROZEN: ClassVar[tuple[str, ...]] = ()
-    responses: SequenceStats  # [B, K]
+    LAYOUT: ClassVar[Layout] = layouts.RANKED
+    responses: SequenceStats  # [B, R]
 
 
 @flax.struct.dataclass
-class Rationales:
+class Rationales(Responses):
     """A pair, and the reason why the chosen response is better, given both."""
 
-    ROWS: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "rationale")
-    FROZEN: ClassVar[tuple[str, ...]] = ()
+    LAYOUT: ClassVar[Layout] = layouts.RATIONALES
     chosen: SequenceStats  # [B]
     rejected: SequenceStats  # [B]
     rationale: SequenceStats  # [B]
 
 
 @flax.struct.dataclass
-class Revised:
+class Revised(Responses):
     """A pair, and each response as a revision of each: `a_after_b` is a, given x and b."""
 
-    ROWS: ClassVar[tuple[str, ...]] = (
-        "chosen",
-        "rejected",
-        "chosen_after_rejected",
-        "rejected_after_chosen",
-        "rejected_after_rejected",
-        "chosen_after_chosen",
-    )
-    FROZEN: ClassVar[tuple[str, ...]] = ()
+    LAYOUT: ClassVar[Layout] = layouts.REVISED
     chosen: SequenceStats  # [B], as the rest
     rejected: SequenceStats
     chosen_after_rejected: SequenceStats
@@ -121,28 +116,27 @@ class Revised:
 
 
 @flax.struct.dataclass
-class Dispreferred:
-    """A bad response, and K responses that a model gave by itself."""
+class Dispreferred(Responses):
+    """A bad response, and R responses that a model gave by itself."""
 
-    ROWS: ClassVar[tuple[str, ...]] = ("rejected", "samples")
-    FROZEN: ClassVar[tuple[str, ...]] = ()
+    LAYOUT: ClassVar[Layout] = layouts.DISPREFERRED
     rejected: SequenceStats  # [B]
-    samples: SequenceStats  # [B, K]
+    samples: SequenceStats  # [B, R]
 
 
-MANY = (Ranked, Dispreferred)
-"""Layouts whose last row is K responses, [B, K]; of the others each is one, [B]."""
+R = TypeVar("R", bound=Responses)
 
 
-def select_rows(layout: Any, stats: SequenceStats) -> Any:
-    """Statistics with leading axes [B, R] -> an instance of `layout`, frozen rows stopped."""
-    rows = {n: jax.tree.map(lambda x, i=i: x[:, i], stats) for i, n in enumerate(layout.ROWS)}
-    if layout in MANY:
-        first = len(layout.ROWS) - 1
-        rows[layout.ROWS[-1]] = jax.tree.map(lambda x: x[:, first:], stats)
-    for name in layout.FROZEN:
-        rows[name] = jax.lax.stop_gradient(rows[name])
-    return layout(**rows)
+def select_rows(data: type[R], stats: SequenceStats) -> R:
+    """Statistics with leading axes [B, R] -> an instance of `data`, frozen responses stopped."""
+    layout, found = data.LAYOUT, {}
+    for r, name in enumerate(layout.responses):
+        last = layout.many and r == len(layout.responses) - 1
+        at = slice(r, None) if last else r
+        found[name] = jax.tree.map(lambda x, at=at: x[:, at], stats)
+        if name in layout.frozen:
+            found[name] = jax.lax.stop_gradient(found[name])
+    return cast(Callable[..., R], data)(**found)
 
 
 @flax.struct.dataclass
@@ -164,6 +158,22 @@ class Loss:
 
     def __rmul__(self, scale: float | Array) -> Loss:
         return Loss(tuple(Mean(scale * t.total, t.count) for t in self.terms))
+
+    def mean(self, weight: Array | None = None) -> Array:
+        """The loss of these examples, []: the sum over terms of total / count.
+
+        Args:
+          weight: [B] weights of the examples; entries with weight 0 are ignored, even NaN; None:
+            all are 1.
+        """
+
+        def summed(values: Array) -> Array:
+            if weight is None:
+                return values.sum()
+            return jnp.where(weight > 0, weight * values, 0.0).sum()
+
+        means = (summed(t.total) / jnp.maximum(summed(t.count), 1e-30) for t in self.terms)
+        return sum(means, jnp.float32(0.0))
 
 
 def per_example(values: Array) -> Loss:

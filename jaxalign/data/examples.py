@@ -12,26 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-RESPONSES: dict[str, tuple[str, ...]] = {
-    "Demos": ("response",),
-    "Pairs": ("chosen", "rejected"),
-    "Labeled": ("response",),
-    "Mismatched": ("response", "mismatched"),
-    "Forget": ("response",),
-    "Ranked": ("responses",),
-    "Rationales": ("chosen", "rejected", "rationale"),
-    "Revised": (
-        "chosen",
-        "rejected",
-        "chosen_after_rejected",
-        "rejected_after_chosen",
-        "rejected_after_rejected",
-        "chosen_after_chosen",
-    ),
-    "Dispreferred": ("rejected", "samples"),
-}
-"""Names of the responses of an example, by layout; the last name holds for all that follow."""
-
 Span = tuple[str, bool]
 """A piece of text, and whether its tokens are scored."""
 
@@ -88,7 +68,6 @@ class Examples:
     """A tokenised data set, in the order of its rows."""
 
     items: list[Example]
-    layout: str
     counts: RowCounts
 
     def __len__(self) -> int:

@@ -1,8 +1,9 @@
-"""Prompts that some responses of a row have for themselves: of a rationale, of a revision."""
+"""Prompts that some responses of a record have for themselves: a rationale's, a revision's."""
 
 from __future__ import annotations
 
-from .schema import HUMAN, TURN, Field, Record
+from .fields import Field
+from .records import HUMAN, TURN, Record
 
 WHY = "Another answer is:\n{rejected}\n\nWhy is the first answer better?"
 """What a rationale answers, after the chosen response."""
@@ -10,24 +11,21 @@ REVISE = "Give a better answer."
 """What a revision answers, after the previous response."""
 
 
-def with_prompts(row: Record, layout: str) -> Record:
-    """The row as its layout shows it to the model.
+def why(record: Record) -> Record:
+    """A pair and a rationale: the rationale gets a prompt that shows both responses."""
+    chosen, rejected, _ = record.responses
+    asked = _follow_up(record.prompt, chosen, WHY.format(rejected=_content(rejected)))
+    return record._replace(prompts=(record.prompt, record.prompt, asked))
 
-    "Rationales" puts the rationale behind a prompt that shows both responses. "Revised" adds each
-    response as a revision of each, behind a prompt that shows what is revised.
-    """
-    if layout == "Rationales":
-        chosen, rejected, _ = row.responses
-        why = _follow_up(row.prompt, chosen, WHY.format(rejected=_content(rejected)))
-        return row._replace(prompts=(row.prompt, row.prompt, why))
-    if layout == "Revised":
-        chosen, rejected = row.responses
-        after_c, after_r = (_follow_up(row.prompt, y, REVISE) for y in row.responses)
-        return row._replace(
-            responses=(chosen, rejected, chosen, rejected, rejected, chosen),
-            prompts=(row.prompt, row.prompt, after_r, after_c, after_r, after_c),
-        )
-    return row
+
+def revisions(record: Record) -> Record:
+    """A pair: adds each response as a revision of each, after a prompt that shows the revised."""
+    chosen, rejected = record.responses
+    after_c, after_r = (_follow_up(record.prompt, y, REVISE) for y in record.responses)
+    return record._replace(
+        responses=(chosen, rejected, chosen, rejected, rejected, chosen),
+        prompts=(record.prompt, record.prompt, after_r, after_c, after_r, after_c),
+    )
 
 
 def _follow_up(prompt: Field, answer: Field, request: str) -> Field:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError, near_miss
+from ..core.layouts import Layout
+from ..errors import UserError
 from ..settings import Data
 from .chat import Messages, render
-from .examples import RESPONSES, Example, Examples, RowCounts, preview
-from .prompts import with_prompts
-from .schema import Field, Record, read_records
+from .examples import Example, Examples, RowCounts, preview
+from .fields import Field
+from .read import read_records
+from .records import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +57,7 @@ def load_examples(
     path: str,
     split: str,
     tokenizer: PreTrainedTokenizerBase,
-    layout: str,
+    layout: Layout,
     *,
     seed: int,
     columns: Collection[str] = (),
@@ -73,24 +75,21 @@ def load_examples(
       path: a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub.
       split: the split to read, where `path` is no file.
       tokenizer: a Hugging Face tokenizer; a pad token is not needed.
-      layout: one of `RESPONSES`.
-      seed: chooses the partners of "Mismatched"; the other layouts do not depend on it.
+      layout: the responses of an example.
+      seed: the seed of the partners of a layout that borrows responses; others ignore it.
       columns: what the objective reads besides responses.
 
     Raises:
       UserError: the data, the limits and the tokenizer do not fit together; says how.
     """
-    if layout not in RESPONSES:
-        raise UserError(f"layout '{layout}' is unknown; {near_miss(layout, RESPONSES)}")
     if settings.max_prompt >= settings.max_length:
         raise UserError(
             f"data: max_prompt {settings.max_prompt} leaves no room for a response in max_length "
             f"{settings.max_length}, tokens; lower max_prompt or raise max_length"
         )
     tally = _Tally()
-    names = RESPONSES[layout]
+    names = layout.responses
     rows = read_records(settings, path, split, layout, tally.dropped, columns)
-    rows = (with_prompts(row, layout) for row in rows)
     specials = _specials(tokenizer)
     items = [
         example
@@ -100,9 +99,9 @@ def load_examples(
     if not items:
         reasons = ", ".join(f"{n} dropped: {reason}" for reason, n in tally.dropped.items())
         raise UserError(f"{path}: no example is left; {reasons or 'it has no rows'}")
-    if layout == "Mismatched":
-        items = _with_mismatched(items, settings.max_length, seed, path, tally)
-    return Examples(items, layout, tally.counts(len(items), names))
+    if layout.borrowed:
+        items = _with_borrowed(items, settings.max_length, seed, path, names[-1], tally)
+    return Examples(items, tally.counts(len(items), names))
 
 
 def encode_prompts(
@@ -284,8 +283,8 @@ def _array(ids: Ids) -> np.ndarray:
     return np.array(ids, np.int32)
 
 
-def _with_mismatched(
-    items: list[Example], max_length: int, seed: int, path: str, tally: _Tally
+def _with_borrowed(
+    items: list[Example], max_length: int, seed: int, path: str, name: str, tally: _Tally
 ) -> list[Example]:
     """Give every example, as second response, the response to another prompt."""
     partners = _partners([item.prompt.tobytes() for item in items], seed)
@@ -298,7 +297,7 @@ def _with_mismatched(
     for item, partner in zip(items, partners, strict=True):
         response = items[partner].responses[0]
         kept = response[: max_length - len(item.prompt)]
-        tally.response_cut["mismatched"] += len(kept) < len(response)
+        tally.response_cut[name] += len(kept) < len(response)
         out.append(item._replace(responses=(*item.responses, kept)))
     return out
 

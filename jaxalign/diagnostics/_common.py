@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.objective import Objective
 from ..core.stats import TokenStat
-from ..core.types import Demos, Labeled, Metrics, Mismatched, Pairs, SequenceStats
+from ..core.types import Demos, Labeled, Metrics, Mismatched, Pairs, Responses, SequenceStats
 
 INPUTS = ("policy", "ref", "margins", "beta", "gradients")
 EVERY = (Demos, Pairs, Labeled, Mismatched)
@@ -59,12 +59,13 @@ class Diagnostic:
           objective: the objective that trains the policy.
           ref: the available reference, `cached` or `live`; None if there is none.
         """
-        layout = objective.data
         if objective.scores is not None:
             return f"'{self.name}' reads log-probabilities, and '{objective.name}' gives scores"
-        if layout not in self.data:
-            reads = " or ".join(kind.__name__ for kind in self.data)
-            return f"'{self.name}' reads {reads}, and '{objective.name}' has {layout.__name__}"
+        if objective.data not in self.data:
+            reads = " or ".join(kind.LAYOUT.name for kind in self.data)
+            return (
+                f"'{self.name}' reads {reads}, and '{objective.name}' has {objective.layout.name}"
+            )
         if "beta" in self.inputs and not (objective.uses_ref and "beta" in objective.hyper):
             return (
                 f"'{self.name}' reads the `beta` of an objective with a reference, and "
@@ -84,7 +85,7 @@ class Diagnostic:
 
 
 def diagnostic(
-    data: type | tuple[type, ...],
+    data: type[Responses] | tuple[type[Responses], ...],
     *,
     source: str,
     needs: tuple[TokenStat, ...] = (),
@@ -111,6 +112,6 @@ def diagnostic(
 
 def responses(stats: Any) -> Iterator[tuple[str, SequenceStats]]:
     """The names and statistics of the responses that a layout trains on."""
-    for name in stats.ROWS:
-        if name not in stats.FROZEN:
+    for name in stats.LAYOUT.responses:
+        if name not in stats.LAYOUT.frozen:
             yield name, getattr(stats, name)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.nn import log_sigmoid, sigmoid
 
+from ..core.layouts import PAIRS
 from ..core.types import Array, Metrics, Pairs
 from ._common import diagnostic
 
@@ -129,7 +130,7 @@ def entanglement(gradients: dict[str, Any]) -> Metrics:
     Returns:
       Scalars: inner product, cosine, both squared norms, rho.
     """
-    chosen, rejected = (optax.tree.cast(gradients[row], jnp.float32) for row in Pairs.ROWS)
+    chosen, rejected = (optax.tree.cast(gradients[row], jnp.float32) for row in PAIRS.responses)
 
     def dot(a: Any, b: Any) -> Array:
         return jnp.asarray(optax.tree.vdot(a, b))

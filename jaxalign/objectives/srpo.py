@@ -38,7 +38,7 @@ def srpo(
       0. UNVERIFIED: the paper's own scale, and its alpha. The wording of the reviser's prompt is
       ours.
     """
-    names = policy.ROWS
+    names = policy.LAYOUT.responses
     w, l, wl, lw, ll, ww = (log_ratio(getattr(policy, n), getattr(ref, n)) for n in names)  # noqa: E741
     after_l, after_w = beta * (wl - ll), beta * (ww - lw)
     revise = (0.5 - after_l) ** 2 + (0.5 - after_w) ** 2

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from ..collect.sample import Sampling, sample
+from ..core.layouts import PAIRS
 from ..core.sharding import batch_shards
 from ..data.loader import Loader
 from ..data.tokenize import load_examples
@@ -87,7 +88,7 @@ def ranking(recipe: Recipe, folder: Path, mesh: Mesh) -> Estimate:
         f"{recipe.world_dir}/held_out.jsonl",
         "",
         load_tokenizer(folder),
-        "Pairs",
+        PAIRS,
         seed=recipe.run.seed,
     )
     shards = batch_shards(mesh)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..core.batch import Batch
+from ..core.layouts import PAIRS
 from ..core.objective import Objective, objective
 from ..core.sharding import put_batch, replicated
 from ..core.types import Array, Loss, Metrics, Pairs, per_example, select_rows
@@ -207,4 +208,4 @@ def _gradients(task: Task, params: Params, batch: Batch) -> dict[str, Params]:
         probe = dataclasses.replace(task, objective=_mean_logp(row), hyper={})
         return value_and_grad(probe, params, batch).grads
 
-    return {row: of(row) for row in Pairs.ROWS}
+    return {row: of(row) for row in PAIRS.responses}

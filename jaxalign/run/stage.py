@@ -203,7 +203,7 @@ def _read_data(
         load_examples,
         data,
         tokenizer=tokenizer,
-        layout=objective.data.__name__,
+        layout=objective.layout,
         seed=recipe.run.seed,
         columns=objective.columns,
     )

@@ -5,6 +5,7 @@ import json
 import pytest
 from lib.tokenizers import CHATML, END, make_tokenizer
 
+from jaxalign.core import layouts
 from jaxalign.data.tokenize import load_examples
 from jaxalign.errors import UserError
 from jaxalign.settings import Data
@@ -20,7 +21,7 @@ def assistant(text):
     return [{"role": "assistant", "content": text}]
 
 
-def one(folder, tokenizer=CHAT, layout="Pairs", **record):
+def one(folder, tokenizer=CHAT, layout=layouts.PAIRS, **record):
     path = folder / "data.jsonl"
     path.write_text(json.dumps(record))
     settings = Data(path=str(path))
@@ -43,19 +44,19 @@ def test_messages_are_rendered_with_the_template_and_the_answer_is_the_response(
 
 def test_a_template_gets_no_second_bos(tmp_path):
     tokenizer = make_tokenizer(adds_bos=True, chat_template="<s>" + CHATML)
-    item = one(tmp_path, tokenizer, "Demos", prompt=user("Hi"), completion=assistant("yes"))
+    item = one(tmp_path, tokenizer, layouts.DEMOS, prompt=user("Hi"), completion=assistant("yes"))
     assert item.prompt.tolist().count(tokenizer.bos_token_id) == 1
 
 
 def test_a_template_without_bos_is_left_without(tmp_path):
     tokenizer = make_tokenizer(adds_bos=True, chat_template=CHATML)
-    item = one(tmp_path, tokenizer, "Demos", prompt=user("Hi"), completion=assistant("yes"))
+    item = one(tmp_path, tokenizer, layouts.DEMOS, prompt=user("Hi"), completion=assistant("yes"))
     assert tokenizer.bos_token_id not in item.prompt
 
 
 def test_a_template_gets_no_eos(tmp_path):
     tokenizer = make_tokenizer(chat_template=CHATML)
-    item = one(tmp_path, tokenizer, "Demos", prompt=user("Hi"), completion=assistant("yes"))
+    item = one(tmp_path, tokenizer, layouts.DEMOS, prompt=user("Hi"), completion=assistant("yes"))
     assert texts(item, tokenizer)[1] == "yes<|im_end|>\n"
 
 
@@ -66,19 +67,25 @@ def test_a_template_that_rewrites_the_last_turn_keeps_the_common_tokens_as_promp
         "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
     )
     tokenizer = make_tokenizer(chat_template=template)
-    item = one(tmp_path, tokenizer, "Demos", prompt=user("Hi"), completion=assistant("yes"))
+    item = one(tmp_path, tokenizer, layouts.DEMOS, prompt=user("Hi"), completion=assistant("yes"))
     assert texts(item, tokenizer)[1].strip() == "so yes<|im_end|>"
 
 
 def test_a_prompt_that_ends_with_an_assistant_turn_opens_no_new_one(tmp_path):
     prompt = user("Hi") + assistant("yes")
-    item = one(tmp_path, layout="Demos", prompt=prompt, completion=assistant("no"))
+    item = one(tmp_path, layout=layouts.DEMOS, prompt=prompt, completion=assistant("no"))
     assert texts(item)[0].endswith("yes<|im_end|>\n")
 
 
 def test_messages_need_a_chat_template(tmp_path):
     with pytest.raises(UserError, match="line 1: got messages, but the tokenizer has no chat temp"):
-        one(tmp_path, make_tokenizer(), "Demos", prompt=user("Hi"), completion=assistant("yes"))
+        one(
+            tmp_path,
+            make_tokenizer(),
+            layouts.DEMOS,
+            prompt=user("Hi"),
+            completion=assistant("yes"),
+        )
 
 
 def test_messages_that_the_template_refuses_are_told_with_their_roles(tmp_path):
@@ -86,12 +93,12 @@ def test_messages_that_the_template_refuses_are_told_with_their_roles(tmp_path):
     prompt = [{"role": "system", "content": "be nice"}]
     message = r"line 1: .* refused roles \['system', 'assistant'\]: no system role"
     with pytest.raises(UserError, match=message):
-        one(tmp_path, tokenizer, "Demos", prompt=prompt, completion=assistant("yes"))
+        one(tmp_path, tokenizer, layouts.DEMOS, prompt=prompt, completion=assistant("yes"))
 
 
 def test_a_rationale_answers_a_later_turn_of_the_user(tmp_path):
     pair = {"chosen": assistant("yes"), "rejected": assistant("no")}
-    item = one(tmp_path, layout="Rationales", prompt=user("Hi"), rationale="true", **pair)
+    item = one(tmp_path, layout=layouts.RATIONALES, prompt=user("Hi"), rationale="true", **pair)
     scored = [CHAT.decode(ids[item.context[r] :]) for r, ids in enumerate(item.responses)]
     assert scored == ["yes<|im_end|>\n", "no<|im_end|>\n", "true<|im_end|>\n"]
     assert CHAT.decode([*item.prompt, *item.responses[2]]) == (

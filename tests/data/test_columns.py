@@ -7,6 +7,7 @@ from lib import runs as h
 from lib.rows import load, pair
 from lib.steps import assert_same, batch_of, dense_loss, parameters, small_model, some_examples
 
+from jaxalign.core import layouts
 from jaxalign.core.objective import objective
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.core.types import Pairs, per_example
@@ -44,7 +45,7 @@ def test_only_the_columns_that_the_objective_reads_are_kept(tmp_path):
 
 
 def test_a_column_of_a_pair_is_that_of_both_its_labelled_rows(tmp_path):
-    data = load(tmp_path, *rows(0.25), layout="Labeled", columns=(*COLUMNS, "label"))
+    data = load(tmp_path, *rows(0.25), layout=layouts.LABELED, columns=(*COLUMNS, "label"))
     assert [item.columns["preference"] for item in data.items] == [0.25, 0.25]
     assert [item.columns["label"] for item in data.items] == [1.0, 0.0]
 
@@ -73,7 +74,7 @@ def test_a_value_that_is_no_finite_number_is_refused(tmp_path, value):
 
 
 def graded_examples():
-    items = some_examples("Pairs", 8)
+    items = some_examples(layouts.PAIRS, 8)
     return [e._replace(columns={"preference": i / 7}) for i, e in enumerate(items)]
 
 

@@ -22,7 +22,6 @@ def data(n=10):
     rng = np.random.default_rng(n)
     return Examples(
         [make_example([i] * 3, *rng.integers(1, 9, (2, 1 + i % 5))) for i in range(1, n + 1)],
-        "Pairs",
         NOTHING,
     )
 
@@ -170,7 +169,7 @@ def test_reference_statistics_follow_their_examples_into_any_batch():
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_batches_have_no_more_shapes_than_stated(count):
-    examples = Examples(hh_like(200), "Pairs", NOTHING)
+    examples = Examples(hh_like(200), NOTHING)
     for read in (lambda one: one.batches(0, 25), lambda one: one.sequential()):
         one = loader(examples, batch_size=8, row_length=1024, shapes=count)
         assert len(list(read(one))) == 25
@@ -179,7 +178,7 @@ def test_batches_have_no_more_shapes_than_stated(count):
 
 def test_more_shapes_are_fuller():
     def slots(count):
-        examples = Examples(hh_like(200), "Pairs", NOTHING)
+        examples = Examples(hh_like(200), NOTHING)
         one = loader(examples, batch_size=8, row_length=1024, shapes=count)
         return sum(batch.ids.size for batch in one.batches(0, 25))
 
@@ -188,7 +187,7 @@ def test_more_shapes_are_fuller():
 
 def test_batches_larger_than_those_looked_at_have_shapes_of_their_own(monkeypatch):
     monkeypatch.setattr("jaxalign.data.loader.LOOKED_AT", (3, 10**6))
-    one = loader(Examples(hh_like(200), "Pairs", NOTHING), batch_size=8, shapes=2, row_length=1024)
+    one = loader(Examples(hh_like(200), NOTHING), batch_size=8, shapes=2, row_length=1024)
     assert seen(one.batches(0, 25)) == dict.fromkeys(range(200), 1)
     assert one.shapes_seen > set(one.shapes)
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lib.packing import contexts, expected_contexts, hh_like, make_example, unshared_batch
 
-from jaxalign.core import types
-from jaxalign.data.examples import RESPONSES, Examples, RowCounts
+from jaxalign.data.examples import Examples, RowCounts
 from jaxalign.data.pack import CachedStats, cell_size, head_chunks, pack, token_counts
 from jaxalign.data.rows import Shape
 from jaxalign.errors import UserError
@@ -170,7 +169,7 @@ def test_context_predicts_the_first_token_where_there_is_no_prompt():
 
 def test_the_fingerprint_tells_contexts_apart():
     examples = [
-        Examples([make_example([1], [2, 3], context=context)], "Demos", NOTHING).fingerprint
+        Examples([make_example([1], [2, 3], context=context)], NOTHING).fingerprint
         for context in [(), (0,), (1,)]
     ]
     assert examples[0] == examples[1] != examples[2]
@@ -269,17 +268,13 @@ def test_a_prompt_is_encoded_once_however_many_responses_share_it():
 @pytest.mark.parametrize("model", ["ref", "start"])
 def test_cached_statistics_go_where_their_tokens_go(model):
     items = [make_example([1, 2], [3, 4], [5]), make_example([], [6, 7], [8, 9, 10])]
-    data = Examples(items, "Pairs", NOTHING)
+    data = Examples(items, NOTHING)
     flat = np.arange(1, data.offsets[-1] + 1, dtype=np.float32)
     batch = one_batch(items, cached=CachedStats(**{model: {"logp": flat}}), offsets=data.offsets)
     values = getattr(batch, model)["logp"]
     assert (values != 0).tolist() == batch.mask.tolist()
     order = np.argsort(batch.example[0, 0])
     assert values[0, 0][order][batch.mask[0, 0][order]].tolist() == flat.tolist()
-
-
-def test_response_names_are_those_of_the_layouts():
-    assert {name: getattr(types, name).ROWS for name in RESPONSES} == RESPONSES
 
 
 def test_chunks_are_the_fewest_whose_logits_fit():

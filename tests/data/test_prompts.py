@@ -8,26 +8,22 @@ from lib.rows import CHAT_Q, DEMO, LABELED, PAIR, PLAIN, load, one, read, texts,
 from lib.worked import single_tokens
 from oracles import HYPER, ORACLES
 
+from jaxalign.core import layouts
 from jaxalign.core.types import Dispreferred, Pairs, Rationales, Revised
-from jaxalign.data.prompts import with_prompts
 from jaxalign.data.tokenize import preview
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
 
 WHY = PAIR | {"rationale": " It is true."}
 BAD = PAIR | {"samples": [" a", " b", " c"]}
-NEW = {"Rationales": WHY, "Revised": PAIR, "Dispreferred": BAD}
-
-
-def shown(folder, record, layout):
-    return with_prompts(one(folder, record, layout), layout)
+NEW = {layouts.RATIONALES: WHY, layouts.REVISED: PAIR, layouts.DISPREFERRED: BAD}
 
 
 # Reading
 
 
 def test_a_rationale_follows_the_pair_in_a_prompt_of_its_own(tmp_path):
-    row = shown(tmp_path, WHY, "Rationales")
+    row = one(tmp_path, WHY, layouts.RATIONALES)
     assert row.responses == (" yes", " no", " It is true.")
     assert row.names == ("chosen", "rejected", "rationale")
     assert row.prompts[:2] == ("Q", "Q")
@@ -37,7 +33,7 @@ def test_a_rationale_follows_the_pair_in_a_prompt_of_its_own(tmp_path):
 
 
 def test_each_response_revises_each(tmp_path):
-    row = shown(tmp_path, PAIR, "Revised")
+    row = one(tmp_path, PAIR, layouts.REVISED)
     assert row.responses == (" yes", " no", " yes", " no", " no", " yes")
     after = {y: f"Q{y}\n\nGive a better answer.\n\n" for y in (" yes", " no")}
     assert row.prompts == ("Q", "Q", *(after[y] for y in (" no", " yes", " no", " yes")))
@@ -48,7 +44,7 @@ def test_a_transcript_goes_on_with_a_turn_of_the_human(tmp_path):
         "chosen": "\n\nHuman: Q\n\nAssistant: yes",
         "rejected": "\n\nHuman: Q\n\nAssistant: no",
     }
-    row = shown(tmp_path, record, "Revised")
+    row = one(tmp_path, record, layouts.REVISED)
     assert row.prompts[3].endswith("Assistant: yes\n\nHuman: Give a better answer.\n\nAssistant:")
 
 
@@ -56,7 +52,7 @@ def test_messages_go_on_with_a_message_of_the_user(tmp_path):
     chat = {
         k: [{"role": "assistant", "content": v}] for k, v in (("chosen", "y"), ("rejected", "n"))
     }
-    row = shown(tmp_path, chat | {"prompt": CHAT_Q, "rationale": "true"}, "Rationales")
+    row = one(tmp_path, chat | {"prompt": CHAT_Q, "rationale": "true"}, layouts.RATIONALES)
     assert row.prompts[2] == [
         *CHAT_Q,
         *chat["chosen"],
@@ -77,7 +73,7 @@ def test_messages_go_on_with_a_message_of_the_user(tmp_path):
     ],
 )
 def test_samples_follow_the_response_that_is_bad(tmp_path, record, bad):
-    row = one(tmp_path, record, "Dispreferred")
+    row = one(tmp_path, record, layouts.DISPREFERRED)
     assert row.responses == (" no" if bad == "rejected" else " yes", " a", " b", " c")
     assert row.names == (bad, "samples[0]", "samples[1]", "samples[2]")
     assert row.label is None
@@ -85,23 +81,23 @@ def test_samples_follow_the_response_that_is_bad(tmp_path, record, bad):
 
 def test_samples_of_several_sizes_are_refused(tmp_path):
     with pytest.raises(UserError, match="line 2: has 2 samples; the rows before have 3"):
-        read(write(tmp_path, BAD, BAD | {"samples": [" a", " b"]}), "Dispreferred")
+        read(write(tmp_path, BAD, BAD | {"samples": [" a", " b"]}), layouts.DISPREFERRED)
 
 
 @pytest.mark.parametrize("samples", [[], " a", 3])
 def test_samples_that_are_no_list_are_refused(tmp_path, samples):
     with pytest.raises(UserError, match=r"line 1: 'samples' is .*; wanted a list of one or more"):
-        one(tmp_path, PAIR | {"samples": samples}, "Dispreferred")
+        one(tmp_path, PAIR | {"samples": samples}, layouts.DISPREFERRED)
 
 
 def test_a_sample_that_is_no_text_is_named(tmp_path):
     with pytest.raises(UserError, match=r"line 1: 'samples\[1\]' is neither text nor messages"):
-        one(tmp_path, PAIR | {"samples": [" a", 2]}, "Dispreferred")
+        one(tmp_path, PAIR | {"samples": [" a", 2]}, layouts.DISPREFERRED)
 
 
 @pytest.mark.parametrize(
     ("layout", "near", "name"),
-    [("Rationales", "rational", "rationale"), ("Dispreferred", "sample", "samples")],
+    [(layouts.RATIONALES, "rational", "rationale"), (layouts.DISPREFERRED, "sample", "samples")],
 )
 def test_a_column_that_lacks_names_the_near_one(tmp_path, layout, near, name):
     with pytest.raises(UserError, match=f"line 1: no '{name}'; .*did you mean '{near}'"):
@@ -111,8 +107,8 @@ def test_a_column_that_lacks_names_the_near_one(tmp_path, layout, near, name):
 @pytest.mark.parametrize(
     ("layout", "changes", "name"),
     [
-        ("Rationales", {"rationale": " "}, "rationale"),
-        ("Dispreferred", {"samples": [" a", ""]}, r"samples\[1\]"),
+        (layouts.RATIONALES, {"rationale": " "}, "rationale"),
+        (layouts.DISPREFERRED, {"samples": [" a", ""]}, r"samples\[1\]"),
     ],
 )
 def test_an_empty_text_beside_the_responses_is_named(tmp_path, layout, changes, name):
@@ -120,7 +116,7 @@ def test_an_empty_text_beside_the_responses_is_named(tmp_path, layout, changes, 
         one(tmp_path, PAIR | changes, layout)
 
 
-@pytest.mark.parametrize("layout", ["Rationales", "Revised"])
+@pytest.mark.parametrize("layout", [layouts.RATIONALES, layouts.REVISED])
 def test_what_is_compared_must_be_a_pair(tmp_path, layout):
     record = DEMO | {"rationale": " a"}
     with pytest.raises(UserError, match="the objective needs 'chosen' and 'rejected'; got 'compl"):
@@ -134,7 +130,7 @@ def test_what_is_compared_must_be_a_pair(tmp_path, layout):
 def test_what_is_scored_is_the_responses_and_their_end(tmp_path, layout):
     (item,) = load(tmp_path, NEW[layout] | {"prompt": "Hi"}, layout=layout).items
     scored = "".join(text for text, is_scored in preview(item, PLAIN) if is_scored)
-    row = shown(tmp_path, NEW[layout], layout)
+    row = one(tmp_path, NEW[layout], layout)
     assert scored == "".join(f"{response}</s>" for response in row.responses)
     whole = [PLAIN.decode([*item.prompt, *ids]) for ids in item.responses]
     prompts = row.prompts or ("Q",) * len(row.responses)
@@ -142,7 +138,7 @@ def test_what_is_scored_is_the_responses_and_their_end(tmp_path, layout):
 
 
 def test_a_prompt_of_its_own_shares_what_it_begins_with(tmp_path):
-    (item,) = load(tmp_path, WHY | {"prompt": words(5)}, layout="Rationales").items
+    (item,) = load(tmp_path, WHY | {"prompt": words(5)}, layout=layouts.RATIONALES).items
     assert PLAIN.decode(item.prompt) == words(5)
     assert item.context[:2] == (0, 0)
     assert item.context[2] > 0
@@ -150,14 +146,14 @@ def test_a_prompt_of_its_own_shares_what_it_begins_with(tmp_path):
 
 def test_a_pair_is_cut_as_without_its_rationale(tmp_path):
     record = WHY | {"prompt": "Could you say ", "chosen": "Hi", "rejected": "no"}
-    (item,) = load(tmp_path, record, layout="Rationales").items
+    (item,) = load(tmp_path, record, layout=layouts.RATIONALES).items
     (alone,) = load(tmp_path, record).items
     assert texts(item)[:3] == texts(alone)
 
 
 def test_truncation_keeps_what_is_scored(tmp_path):
     limits = {"max_prompt": 8, "max_length": 16}
-    data = load(tmp_path, WHY | {"prompt": words(5)}, layout="Rationales", **limits)
+    data = load(tmp_path, WHY | {"prompt": words(5)}, layout=layouts.RATIONALES, **limits)
     (item,) = data.items
     assert len(item.prompt) + item.context[2] == 8
     assert len(item.prompt) + max(map(len, item.responses)) <= 16
@@ -171,10 +167,10 @@ def test_truncation_keeps_what_is_scored(tmp_path):
 def test_a_long_prompt_of_its_own_is_named(tmp_path):
     limits = {"max_prompt": 8, "max_length": 16, "too_long": "error"}
     with pytest.raises(UserError, match=r"prompt has \d+ tokens; data.max_prompt is 8"):
-        load(tmp_path, WHY, layout="Rationales", **limits)
+        load(tmp_path, WHY, layout=layouts.RATIONALES, **limits)
 
 
-@pytest.mark.parametrize("layout", ["Rationales", "Revised"])
+@pytest.mark.parametrize("layout", [layouts.RATIONALES, layouts.REVISED])
 def test_a_pair_of_identical_responses_is_dropped(tmp_path, layout):
     same = NEW[layout] | {"rejected": PAIR["chosen"]}
     data = load(tmp_path, NEW[layout], same, layout=layout)
@@ -183,7 +179,7 @@ def test_a_pair_of_identical_responses_is_dropped(tmp_path, layout):
 
 def test_cuts_of_samples_are_counted_together(tmp_path):
     record = {"prompt": "Hi", "completion": " no", "samples": [words(9), words(8), " yes"]}
-    counts = load(tmp_path, record, layout="Dispreferred", max_prompt=2, max_length=5).counts
+    counts = load(tmp_path, record, layout=layouts.DISPREFERRED, max_prompt=2, max_length=5).counts
     assert counts.response_cut == {"rejected": 0, "samples": 2}
 
 
@@ -285,7 +281,10 @@ def test_every_form_equals_the_oracle(name, hyper):
 
 def rows_of_kind(layout):
     pairs = map(h.pair, range(h.TRAIN))
-    more = {"Rationales": {"rationale": "sum"}, "Dispreferred": {"samples": ["1", "22"]}}
+    more = {
+        layouts.RATIONALES: {"rationale": "sum"},
+        layouts.DISPREFERRED: {"samples": ["1", "22"]},
+    }
     return [p | more.get(layout, {}) for p in pairs]
 
 
@@ -294,7 +293,7 @@ def rows_of_kind(layout):
 )
 def test_a_recipe_trains(inputs, tmp_path, name):
     path = tmp_path / "rows.jsonl"
-    h.write_rows(path, rows_of_kind(OBJECTIVES[name].data.__name__))
+    h.write_rows(path, rows_of_kind(OBJECTIVES[name].layout))
     changes = {"path": str(path), "max_length": 64, "max_prompt": 48}
     changes = {f"stages__{name}__data__{key}": v for key, v in changes.items()}
     changes[f"stages__{name}__steps"] = 3

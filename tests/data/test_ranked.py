@@ -11,6 +11,7 @@ from lib import runs as h
 from lib.rows import DEMO, LABELED, PAIR, one, read, write
 from lib.worked import KL, LP, RP, rows
 
+from jaxalign.core import layouts
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import Pairs, Ranked
 from jaxalign.errors import UserError
@@ -22,12 +23,12 @@ SCORES = ("scores", "weight")
 
 
 def ranked(folder, *records, columns=SCORES, **changes):
-    from jaxalign.data.schema import read_records
+    from jaxalign.data.read import read_records
     from jaxalign.settings import Data
 
     path = write(folder, *records)
     settings = Data(path=path, **changes)
-    return list(read_records(settings, path, "train", "Ranked", Counter(), columns))
+    return list(read_records(settings, path, "train", layouts.RANKED, Counter(), columns))
 
 
 # Reading
@@ -99,7 +100,7 @@ def test_an_empty_response_of_a_group_is_named(tmp_path):
         ranked(tmp_path, GROUP | {"responses": [" a", " b", " "]})
 
 
-@pytest.mark.parametrize("layout", ["Pairs", "Demos", "Labeled", "Forget"])
+@pytest.mark.parametrize("layout", [layouts.PAIRS, layouts.DEMOS, layouts.LABELED, layouts.FORGET])
 def test_a_group_fits_no_other_layout(tmp_path, layout):
     with pytest.raises(UserError, match=r"the objective needs .*; got 'responses\[0\]'"):
         one(tmp_path, GROUP, layout)
@@ -111,19 +112,19 @@ def test_a_labelled_row_is_no_ranking(tmp_path):
 
 
 def test_what_is_forgotten_of_a_pair_is_its_rejected_response(tmp_path):
-    row = one(tmp_path, PAIR, "Forget")
+    row = one(tmp_path, PAIR, layouts.FORGET)
     assert (row.responses, row.names, row.label) == ((" no",), ("rejected",), None)
 
 
 def test_what_is_forgotten_of_labelled_rows_is_the_undesirable(tmp_path):
     dropped = Counter()
-    found = read(write(tmp_path, LABELED, LABELED | {"label": 0}), "Forget", dropped)
+    found = read(write(tmp_path, LABELED, LABELED | {"label": 0}), layouts.FORGET, dropped)
     assert [(row.responses, row.label) for row in found] == [((" yes",), None)]
     assert dropped == {"label is 1": 1}
 
 
 def test_a_response_without_label_is_to_be_forgotten_as_it_is(tmp_path):
-    assert one(tmp_path, DEMO, "Forget").responses == (" yes",)
+    assert one(tmp_path, DEMO, layouts.FORGET).responses == (" yes",)
 
 
 # Worked values

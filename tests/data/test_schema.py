@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from lib.rows import CHAT_A, CHAT_B, CHAT_Q, DEMO, LABELED, PAIR, one, read, write
 
+from jaxalign.core import layouts
 from jaxalign.errors import UserError
 
 
@@ -37,7 +38,7 @@ def test_parquet_reads_like_json_lines(tmp_path):
 
 def test_columns_that_hold_null_count_as_missing(tmp_path):
     record = {**DEMO, "chosen": None, "rejected": None, "label": None}
-    assert one(tmp_path, record, "Demos").responses == (" yes",)
+    assert one(tmp_path, record, layouts.DEMOS).responses == (" yes",)
 
 
 def test_any_other_path_is_a_data_set_of_the_hub(monkeypatch):
@@ -56,12 +57,12 @@ def test_limit_stops_reading(tmp_path):
 
 
 def test_text_is_a_demo_without_prompt(tmp_path):
-    assert one(tmp_path, {"text": "all"}, "Demos")[:2] == ("", ("all",))
+    assert one(tmp_path, {"text": "all"}, layouts.DEMOS)[:2] == ("", ("all",))
 
 
 @pytest.mark.parametrize("label", [True, 1, 1.0])
 def test_labels_are_booleans_or_0_and_1(tmp_path, label):
-    assert one(tmp_path, LABELED | {"label": label}, "Labeled").label == 1.0
+    assert one(tmp_path, LABELED | {"label": label}, layouts.LABELED).label == 1.0
 
 
 def test_unknown_columns_of_a_row_are_ignored(tmp_path):
@@ -72,18 +73,18 @@ def test_unknown_columns_of_a_row_are_ignored(tmp_path):
 
 
 def test_demos_of_pairs_are_the_chosen_responses(tmp_path):
-    row = one(tmp_path, PAIR, "Demos")
+    row = one(tmp_path, PAIR, layouts.DEMOS)
     assert (row.responses, row.label) == ((" yes",), None)
 
 
 def test_demos_of_labeled_rows_are_the_desirable_ones(tmp_path):
     dropped = Counter()
-    rows = read(write(tmp_path, LABELED, LABELED | {"label": 0}), "Demos", dropped)
+    rows = read(write(tmp_path, LABELED, LABELED | {"label": 0}), layouts.DEMOS, dropped)
     assert [(row.responses, row.label) for row in rows] == [((" yes",), None)]
     assert dropped == {"label is 0": 1}
 
 
-@pytest.mark.parametrize("layout", ["Labeled", "Mismatched"])
+@pytest.mark.parametrize("layout", [layouts.LABELED, layouts.MISMATCHED])
 def test_labeled_rows_of_a_pair_are_its_two_responses(tmp_path, layout):
     rows = read(write(tmp_path, PAIR), layout)
     assert [(r.responses, r.label) for r in rows] == [((" yes",), 1.0), ((" no",), 0.0)]
@@ -91,7 +92,7 @@ def test_labeled_rows_of_a_pair_are_its_two_responses(tmp_path, layout):
 
 def test_a_pair_of_equal_responses_gives_no_labeled_rows(tmp_path):
     dropped = Counter()
-    assert read(write(tmp_path, PAIR | {"rejected": " yes"}), "Labeled", dropped) == []
+    assert read(write(tmp_path, PAIR | {"rejected": " yes"}), layouts.LABELED, dropped) == []
     assert dropped == {"identical responses": 1}
 
 
@@ -102,7 +103,7 @@ def test_pairs_cannot_be_made_of_labeled_rows(tmp_path):
 
 def test_labels_cannot_be_made_of_demos(tmp_path):
     with pytest.raises(UserError, match="line 1: the objective needs a 'label', or pairs; got"):
-        one(tmp_path, DEMO, "Labeled")
+        one(tmp_path, DEMO, layouts.LABELED)
 
 
 # Transcripts
@@ -188,7 +189,7 @@ def test_empty_responses_are_dropped_and_counted_on_request(tmp_path):
 
 
 def test_an_empty_rejected_response_does_not_matter_to_demos(tmp_path):
-    assert one(tmp_path, PAIR | {"rejected": ""}, "Demos").responses == (" yes",)
+    assert one(tmp_path, PAIR | {"rejected": ""}, layouts.DEMOS).responses == (" yes",)
 
 
 def test_broken_json_stops_with_its_line(tmp_path):
@@ -200,7 +201,7 @@ def test_bytes_that_are_not_utf8_stop_with_their_line(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"text": "\xff"}')
     with pytest.raises(UserError, match=r"data.jsonl line 1: not JSON \('utf-8'"):
-        read(str(path), "Demos")
+        read(str(path), layouts.DEMOS)
 
 
 def test_json_that_is_no_object_stops_with_its_line(tmp_path):
@@ -253,7 +254,7 @@ def test_a_missing_column_names_the_near_one(tmp_path):
 
 def test_a_missing_column_lists_the_columns_there_are(tmp_path):
     with pytest.raises(UserError, match=r"no 'completion'; the columns are 'prompt', 'label'$"):
-        one(tmp_path, {"prompt": "Q", "label": 1}, "Labeled")
+        one(tmp_path, {"prompt": "Q", "label": 1}, layouts.LABELED)
 
 
 def test_unknown_columns_list_the_known_schemas(tmp_path):
@@ -268,7 +269,7 @@ def test_a_misspelt_column_names_the_known_one(tmp_path):
 
 def test_a_label_that_is_neither_0_nor_1_is_refused(tmp_path):
     with pytest.raises(UserError, match="line 1: 'label' is 'good'; wanted true, false, 1 or 0"):
-        one(tmp_path, LABELED | {"label": "good"}, "Labeled")
+        one(tmp_path, LABELED | {"label": "good"}, layouts.LABELED)
 
 
 @pytest.mark.parametrize("value", [3, ["a"], [{"from": "human", "value": "Q"}]])
@@ -279,10 +280,10 @@ def test_a_field_that_is_neither_text_nor_messages_is_refused(tmp_path, value):
 
 def test_messages_as_plain_text_are_refused(tmp_path):
     with pytest.raises(UserError, match="'text' holds messages; wanted text; use prompt/completio"):
-        one(tmp_path, {"text": CHAT_A}, "Demos")
+        one(tmp_path, {"text": CHAT_A}, layouts.DEMOS)
 
 
 def test_half_a_surrogate_pair_is_refused(tmp_path):
     path = write(tmp_path, '{"text": "ab\\ud83d"}')
     with pytest.raises(UserError, match="'text' holds half a surrogate pair at character 2"):
-        read(path, "Demos")
+        read(path, layouts.DEMOS)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lib.rows import PLAIN, load, pair, texts, words
 from lib.tokenizers import EOS, make_tokenizer
 
+from jaxalign.core import layouts
 from jaxalign.data.tokenize import CHUNK, preview
 from jaxalign.errors import UserError
 
@@ -50,7 +51,7 @@ def test_prompt_and_response_are_the_tokens_of_the_joint_text(tmp_path):
 def test_no_byte_is_lost_at_the_boundary(tmp_path_factory, prompt, response):
     record = {"prompt": prompt, "completion": response + "!"}
     folder = tmp_path_factory.mktemp("data")
-    (item,) = load(folder, record, layout="Demos").items
+    (item,) = load(folder, record, layout=layouts.DEMOS).items
     assert PLAIN.decode([*item.prompt, *item.responses[0][:-1]]) == prompt + response + "!"
 
 
@@ -94,17 +95,17 @@ def test_bos_never_stands_before_a_response(tmp_path):
 
 
 def test_bos_predicts_the_first_token_of_a_response_without_prompt(tmp_path):
-    (item,) = load(tmp_path, {"text": "Hi"}, layout="Demos", tokenizer=WITH_BOS).items
+    (item,) = load(tmp_path, {"text": "Hi"}, layout=layouts.DEMOS, tokenizer=WITH_BOS).items
     assert (item.prompt.tolist(), item.scored(0)) == ([WITH_BOS.bos_token_id], 2)
 
 
 def test_without_prompt_and_bos_the_first_token_is_not_scored(tmp_path):
-    (item,) = load(tmp_path, {"text": "Hi there"}, layout="Demos").items
+    (item,) = load(tmp_path, {"text": "Hi there"}, layout=layouts.DEMOS).items
     assert (len(item.prompt), len(item.responses[0]), item.scored(0)) == (0, 3, 2)
 
 
 def test_a_row_without_scored_token_is_dropped_and_counted(tmp_path):
-    data = load(tmp_path, {"text": EOS}, {"text": "Hi"}, layout="Demos")
+    data = load(tmp_path, {"text": EOS}, {"text": "Hi"}, layout=layouts.DEMOS)
     assert (len(data), data.counts.dropped) == (1, {"no scored token": 1})
 
 
@@ -203,13 +204,13 @@ def test_an_empty_file_is_refused(tmp_path):
 
 
 def test_labeled_examples_carry_their_label(tmp_path):
-    data = load(tmp_path, pair("Hi"), layout="Labeled")
+    data = load(tmp_path, pair("Hi"), layout=layouts.LABELED)
     assert [item.columns for item in data.items] == [{"label": 1.0}, {"label": 0.0}]
 
 
 def test_demos_carry_no_label(tmp_path):
     record = {"prompt": "Hi", "completion": " yes", "label": True}
-    assert load(tmp_path, record, layout="Demos").items[0].columns == {}
+    assert load(tmp_path, record, layout=layouts.DEMOS).items[0].columns == {}
 
 
 def test_examples_keep_the_order_and_place_of_their_rows(tmp_path):
@@ -246,7 +247,8 @@ def test_the_fingerprint_changes_with_any_token_or_length(tmp_path, record):
 def test_the_fingerprint_changes_with_a_label(tmp_path):
     record = {"prompt": "Hi", "completion": " yes", "label": 1}
     one, other = (
-        load(tmp_path, record | {"label": label}, layout="Labeled").fingerprint for label in (0, 1)
+        load(tmp_path, record | {"label": label}, layout=layouts.LABELED).fingerprint
+        for label in (0, 1)
     )
     assert one != other
 
@@ -275,13 +277,8 @@ def test_a_preview_tells_scored_text_from_the_rest(tmp_path):
 
 
 def test_a_preview_shows_a_first_token_without_predictor_as_not_scored(tmp_path):
-    (item,) = load(tmp_path, {"text": "Hi there"}, layout="Demos").items
+    (item,) = load(tmp_path, {"text": "Hi there"}, layout=layouts.DEMOS).items
     assert preview(item, PLAIN) == [("Hi", False), (" there</s>", True)]
-
-
-def test_an_unknown_layout_names_the_near_one(tmp_path):
-    with pytest.raises(UserError, match="layout 'Pair' is unknown; did you mean 'Pairs'"):
-        load(tmp_path, pair("Hi"), layout="Pair")
 
 
 # Mismatched responses
@@ -289,7 +286,7 @@ def test_an_unknown_layout_names_the_near_one(tmp_path):
 
 def mismatched(folder, n=12, **options):
     records = [pair(words(k), words(k, " Hi"), words(k, " no")) for k in range(1, n)]
-    return load(folder, *records, layout="Mismatched", **options)
+    return load(folder, *records, layout=layouts.MISMATCHED, **options)
 
 
 def test_mismatched_responses_are_those_of_another_prompt(tmp_path):
@@ -312,14 +309,14 @@ def test_a_mismatched_response_is_cut_to_the_room_after_its_new_prompt(tmp_path)
 
 def test_one_other_prompt_among_many_equal_ones_is_found(tmp_path):
     records = [pair("Hi", words(k), words(k, " no")) for k in range(1, 30)]
-    items = load(tmp_path, *records, pair(" no"), layout="Mismatched").items
+    items = load(tmp_path, *records, pair(" no"), layout=layouts.MISMATCHED).items
     of_other = [item.responses[0].tobytes() for item in items[-2:]]
     assert all(item.responses[1].tobytes() in of_other for item in items[:-2])
 
 
 def test_data_with_one_prompt_has_no_mismatched_responses(tmp_path):
     with pytest.raises(UserError, match="all 2 examples have the same prompt; give data with sev"):
-        load(tmp_path, pair("Hi"), layout="Mismatched")
+        load(tmp_path, pair("Hi"), layout=layouts.MISMATCHED)
 
 
 def test_the_preview_shows_context_as_not_scored(tmp_path):

@@ -12,6 +12,7 @@ from lib import steps as helpers_step
 from lib.objectives import call, draw
 from lib.runs import one_device
 
+from jaxalign.core import layouts
 from jaxalign.core.sharding import batch_shards, make_mesh
 from jaxalign.core.types import Labeled, Pairs, select_rows
 from jaxalign.data.examples import Examples, RowCounts
@@ -33,8 +34,8 @@ ALL = tuple(DIAGNOSTICS)
 def model_case():
     model = helpers_step.small_model(ONE)
     params = [helpers_step.parameters(model, seed) for seed in (0, 1)]
-    items = helpers_step.some_examples("Pairs", N)
-    return params, Examples(items, "Pairs", RowCounts(N, {}, 0, {}, {}))
+    items = helpers_step.some_examples(layouts.PAIRS, N)
+    return params, Examples(items, RowCounts(N, {}, 0, {}, {}))
 
 
 @functools.cache
@@ -76,7 +77,9 @@ def dense_logits(params):
     z = np.asarray(hidden @ head, np.float64)
     scored = [x[len(p) - 1 : len(p) + len(y) - 1] for x, (p, y) in zip(z, sequences, strict=True)]
     targets = [y for _, y in sequences]
-    return tuple({r: x[i::2] for i, r in enumerate(Pairs.ROWS)} for x in (scored, targets))
+    return tuple(
+        {r: x[i::2] for i, r in enumerate(layouts.PAIRS.responses)} for x in (scored, targets)
+    )
 
 
 @functools.cache
@@ -90,7 +93,10 @@ def dense():
         return z[np.arange(len(y)), y] - np.logaddexp.reduce(z, -1)
 
     policy, ref = (
-        {r: [logp(z, y) for z, y in zip(x[r], targets[r], strict=True)] for r in Pairs.ROWS}
+        {
+            r: [logp(z, y) for z, y in zip(x[r], targets[r], strict=True)]
+            for r in layouts.PAIRS.responses
+        }
         for x in (logits, ref_logits)
     )
     margins = [
@@ -106,7 +112,7 @@ def dense():
         return getattr(select_rows(Pairs, stats), row).logp.mean()
 
     gradient = jax.jit(jax.grad(average), static_argnums=1)
-    gradients = [gradient(params, row) for row in Pairs.ROWS]
+    gradients = [gradient(params, row) for row in layouts.PAIRS.responses]
     flat = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in gradients]
     return (
         oracle.ranking(policy)

@@ -10,7 +10,7 @@ import pytest
 from lib import diagnostics as oracle
 from lib.objectives import LOGITS, REF_LOGITS, TARGETS, draw, layout, ragged_logp
 
-from jaxalign.core import stats
+from jaxalign.core import layouts, stats
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import Demos, Pairs
 from jaxalign.diagnostics import DIAGNOSTICS, diversity
@@ -80,7 +80,9 @@ def test_entanglement_is_its_formula():
     rng = np.random.default_rng(0)
     chosen, rejected = ({"a": rng.normal(size=(3, 4)), "b": rng.normal(size=5)} for _ in range(2))
     as_jax = [jax.tree.map(jnp.asarray, g) for g in (chosen, rejected)]
-    got = DIAGNOSTICS["entanglement"](gradients=dict(zip(Pairs.ROWS, as_jax, strict=True)))
+    got = DIAGNOSTICS["entanglement"](
+        gradients=dict(zip(layouts.PAIRS.responses, as_jax, strict=True))
+    )
     flat = [np.concatenate([g["a"].ravel(), g["b"]]) for g in (chosen, rejected)]
     assert {k: float(v) for k, v in got.items()} == EXACT(oracle.entanglement(*flat))
 

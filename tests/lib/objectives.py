@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxalign.core import stats
 from jaxalign.core.stats import reduce_tokens
-from jaxalign.core.types import MANY, select_rows
+from jaxalign.core.types import select_rows
 from jaxalign.objectives import OBJECTIVES
 
 
@@ -44,15 +44,15 @@ def layout(o, log_odds, masks, ref=None, layers=None):
     for r, y in rows.items() if layers else ():
         found = {s.name: jnp.where(masks[r], s.fn(layers[r], masks[r]), 0.0) for s in o.layers}
         rows[r] = y.replace(token=y.token | found)
-    if o.data in MANY:
+    if o.layout.many:
         return select_rows(o.data, jax.tree.map(lambda *x: jnp.stack(x, 1), *rows.values()))
     return o.data(**rows)
 
 
 def rows_of(o):
     """The names of the responses in a case; a row of many responses has three."""
-    *first, last = o.data.ROWS
-    return (*first, *(f"{last}[{k}]" for k in range(3))) if o.data in MANY else o.data.ROWS
+    *first, last = o.layout.responses
+    return (*first, *(f"{last}[{k}]" for k in range(3))) if o.layout.many else o.layout.responses
 
 
 # The ranges of the columns, except for the label and the weight.
@@ -134,7 +134,7 @@ def train_call(o, case, state=None, **hyper):
 
 def reduce(loss, weight):
     """A `Loss` and example weights [B] -> the scalar that is differentiated."""
-    return sum(jnp.sum(weight * m.total) / jnp.sum(weight * m.count) for m in loss.terms)
+    return loss.mean(weight)
 
 
 def value_and_grad(o, case, state=None, **hyper):

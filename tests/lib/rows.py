@@ -5,7 +5,9 @@ from collections import Counter
 
 from lib.tokenizers import make_tokenizer
 
-from jaxalign.data.schema import Record, read_records
+from jaxalign.core import layouts
+from jaxalign.data.read import read_records
+from jaxalign.data.records import Record
 from jaxalign.data.tokenize import load_examples
 from jaxalign.settings import Data
 
@@ -24,19 +26,19 @@ def write(folder, *records, name="data.jsonl"):
     return str(folder / name)
 
 
-def read(path, layout="Pairs", dropped=None, split="train", **changes):
+def read(path, layout=layouts.PAIRS, dropped=None, split="train", **changes):
     settings = Data(path=path, **changes)
     return list(
         read_records(settings, path, split, layout, Counter() if dropped is None else dropped)
     )
 
 
-def one(folder, record, layout="Pairs", **changes) -> Record:
+def one(folder, record, layout=layouts.PAIRS, **changes) -> Record:
     (row,) = read(write(folder, record), layout, **changes)
     return row
 
 
-def load(folder, *records, layout="Pairs", tokenizer=PLAIN, seed=0, columns=(), **changes):
+def load(folder, *records, layout=layouts.PAIRS, tokenizer=PLAIN, seed=0, columns=(), **changes):
     path = folder / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, records)))
     given_settings = Data(path=str(path), **changes)

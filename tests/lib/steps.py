@@ -9,11 +9,11 @@ import numpy as np
 from lib.objectives import draw_columns
 from lib.packing import first_scored
 
-from jaxalign.core import types
+from jaxalign.core import layouts
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.core.stats import reduce_tokens
-from jaxalign.core.types import MANY, SequenceStats, select_rows
-from jaxalign.data.examples import RESPONSES, Example
+from jaxalign.core.types import SequenceStats, select_rows
+from jaxalign.data.examples import Example
 from jaxalign.data.pack import pack
 from jaxalign.models.decoder import build
 from jaxalign.models.families import read_config
@@ -73,14 +73,14 @@ def some_examples(layout, n, seed=0):
     def tokens(low, high):
         return rng.integers(0, VOCAB, rng.integers(low, high)).astype(np.int32)
 
-    responses = len(RESPONSES[layout]) + 2 * (getattr(types, layout) in MANY)
+    responses = len(layout.responses) + 2 * layout.many
 
     def columns(i):
-        if layout == "Ranked":
+        if layout == layouts.RANKED:
             return {"scores": tuple(rng.normal(size=responses).tolist())}
-        if layout in ("Labeled", "Mismatched"):
+        if layout in (layouts.LABELED, layouts.MISMATCHED):
             return {"label": float(i % 2)}
-        if layout == "Pairs":
+        if layout == layouts.PAIRS:
             scores = {"score_chosen": 1.0 + i % 3, "score_rejected": 0.5 - i % 2}
             return {"preference": 0.6 + 0.1 * (i % 4)} | scores
         return {}
@@ -88,7 +88,7 @@ def some_examples(layout, n, seed=0):
     def example(i):
         prompt, answers = tokens(1, 14), tuple(tokens(1, T) for _ in range(responses))
         context = ()
-        if layout in ("Rationales", "Revised"):
+        if layout in (layouts.RATIONALES, layouts.REVISED):
             context = (0, 0, *(int(rng.integers(len(a))) for a in answers[2:]))
         return Example(prompt, answers, columns(i), f"example {i}", context)
 
@@ -102,7 +102,7 @@ def examples_of(objective):
         e._replace(
             columns=e.columns | {k: float(columns[k][i]) for k in objective.columns if k in columns}
         )
-        for i, e in enumerate(some_examples(objective.data.__name__, B))
+        for i, e in enumerate(some_examples(objective.layout, B))
     ]
 
 
@@ -195,7 +195,7 @@ def dense_loss(objective, hyper, model, params, ref_params, items, state=None, s
         state = bound(policy=frozen, ref=ref, batch=columns, state=state, key=key)[2]
     given = {"policy": policy, "ref": ref, "start": start}
     loss = bound(**given, batch=columns, state=state, key=key)[0]
-    return sum(t.total.sum() / t.count.sum() for t in loss.terms)
+    return loss.mean()
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from lib import steps as helpers_step
 from lib.adapters import randomized
 from lib.steps import MESHES, B, assert_same, batch_of, dense_loss, one_device, some_examples
 
+from jaxalign.core import layouts
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.errors import UserError
 from jaxalign.hf.peft import low_rank
@@ -78,7 +79,7 @@ def dense(name, family):
     objective = OBJECTIVES[name]
     model = adapted_model(family)
     frozen, adapters = weights(model)
-    items = some_examples(objective.data.__name__, B)
+    items = some_examples(objective.layout, B)
     state = objective.init_state() if objective.init_state else None
 
     def loss(adapters):
@@ -93,7 +94,7 @@ def gradient(name, family="llama", *, mesh=None, n=1, remat="none", cached=False
     """The same through the training step's own parts, with the base as the live reference."""
     objective = OBJECTIVES[name]
     mesh = mesh or one_device()
-    items = some_examples(objective.data.__name__, B)
+    items = some_examples(objective.layout, B)
     with jax.set_mesh(mesh):
         model = adapted_model(family, mesh, remat=remat)
         frozen, adapters = weights(model)
@@ -186,7 +187,7 @@ def test_new_adapters_are_the_same_on_every_mesh():
 def trained(model, *, frozen=None, steps=3):
     """A few updates of DPO; the last state, the losses, and the frozen parameters after them."""
     objective, mesh = OBJECTIVES["dpo"], model.mesh
-    items = some_examples("Pairs", B)
+    items = some_examples(layouts.PAIRS, B)
     tx = optax.adamw(1e-2)
     abstract = abstract_state(model, tx, objective)
     with jax.set_mesh(mesh):
@@ -238,7 +239,7 @@ def outputs(jaxpr):
 def test_no_gradient_of_the_base_is_formed(remat):
     model = adapted_model(remat=remat)
     frozen, adapters = weights(model)
-    batch = batch_of(some_examples("Pairs", B), 2)
+    batch = batch_of(some_examples(layouts.PAIRS, B), 2)
     big = {leaf.shape[1:] for leaf in jax.tree.leaves(frozen["layers"]) if leaf.ndim == 3}
     big |= {shape[::-1] for shape in big}
     big |= {(model.base.config.layers, *shape) for shape in big}
@@ -260,7 +261,7 @@ def test_evaluation_takes_the_base_as_an_argument():
     model = adapted_model()
     frozen, adapters = weights(model)
     task = Task(OBJECTIVES["dpo"], {}, model.forward, trains_head=False)
-    batches = [batch_of(some_examples("Pairs", B))]
+    batches = [batch_of(some_examples(layouts.PAIRS, B))]
     with jax.set_mesh(model.mesh):
         loss = evaluator(task, model.mesh, Fixed(frozen, {}))(adapters, None, batches)["loss"]
     assert loss == pytest.approx(float(dense("dpo", "llama")[0]), rel=1e-5)

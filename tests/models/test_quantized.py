@@ -12,6 +12,7 @@ from lib.adapters import randomized
 from lib.steps import MESHES, B, assert_same, batch_of, dense_loss, one_device, some_examples
 from safetensors.numpy import load_file
 
+from jaxalign.core import layouts
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.errors import UserError
 from jaxalign.hf.peft import low_rank
@@ -89,7 +90,7 @@ def test_logits_keep_the_stated_tolerance(kind):
 def gradient(kind, mesh, name="dpo"):
     objective = OBJECTIVES[name]
     model, params, adapters = wide(mesh, remat="full")
-    batch = batch_of(some_examples("Pairs", B), 2, batch_shards(mesh))
+    batch = batch_of(some_examples(layouts.PAIRS, B), 2, batch_shards(mesh))
     task = Task(objective, {}, model.forward)
     with jax.set_mesh(mesh):
         run = jax.jit(lambda p, b, f: value_and_grad(task.with_base(f), p, b, ref_params={}))
@@ -102,7 +103,7 @@ def gradient(kind, mesh, name="dpo"):
 def test_the_gradient_is_exact_beside_the_rounded_base(kind, axes):
     model, params, adapters = wide()
     base = plain(kept(params, kind))
-    items = some_examples("Pairs", B)
+    items = some_examples(layouts.PAIRS, B)
 
     def loss(adapters):
         merged = plain_merge(model, base, adapters)

@@ -45,7 +45,7 @@ def test_every_declared_statistic_changes_the_loss_or_its_gradient(o):
 
     before = outcome(policy)
     for need in o.needs:
-        row = o.data.ROWS[0]
+        row = o.layout.responses[0]
         y = getattr(policy, row)
         token = y.token | {need.name: y.token[need.name] - 0.3}
         moved = policy.replace(**{row: stats.reduce_tokens(token, y.mask > 0)})
@@ -54,7 +54,7 @@ def test_every_declared_statistic_changes_the_loss_or_its_gradient(o):
 
 def test_every_declared_statistic_of_layers_changes_the_loss(o):
     given = inputs(o, draw(o))
-    row = o.data.ROWS[0]
+    row = o.layout.responses[0]
     y = getattr(given["ref"], row)
     for stat in o.layers:
         token = y.token | {stat.name: y.token[stat.name] * 0.5}

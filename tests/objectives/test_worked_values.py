@@ -200,7 +200,9 @@ def test_bnf_at_the_reference_is_likelihood_minus_unlikelihood():
     np.testing.assert_allclose(out[0].terms[0].total, expected, rtol=1e-5)
 
 
-PAIRED = [n for n, o in OBJECTIVES.items() if o.data.ROWS[0] == "chosen" and "key" not in o.inputs]
+PAIRED = [
+    n for n, o in OBJECTIVES.items() if o.layout.responses[0] == "chosen" and "key" not in o.inputs
+]
 
 
 @pytest.mark.parametrize("name", [n for n in PAIRED if n not in UNDIRECTED])

@@ -27,9 +27,9 @@ def case(name):
     """A model's parameters, a reference's, and a data set for an objective."""
     model = helpers_step.small_model(ONE)
     params, ref_params = (helpers_step.parameters(model, seed) for seed in (0, 1))
-    layout = OBJECTIVES[name].data.__name__
+    layout = OBJECTIVES[name].layout
     items = helpers_step.some_examples(layout, N)
-    return params, ref_params, Examples(items, layout, RowCounts(N, {}, 0, {}, {}))
+    return params, ref_params, Examples(items, RowCounts(N, {}, 0, {}, {}))
 
 
 def evaluate(name, *, batch_size, microbatches=1, mesh=ONE, state=None):

@@ -14,7 +14,7 @@ from lib import runs as h
 from lib.packing import make_example
 from lib.steps import B, T, assert_same, batch_of, gradient, some_examples
 
-from jaxalign.core import stats
+from jaxalign.core import layouts, stats
 from jaxalign.core.objective import objective
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import Pairs
@@ -42,7 +42,7 @@ def test_scores_are_read_at_the_last_token_of_every_response():
 
 
 def test_padding_has_no_scores():
-    items = [*some_examples("Pairs", 1), None]
+    items = [*some_examples(layouts.PAIRS, 1), None]
     mask = batch_of(items, scores=2).mask
     assert mask[0, 0].any((-2, -1)).tolist() == [True, False]
 
@@ -54,7 +54,7 @@ def test_a_response_that_begins_with_context_is_scored_at_its_end_too():
 
 
 def test_a_loader_hands_out_batches_of_scores():
-    examples = Examples(some_examples("Pairs", 6), "Pairs", RowCounts(6, {}, 0, {}, {}))
+    examples = Examples(some_examples(layouts.PAIRS, 6), RowCounts(6, {}, 0, {}, {}))
     loader = Loader(
         examples, batch_size=4, microbatches=2, shards=1, row_length=64, shapes=2, seed=0, scores=2
     )
@@ -67,7 +67,7 @@ def test_microbatches_and_chunks_do_not_change_the_gradient(n):
 
 
 def test_a_longer_answer_is_not_a_longer_row_of_scores():
-    assert batch_of(some_examples("Pairs", B), scores=1).mask.shape[-1] == 1 < T
+    assert batch_of(some_examples(layouts.PAIRS, B), scores=1).mask.shape[-1] == 1 < T
 
 
 # Statistics and declarations

@@ -19,7 +19,7 @@ from lib.steps import (
     some_examples,
 )
 
-from jaxalign.core import stats
+from jaxalign.core import layouts, stats
 from jaxalign.core.objective import objective
 from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.core.types import Pairs
@@ -167,7 +167,7 @@ def test_unpacked_rows_give_the_dense_gradient():
     from lib.packing import unshared_batch
     from lib.steps import T
 
-    items = some_examples("Pairs", B)
+    items = some_examples(layouts.PAIRS, B)
     batch = unshared_batch(items, np.arange(B), responses=2, microbatches=2, shards=1, max_scored=T)
     assert_same(gradient("tdpo2", batch=batch), dense_gradient("tdpo2"))
     assert_same(gradient("sparse_po", batch=batch), dense_gradient("sparse_po"))
@@ -183,7 +183,7 @@ def test_a_joint_statistic_without_a_live_reference_is_refused(name):
     with jax.set_mesh(mesh):
         model = small_model(mesh)
         task = Task(OBJECTIVES[name], {}, model.forward)
-        batch = put_batch(batch_of(some_examples("Pairs", B)), mesh)
+        batch = put_batch(batch_of(some_examples(layouts.PAIRS, B)), mesh)
         with pytest.raises(ValueError, match=f"objective '{name}' needs a live reference"):
             value_and_grad(task, parameters(model), batch)
 
@@ -195,7 +195,7 @@ def test_evaluation_reads_the_loss_of_the_step(name):
         model = small_model(mesh)
         params, ref = parameters(model, 0), parameters(model, 1)
         task = Task(OBJECTIVES[name], {}, model.forward)
-        batch = put_batch(batch_of(some_examples("Pairs", B), n=2), mesh)
+        batch = put_batch(batch_of(some_examples(layouts.PAIRS, B), n=2), mesh)
         sums, _ = jax.jit(lambda p, r, b: eval_step(task, p, None, b, r))(params, ref, batch)
     ((total, count),) = sums.terms
     np.testing.assert_allclose(total / count, dense_gradient(name)[0], rtol=1e-5)

@@ -9,6 +9,7 @@ from lib.objectives import call, draw
 from lib.steps import B, batch_of, parameters, small_model, some_examples
 from lib.worked import PAIR, REF_PAIR, rows
 
+from jaxalign.core import layouts
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.objectives import OBJECTIVES
@@ -46,7 +47,7 @@ def updates(step, n=1, devices=1, seed=0):
     with jax.set_mesh(mesh):
         model = small_model(mesh)
         params, ref = parameters(model, 0), parameters(model, 1)
-        batch = put_batch(batch_of(some_examples("Pairs", B), n, batch_shards(mesh)), mesh)
+        batch = put_batch(batch_of(some_examples(layouts.PAIRS, B), n, batch_shards(mesh)), mesh)
         of = Task(SAMPO, {}, model.forward, seed=seed)
         run = jax.jit(lambda p, r, b, s: value_and_grad(of, p, b, ref_params=r, step=s).loss)
         return float(run(params, ref, batch, jnp.int32(step)))

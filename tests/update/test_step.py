@@ -19,6 +19,7 @@ from lib.steps import (
     some_examples,
 )
 
+from jaxalign.core import layouts
 from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh
@@ -98,7 +99,7 @@ def test_a_cached_reference_gives_the_gradient_of_a_live_one(name):
 def test_unpacked_and_unshared_rows_give_the_same_gradient(name):
     from lib.packing import unshared_batch
 
-    items = some_examples(OBJECTIVES[name].data.__name__, B)
+    items = some_examples(OBJECTIVES[name].layout, B)
     responses = len(items[0].responses)
     batch = unshared_batch(
         items, np.arange(B), responses=responses, microbatches=2, shards=1, max_scored=T
@@ -111,7 +112,7 @@ def test_responses_that_begin_with_context_give_the_dense_gradient(n):
     rng = np.random.default_rng(0)
     items = [
         e._replace(context=tuple(int(rng.integers(len(r))) for r in e.responses))
-        for e in some_examples("Pairs", B)
+        for e in some_examples(layouts.PAIRS, B)
     ]
     objective = OBJECTIVES["dpo"]
     mesh = one_device()
@@ -127,8 +128,8 @@ def test_responses_that_begin_with_context_give_the_dense_gradient(n):
 
 @pytest.mark.parametrize("name", SOME)
 def test_an_example_of_weight_zero_has_no_influence(name):
-    items = some_examples(OBJECTIVES[name].data.__name__, B)
-    strangers = some_examples(OBJECTIVES[name].data.__name__, 2 * B, seed=7)[:B]
+    items = some_examples(OBJECTIVES[name].layout, B)
+    strangers = some_examples(OBJECTIVES[name].layout, 2 * B, seed=7)[:B]
     scores = OBJECTIVES[name].head({})
     batch = batch_of([*items, *strangers], n=2, scores=scores)
     batch = batch._replace(weight=np.where(batch.example < B, 1.0, 0.0).astype(np.float32))
@@ -145,7 +146,7 @@ def test_the_state_counts_the_batch_once_whatever_the_microbatches():
 def trained(n, steps=3):
     objective = OBJECTIVES["dpo"]
     mesh = one_device()
-    items = some_examples("Pairs", B)
+    items = some_examples(layouts.PAIRS, B)
     with jax.set_mesh(mesh):
         model = small_model(mesh)
         params, ref_params = parameters(model), parameters(model)
@@ -170,7 +171,7 @@ def test_training_lowers_the_loss_from_log_two():
 def test_evaluation_adds_up_to_the_loss_of_the_whole_data():
     objective = OBJECTIVES["dpo"]
     mesh = one_device()
-    items = some_examples("Pairs", B)
+    items = some_examples(layouts.PAIRS, B)
     with jax.set_mesh(mesh):
         model = small_model(mesh)
         params, ref_params = parameters(model, 0), parameters(model, 1)
@@ -202,7 +203,7 @@ def test_the_update_is_compiled_with_the_options_of_its_mesh(monkeypatch):
     model, tx = small_model(mesh), optax.sgd(0.1)
     task = Task(OBJECTIVES["sft"], {}, model.forward)
     abstract = abstract_state(model, tx, OBJECTIVES["sft"])
-    batch = put_batch(batch_of(some_examples("Demos", B)), mesh)
+    batch = put_batch(batch_of(some_examples(layouts.DEMOS, B)), mesh)
     with jax.set_mesh(mesh):
         lowered = jitted_step(task, tx, abstract, mesh).lower(abstract, batch, Fixed())
         with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):

@@ -1,4 +1,4 @@
-"""Records of a data set: files of JSON lines, parquet, and data sets of the hub."""
+"""Raw records of a data set: files of JSON lines, parquet, and data sets of the hub."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..errors import UserError, near_miss
 FILES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
-def records_of(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, record) of every row of a file, a folder or a data set of the hub.
+def raw_records(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, raw record) of every row of a file, a folder or a data set of the hub.
 
     Raises:
       UserError: it is missing, broken or of another kind.

@@ -1,0 +1,133 @@
+"""From a data set to the records of a layout."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterator
+
+from ..core.layouts import Layout
+from ..errors import UserError
+from ..settings import Data
+from .fields import Field, Raw, field, number, scores
+from .fit import FITS, Fit
+from .records import PAIR, Columns, Record, make_record, recognize
+from .sources import raw_records
+
+OWN = ("label", "weight")
+"""Columns of a batch that are not read by their name: the layout's label, the packer's weight."""
+
+
+def read_records(
+    settings: Data,
+    path: str,
+    split: str,
+    layout: Layout,
+    dropped: Counter[str],
+    columns: Collection[str] = (),
+) -> Iterator[Record]:
+    """The records of a data set, one for each example of a layout.
+
+    Args:
+      settings: `limit` and `skip_empty` are read.
+      path: a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub.
+      split: the split to read, where `path` is no file.
+      layout: the responses of an example.
+      dropped: counts of the rows left out, by reason; increased as the rows are read.
+      columns: what the objective reads besides responses; of these, `OWN` are not in the file.
+
+    Raises:
+      UserError: the data set is missing or broken, or a row does not fit the layout or lacks a
+        column.
+    """
+    fit = FITS[layout]
+    wanted = [name for name in columns if name not in OWN]
+    width = None
+    for where, row in itertools.islice(raw_records(path, split), settings.limit):
+        raw = {k: v for k, v in row.items() if v is not None}
+        record = recognize(raw, where)
+        if record is None:
+            dropped["prompts differ"] += 1
+            continue
+        record = record._replace(columns=_columns(raw, record, wanted))
+        if fit.best_first and "scores" not in wanted:
+            _check_order(raw, record)
+        for fitted in fit.split(record, dropped):
+            fitted = _with_extra(raw, fitted, fit)
+            width = _checked_width(fitted, layout, width)
+            if _all_filled(fitted, settings.skip_empty):
+                yield fit.prompts(fitted) if fit.prompts else fitted
+            else:
+                dropped["empty response"] += 1
+
+
+def prompts_of(path: str) -> list[Field]:
+    """The column `prompt` of a .jsonl, .jsonl.gz or .parquet file.
+
+    Raises:
+      UserError: the file is missing or broken, or a row has no prompt.
+    """
+    return [field(raw, "prompt", where) for where, raw in raw_records(path, "")]
+
+
+def _columns(raw: Raw, record: Record, wanted: Collection[str]) -> Columns:
+    """The columns wanted; the scores of a pair are its `score_chosen` and `score_rejected`."""
+    columns: dict[str, float | tuple[float, ...]] = {}
+    for name in wanted:
+        if name != "scores":
+            columns[name] = number(raw, name, record.where)
+        elif record.is_pair:
+            columns[name] = tuple(number(raw, f"score_{n}", record.where) for n in PAIR)
+        else:
+            columns[name] = scores(raw, len(record.responses), record.where)
+    return columns
+
+
+def _check_order(raw: Raw, record: Record) -> None:
+    """Refuse responses that scores contradict, where their order is what is read."""
+    if not record.is_pair and "scores" in raw:
+        found = list(scores(raw, len(record.responses), record.where))
+        if found != sorted(found, reverse=True):
+            raise UserError(
+                f"{record.where}: 'scores' {found} are out of order; the objective reads the order "
+                "of the responses, so put the best first"
+            )
+
+
+def _with_extra(raw: Raw, record: Record, fit: Fit) -> Record:
+    """The record with the responses that its layout reads from a column of their own."""
+    if fit.extra is None:
+        return record
+    extra = fit.extra(raw, record.where)
+    names, responses = (*record.names, *extra), (*record.responses, *extra.values())
+    made = make_record(record.prompt, responses, record.where, names)
+    return made._replace(columns=record.columns)
+
+
+def _checked_width(record: Record, layout: Layout, width: int | None) -> int:
+    """The length of the list of responses, the same in every record; 1 where there is no list."""
+    if not layout.many:
+        return 1
+    *others, name = layout.responses
+    count = len(record.responses) - len(others)
+    if width is not None and count != width:
+        raise UserError(
+            f"{record.where}: has {count} {name}; the rows before have {width}; a data set has "
+            "the same number in every row"
+        )
+    return count
+
+
+def _all_filled(record: Record, skip_empty: bool) -> bool:
+    """Whether every response says something.
+
+    Raises:
+      UserError: one does not, and empty ones are not to be skipped.
+    """
+    for name, response in zip(record.names, record.responses, strict=True):
+        texts = [response] if isinstance(response, str) else [m["content"] for m in response]
+        if not "".join(texts).strip():
+            if skip_empty:
+                return False
+            raise UserError(f"{record.where}: '{name}' is empty; drop it or set data.skip_empty")
+    return True
