@@ -78,7 +78,9 @@ def _separable(
         inputs = LossInputs.of(task, cells, reference.stats, step)
         ref_head = None if reference.scored is None else reference.scored.head
 
-        def loss(hidden: Array, head: Array, item: tuple[HeadChunk, LossInputs]) -> Any:
+        def loss(
+            hidden: Array, head: Array, item: tuple[HeadChunk, LossInputs]
+        ) -> tuple[Array, Metrics]:
             chunk, inputs = item
             policy = chunk_stats(task, hidden, head, chunk, ref_head)
             evaluated = evaluate_loss(task, policy, inputs, None, counts)
@@ -124,7 +126,9 @@ def _coupled(
     def one(item: tuple[Batch, SequenceStats]) -> tuple[Params, tuple[()]]:
         cells, cotangents = item
 
-        def linear(hidden: Array, head: Array, item: tuple[HeadChunk, SequenceStats]) -> Any:
+        def linear(
+            hidden: Array, head: Array, item: tuple[HeadChunk, SequenceStats]
+        ) -> tuple[Array, tuple[()]]:
             chunk, cotangents = item
             return optax.tree.vdot(chunk_stats(task, hidden, head, chunk), cotangents), ()
 
