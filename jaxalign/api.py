@@ -317,14 +317,20 @@ def _recipe(recipe: AnyRecipe, overrides: Overrides) -> Recipe:
     values = with_objects(resolved(recipe), recipe)
     for path, value in overrides.items():
         *parents, last = path.split(".")
-        at: Any = values
-        for key in (*parents, last):
-            if not isinstance(at, Mapping) or key not in at:
-                known = at if isinstance(at, Mapping) else ()
-                raise UserError(f"overrides: {path}: no '{key}'; {near_miss(key, known)}")
-            at, inside = at[key], at
-        inside[last] = value
+        section: Any = values
+        for key in parents:
+            section = _entry(section, key, path)
+        _entry(section, last, path)
+        section[last] = value
     return parse(values, "overrides")
+
+
+def _entry(section: Any, key: str, path: str) -> Any:
+    """A value of a section of a recipe; `path` is the whole path, for messages."""
+    if not isinstance(section, Mapping) or key not in section:
+        known = section if isinstance(section, Mapping) else ()
+        raise UserError(f"overrides: {path}: no '{key}'; {near_miss(key, known)}")
+    return section[key]
 
 
 def _stage(recipe: Recipe, name: str | None) -> str:
@@ -365,7 +371,8 @@ def compile_cache_folder(run: settings.Run) -> str | None:
 
 def _keep_programs(folder: str | None) -> None:
     """Keep compiled programs in a folder; None: nowhere."""
-    if jax.config.jax_compilation_cache_dir != folder:
+    config: Any = jax.config  # whose settings type checkers do not see
+    if config.jax_compilation_cache_dir != folder:
         jax.config.update("jax_compilation_cache_dir", folder)
         # A process that has compiled something keeps the folder it had then, until this.
         compilation_cache.reset_cache()

@@ -63,7 +63,7 @@ def show(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
     measures = (
         # The reward is measured from the model before: for that model every pair is a tie.
         Measure("reward accuracy, pairs", "all ties", str(accuracy), ""),
-        Measure("same, by logp per token", *map(str, rankings), f"{change:+.3f}"),
+        Measure("same, by logp per token", str(rankings[0]), str(rankings[1]), f"{change:+.3f}"),
     )
     seconds = time.monotonic() - began
     if first_process():

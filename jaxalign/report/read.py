@@ -214,10 +214,8 @@ def _last_evaluation(metrics: Lines, recorded: Mapping[str, Any]) -> dict[str, E
         last |= found
     current = recorded.get("step") == step
     errors = _mapping(recorded.get("standard_errors")) if current else {}
-    return {
-        name: Estimate(value, float(e) if _is_number(e := errors.get(name)) else math.nan)
-        for name, value in last.items()
-    }
+    known = {name: float(e) for name, e in errors.items() if _is_number(e)}
+    return {name: Estimate(value, known.get(name, math.nan)) for name, value in last.items()}
 
 
 def _counts(raw: Any) -> dict[str, int]:

@@ -152,8 +152,11 @@ def parse_samples(raw: Any) -> Comparison:
     """
     samples = tuple(
         Sample(
-            *(str(s[key]) for key in ("prompt", "before", "after")),
-            *(_number(s.get(key)) for key in ("reward_before", "reward_after")),
+            prompt=str(s["prompt"]),
+            before=str(s["before"]),
+            after=str(s["after"]),
+            reward_before=_number(s.get("reward_before")),
+            reward_after=_number(s.get("reward_after")),
         )
         for s in raw["samples"]
     )

@@ -78,6 +78,7 @@ def evaluate_stage(
     folder = resolve(checkpoint or str(trained), "checkpoint")
     other = None if against is None else resolve(against, "against")
     ready = open_stage(recipe, name, mesh, console)
+    assert ready.held_out is not None  # `_check_evaluation` refused a stage without
     with jax.set_mesh(mesh):
         if other is None:
             cached = cached_reference(ready, "held_out", console)

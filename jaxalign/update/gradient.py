@@ -130,7 +130,8 @@ def _coupled(
             hidden: Array, head: Array, item: tuple[HeadChunk, SequenceStats]
         ) -> tuple[Array, tuple[()]]:
             chunk, cotangents = item
-            return optax.tree.vdot(chunk_stats(task, hidden, head, chunk), cotangents), ()
+            policy = chunk_stats(task, hidden, head, chunk)
+            return jnp.asarray(optax.tree.vdot(policy, cotangents)), ()
 
         return _through_body(task, params, cells, linear, cotangents).grads, ()
 
