@@ -1,8 +1,18 @@
 """Containers that cross module boundaries.
 
-Axes, everywhere: B examples, R responses per example, N = B * R sequences, T scored positions of a
-response, K packed rows, L row length, M scored positions of the batch, D width, V vocabulary.
-Log-probabilities are in nats.
+Axes, in every shape of the library:
+
+    B   examples                           n   microbatches
+    R   responses of an example            S   shards of the batch
+    N   sequences, or items of a list      b   examples of a cell, B / (n S)
+    T   scored positions of a response     H   query heads
+    K   packed rows                        Hk  key heads
+    L   length of a packed row             G   query heads per key head, H / Hk
+    M   scored positions of a chunk        C   width of a head; c, of any tensor like it
+    D   width of the model                 Q   places of a block of attention
+    V   vocabulary, or scores of a head    P   tokens of a prompt
+
+Other axes are words: chunks, layers, rank. Log-probabilities are in nats.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class Loader:
           row_length: L, tokens.
           shapes: how many shapes its batches have, but for some larger than those looked at.
           seed: seed of the order.
-          chunks: G, parts of a cell whose logits exist one after another.
+          chunks: parts of a cell whose logits exist one after another.
           scores: numbers that a reward head gives a response; 0: its tokens are scored.
           cached: statistics of the data set under frozen models.
 

@@ -63,7 +63,7 @@ def pack(
       responses: R, responses per example.
       microbatches: n; B must be a multiple of n * shards.
       shards: S, parts of the batch that share no row.
-      chunks: G, parts of a cell whose logits exist one after another; must divide b.
+      chunks: parts of a cell whose logits exist one after another; must divide b.
       row_length: the largest of the `row_lengths`, tokens.
       max_scored: T, the most scored tokens that a response may have.
       scores: numbers that a reward head reads at a response's last token, T then; 0: no such head.
@@ -127,7 +127,7 @@ def cell_size(batch_size: int, microbatches: int, shards: int) -> int:
 
 
 def head_chunks(cell: int, scored: float, vocab: int) -> int:
-    """G, the fewest chunks of a cell whose logits fit in `LOGITS_BYTES`.
+    """The fewest chunks of a cell whose logits fit in `LOGITS_BYTES`.
 
     Args:
       cell: b, examples of a cell.

@@ -21,7 +21,7 @@ class Shape(NamedTuple):
 
     rows: int  # K
     row_length: int  # L, tokens
-    chunks: int  # G
+    chunks: int
     scored: int  # M, of a chunk
 
 
@@ -37,7 +37,7 @@ class Demand(NamedTuple):
     """What a batch asks of its shape."""
 
     lengths: list[list[int]]  # of the examples of each cell, tokens
-    chunks: int  # G
+    chunks: int
     scored: int  # the most scored tokens of a chunk
 
 

@@ -24,8 +24,8 @@ class Diagnostic:
     (the objective's `rewards/margins`, [B]), `beta` (the objective's) and `gradients` (by response:
     the gradient of its log-probability, averaged over the batch, with the tree of the parameters).
     Keyword-only parameters are options. It returns {metric: values}: [B], NaN where an example has
-    no value, or [B, K]; scalars from `gradients`. The values are averaged over all examples of all
-    batches and passed to `finish`.
+    no value, or [B, values]; scalars from `gradients`. The values are averaged over all examples of
+    all batches and passed to `finish`.
     """
 
     fn: Callable[..., Metrics]

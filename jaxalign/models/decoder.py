@@ -183,7 +183,7 @@ class Model:
         return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
 
     def init_cache(self, rows: int, columns: int) -> Cache:
-        """Empty keys and values of `columns` positions, each [layers, rows, columns, G, C]."""
+        """Empty keys and values of `columns` positions, each [layers, rows, columns, Hk, C]."""
         c = self.config
         shape = (c.layers, rows, columns, c.kv_heads, c.head_width)
         blank = constrain(jnp.zeros(shape, self.dtype), None, "batch", None, "heads", None)
@@ -205,7 +205,7 @@ class Model:
           cache: a cache of S columns, from `init_cache`.
           ids: tokens [K, L].
           positions: position of each token in its own sequence, [K, L].
-          mask: [K, 1, L, S] bool; the columns that each new token sees, its own included.
+          mask: [K, 1, L, columns] bool; the columns that each new token sees, its own included.
           at: first column to write.
 
         Returns:

@@ -84,8 +84,8 @@ def ranked_metrics(responses: SequenceStats, reward: Array, best: Array) -> Metr
     """Metrics of every objective on rankings, [B] each.
 
     Args:
-      responses: the responses under the policy, [B, K].
-      reward: the rewards of the responses, [B, K].
+      responses: the responses under the policy, [B, R].
+      reward: the rewards of the responses, [B, R].
       best: the index of the best response, [B].
     """
     is_best = jnp.arange(reward.shape[-1])[None] == best[:, None]

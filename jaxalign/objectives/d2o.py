@@ -14,16 +14,16 @@ from ._common import Positive, log_ratio
 def d2o(
     policy: Dispreferred, ref: Dispreferred, *, beta: Positive = 0.1, alpha: Positive = 0.1
 ) -> tuple[Loss, Metrics]:
-    """D2O: a bad response against the average of K samples of the model itself.
+    """D2O: a bad response against the average of R samples of the model itself.
 
-        m    = beta/K sum_{i=1..K} log pi(y_i|x)/pi_ref(y_i|x) - alpha log pi(y_l|x)/pi_ref(y_l|x)
+        m    = beta/R sum_{i=1..R} log pi(y_i|x)/pi_ref(y_i|x) - alpha log pi(y_l|x)/pi_ref(y_l|x)
         loss = -log sigmoid(m)
 
     averaged over examples. The loss is log 2 when the policy is the reference, and it equals DPO
-    for K = 1 and alpha = beta. No good response is needed.
+    for R = 1 and alpha = beta. No good response is needed.
 
     Args:
-      policy: rejected response, [B], and samples, [B, K], under the policy. Reads `logp`.
+      policy: rejected response, [B], and samples, [B, R], under the policy. Reads `logp`.
       ref: the same responses under the frozen reference. Reads `logp`.
       beta: reward per nat of the samples' log-ratio.
       alpha: reward per nat of the rejected response's log-ratio.
@@ -32,7 +32,7 @@ def d2o(
       The loss, and [B] metrics `rewards/*` and `logps/*` (samples: their average).
 
     Source:
-      Paper: Duan et al. 2024, arXiv:2403.03419; K = 11.
+      Paper: Duan et al. 2024, arXiv:2403.03419; R = 11.
       Differences: UNVERIFIED: the formula is known from a third party's notes. There the samples
       and the rejected response have separate references, in practice the same model.
     """

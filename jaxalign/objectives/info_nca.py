@@ -18,18 +18,18 @@ def info_nca(
     beta: Positive = 0.01,
     alpha: Positive = 1.0,
 ) -> tuple[Loss, Metrics]:
-    """InfoNCA: cross-entropy between scores and rewards as distributions over K responses.
+    """InfoNCA: cross-entropy between scores and rewards as distributions over R responses.
 
         m_i  = beta log pi(y_i|x)/pi_ref(y_i|x),   t = softmax(scores / alpha)
         loss = - sum_i t_i log softmax(m)_i
 
-    averaged over examples. The loss is log K when the policy is the reference, and equals DPO's
+    averaged over examples. The loss is log R when the policy is the reference, and equals DPO's
     loss for two responses as alpha goes to 0.
 
     Args:
-      policy: the K responses under the policy. Reads `logp`, [B, K].
-      ref: the K responses under the frozen reference. Reads `logp`, [B, K].
-      batch: `scores`, [B, K], higher is better.
+      policy: the R responses under the policy. Reads `logp`, [B, R].
+      ref: the R responses under the frozen reference. Reads `logp`, [B, R].
+      batch: `scores`, [B, R], higher is better.
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
       alpha: temperature, in units of the scores; smaller weighs the best response more.
 
@@ -58,19 +58,19 @@ def nca(
     beta: Positive = 0.01,
     alpha: Positive = 1.0,
 ) -> tuple[Loss, Metrics]:
-    """NCA: classifies each of K responses as drawn from the target or from the reference.
+    """NCA: classifies each of R responses as drawn from the target or from the reference.
 
         m_i  = beta log pi(y_i|x)/pi_ref(y_i|x),   t = softmax(scores / alpha)
-        loss = - sum_i [ t_i log sigmoid(m_i) + (1/K) log sigmoid(-m_i) ]
+        loss = - sum_i [ t_i log sigmoid(m_i) + (1/R) log sigmoid(-m_i) ]
 
-    averaged over examples. The minimum is where sigmoid(m_i) = t_i / (t_i + 1/K), so that only a
+    averaged over examples. The minimum is where sigmoid(m_i) = t_i / (t_i + 1/R), so that only a
     response with t_i = 0 is pushed without end. The loss is 2 log 2 when the policy is the
     reference.
 
     Args:
-      policy: the K responses under the policy. Reads `logp`, [B, K].
-      ref: the K responses under the frozen reference. Reads `logp`, [B, K].
-      batch: `scores`, [B, K], higher is better.
+      policy: the R responses under the policy. Reads `logp`, [B, R].
+      ref: the R responses under the frozen reference. Reads `logp`, [B, R].
+      batch: `scores`, [B, R], higher is better.
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
       alpha: temperature, in units of the scores; smaller weighs the best response more.
 

@@ -1,4 +1,4 @@
-"""Direct preference optimization on a ranking of K responses."""
+"""Direct preference optimization on a ranking of R responses."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def plackett_luce(policy: Ranked, ref: Ranked, *, beta: Positive = 0.1) -> tuple
     """DPO under the Plackett-Luce model: each response is the best of the remaining ones.
 
         m_k  = beta log pi(y_k|x)/pi_ref(y_k|x)
-        loss = - sum_{k=1..K} [ m_k - log sum_{j=k..K} exp(m_j) ]
+        loss = - sum_{k=1..R} [ m_k - log sum_{j=k..R} exp(m_j) ]
 
-    averaged over examples; y_1 is the best response. The loss is log K! when the policy is the
-    reference, and equals DPO for K = 2.
+    averaged over examples; y_1 is the best response. The loss is log R! when the policy is the
+    reference, and equals DPO for R = 2.
 
     Args:
-      policy: the K responses, best first, under the policy. Reads `logp`, [B, K].
-      ref: the K responses, best first, under the frozen reference. Reads `logp`, [B, K].
+      policy: the R responses, best first, under the policy. Reads `logp`, [B, R].
+      ref: the R responses, best first, under the frozen reference. Reads `logp`, [B, R].
       beta: reward per nat of log-ratio; larger keeps the policy nearer the reference.
 
     Returns:

@@ -35,8 +35,8 @@ def attend(q: Array, k: Array, v: Array, mask: RowMask, mesh: Mesh) -> Array:
 
     Args:
       q: queries [K, L, H, C].
-      k: keys [K, L, G, C]; H is a multiple of G.
-      v: values [K, L, G, C].
+      k: keys [K, L, Hk, C]; H is a multiple of Hk.
+      v: values [K, L, Hk, C].
       mask: the mask of these K rows of length L.
       mesh: the device mesh (data, fsdp, tensor).
 
@@ -94,9 +94,9 @@ def attend_cached(q: Array, k: Array, v: Array, mask: Array) -> Array:
 
     Args:
       q: queries [K, L, H, C].
-      k: keys [K, S, G, C]; H is a multiple of G.
-      v: values [K, S, G, C].
-      mask: [K, 1, L, S] bool; a query that may see nothing gets a finite, meaningless result.
+      k: keys [K, columns, Hk, C]; H is a multiple of Hk.
+      v: values [K, columns, Hk, C].
+      mask: [K, 1, L, columns] bool; a query that may see nothing gets a finite, meaningless result.
 
     Returns:
       [K, L, H, C] in the dtype of `q`.

@@ -6,7 +6,7 @@ on the batch. The backward pass computes the probabilities again, as in flash at
 2022, arXiv:2205.14135); between the passes only one number per query and head is kept in addition
 to q, k and v.
 
-Axes: K rows of N blocks of B places each; G key heads, H/G query heads per key head, head width C.
+Axes: K rows of `blocks` blocks of Q places; Hk key heads, with G = H / Hk query heads each.
 In einsum equations i runs over the queries of all heads that share a key, j over the keys of n
 blocks.
 """
@@ -39,8 +39,8 @@ def blocked(q: Array, k: Array, v: Array, mask: RowMask, least: int = 1) -> Arra
 
     Args:
       q: queries [K, L, H, C].
-      k: keys [K, L, G, C]; H is a multiple of G, and H / G neighboring heads share a key.
-      v: values [K, L, G, C].
+      k: keys [K, L, Hk, C]; H is a multiple of Hk, and H / Hk neighboring heads share a key.
+      v: values [K, L, Hk, C].
       mask: the mask of these K rows of length L.
       least: minimum block size, places; blocks of long rows are larger.
 
@@ -63,7 +63,7 @@ def blocked(q: Array, k: Array, v: Array, mask: RowMask, least: int = 1) -> Arra
 
 @jax.custom_vjp
 def _attend(q: Array, k: Array, v: Array, mask: RowMask) -> Array:
-    """Queries [KN, B, G, H/G, C], keys and values [KN, B, G, C] -> the shape of the queries."""
+    """Queries [K * blocks, Q, Hk, G, C], keys and values [K * blocks, Q, Hk, C] -> as queries."""
     return _forward(q, k, v, mask)[0]
 
 
@@ -116,12 +116,12 @@ class Visit(NamedTuple):
     """One query block, and the n key blocks that it attends to."""
 
     queries: Array  # []
-    keys: Array  # [n]; KN, a block of padding, fills up if fewer are visible
-    ours: Tokens  # [B] each
-    theirs: Tokens  # [nB]
+    keys: Array  # [n]; K * blocks, a block of padding, fills up if fewer are visible
+    ours: Tokens  # [Q] each
+    theirs: Tokens  # [n * Q]
 
     def seen(self, mask: RowMask, heads: int) -> Array:
-        """Whether the queries of this number of heads see the keys, [heads B, nB] bool."""
+        """Whether the queries of this number of heads see the keys, [G * Q, n * Q] bool."""
         ours = jax.tree.map(lambda x: jnp.tile(x, heads)[:, None], self.ours)
         theirs = jax.tree.map(lambda x: x[None], self.theirs)
         return ours.see(theirs, mask.window)
@@ -175,26 +175,26 @@ def _product(equation: str, a: Array, b: Array) -> Array:
 
 
 def _of_queries(x: Array, at: Visit) -> Array:
-    """The query block of [KN, B, G, H/G, c], as [G, H/G B, c]."""
+    """The query block of [K * blocks, Q, Hk, G, c], as [Hk, G * Q, c]."""
     groups, _, width = x.shape[2:]
     return x[at.queries].transpose(1, 2, 0, 3).reshape(groups, -1, width)
 
 
 def _of_keys(x: Array, at: Visit) -> Array:
-    """The key blocks of [KN, B, G, C], as [G, nB, C]."""
+    """The key blocks of [K * blocks, Q, Hk, C], as [Hk, n * Q, C]."""
     groups, width = x.shape[2:]
     return x[at.keys].transpose(2, 0, 1, 3).reshape(groups, -1, width)
 
 
 def _put(x: Array, at: Visit, y: Array) -> Array:
-    """[KN, B, G, H/G, c] with the query block replaced by [G, H/G B, c]."""
+    """[K * blocks, Q, Hk, G, c] with the query block replaced by [Hk, G * Q, c]."""
     size, groups, heads, width = x.shape[1:]
     y = y.reshape(groups, heads, size, width).transpose(2, 0, 1, 3)
     return jax.lax.dynamic_update_index_in_dim(x, y.astype(x.dtype), at.queries, 0)
 
 
 def _add(x: Array, at: Visit, y: Array) -> Array:
-    """[KN, B, G, C] with [G, nB, C] added to the key blocks; blocks of padding are dropped."""
+    """[K * blocks, Q, Hk, C] with [Hk, n * Q, C] added to the key blocks, except padding."""
     size, groups, width = x.shape[1:]
     y = y.reshape(groups, -1, size, width).transpose(1, 2, 0, 3)
     return x.at[at.keys].add(y, mode="drop")

@@ -17,7 +17,7 @@ from .rope import rotate
 Tables = tuple[Array, Array]
 Kept = TypeVar("Kept")
 Attend = Callable[[Array, Array, Array], tuple[Array, Kept]]
-"""(queries [K, L, H, C], keys, values [K, L, G, C]) -> (output [K, L, H, C], anything to keep)."""
+"""(queries [K, L, H, C], keys, values [K, L, Hk, C]) -> (output [K, L, H, C], anything to keep)."""
 
 
 class Attention(nnx.Module):
