@@ -15,12 +15,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Run, Stopped, density, evaluate, export, generate, open, reference, train
+    from .api import Run, density, evaluate, export, generate, open, reference, train
     from .core.objective import Objective, objective
     from .core.stats import response
     from .core.types import Loss, Pairs
     from .errors import RunError, UserError
     from .language_model import LanguageModel
+    from .run.train import Stopped
 
     __version__: str
 
@@ -31,7 +32,7 @@ _HOME = {
     "Pairs": "core.types",
     "Run": "api",
     "RunError": "errors",
-    "Stopped": "api",
+    "Stopped": "run.train",
     "UserError": "errors",
     "density": "api",
     "evaluate": "api",

@@ -32,24 +32,8 @@ from .recipe.schema import objective_settings, with_objects
 from .report import write_report
 from .report.metrics import read_metrics
 from .run import open_stage
-from .run.train import Stopped
 from .run.train import train as train_stages
 from .settings import Recipe
-
-__all__ = [
-    "LanguageModel",
-    "Run",
-    "Series",
-    "Stopped",
-    "density",
-    "evaluate",
-    "export",
-    "generate",
-    "open",
-    "reference",
-    "sample_answers",
-    "train",
-]
 
 AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 """The path of a YAML file or the name of a built-in recipe, plain values, or a checked recipe."""

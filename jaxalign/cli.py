@@ -92,10 +92,11 @@ def _train(argv: list[str]) -> int:
     """Train the stages of a recipe, or resume where an earlier process stopped."""
     _, recipe = _recipe("train", argv)
     from . import api
+    from .run.train import Stopped
 
     try:
         api.train(recipe)
-    except api.Stopped as e:
+    except Stopped as e:
         print(f"jaxalign: {e}; the same command resumes from there", file=sys.stderr)
         return 128 + e.number
     return 0
