@@ -25,6 +25,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --project pyright.strict.json --pythonpath $(BIN)/python
 
 # What a change must pass.
 check: lint test

@@ -29,7 +29,7 @@ def log1mexp(x: Array) -> Array:
 
 
 @log1mexp.defjvp
-def _log1mexp_jvp(primals, tangents):
+def _log1mexp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     # The derivative -1/expm1(-x) in closed form: automatic differentiation of the two branches
     # gives 0 * inf at x = 0. expm1(-x) overflows to inf for x < -88, where the answer is 0.
     (x,), (dx,) = primals, tangents

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from numpy.typing import NDArray
 
 from .numerics import log1mexp
 from .types import Array, SequenceStats
+
+Numbers = Array | NDArray[Any] | Sequence[float] | Sequence[Sequence[float]]
 
 PARTS = 256
 """Most parts of a row of logits whose maxima are taken one by one."""
@@ -179,7 +181,7 @@ activation = LayerStat("activation", _activation)
 layers; a layer that has the same of all tokens, as of one alone, counts as 1."""
 
 
-def response(logp: ArrayLike, mask: ArrayLike | None = None) -> SequenceStats:
+def response(logp: Numbers, mask: Numbers | None = None) -> SequenceStats:
     """Statistics of a response from the log-probabilities of its tokens, to call a loss by hand.
 
     Args:

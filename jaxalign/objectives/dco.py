@@ -52,7 +52,9 @@ def log_coverage(logp: Array, samples: float | Array) -> Array:
 
 
 @log_coverage.defjvp
-def _log_coverage_jvp(primals, tangents):
+def _log_coverage_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     (logp, samples), (dlogp, _) = primals, tangents
     return log_coverage(logp, samples), _slope(logp, samples) * dlogp
 

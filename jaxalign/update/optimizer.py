@@ -73,7 +73,7 @@ def optimizer(settings: Optimizer, total: int) -> optax.GradientTransformation:
         )
     rate = learning_rate(settings, total)
     given["mu_dtype"] = given.pop("moment_dtype", None)
-    decay = {"weight_decay": given.pop("weight_decay", 0.0), "mask": decayed}
+    decay: dict[str, Any] = {"weight_decay": given.pop("weight_decay", 0.0), "mask": decayed}
     match settings.name:
         case "adamw":
             rule = optax.adamw(rate, **given, **decay)
