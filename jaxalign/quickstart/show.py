@@ -24,7 +24,7 @@ from ..report import terminal, write_report
 from ..report.metrics import read_metrics
 from ..report.samples import Comparison, Estimate, Measure, with_rewards, write_samples
 from ..run.evaluate import evaluator
-from ..run.stage import open_model
+from ..run.stage import describe_model
 from ..run.train import model_folder
 from ..settings import Data, Recipe
 from ..update.forward import Task
@@ -82,7 +82,7 @@ def share(mean: float, count: int) -> Estimate:
 
 def ranking(recipe: Recipe, folder: Path, mesh: Mesh) -> Estimate:
     """Share of held-out pairs whose chosen response has more log-probability per token."""
-    model = open_model(folder, recipe.model, mesh)
+    model = describe_model(folder, recipe.model, mesh)
     examples = load_examples(
         Data(path=""),
         f"{recipe.world_dir}/held_out.jsonl",

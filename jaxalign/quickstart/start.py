@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from ..files import first_process
 from ..hf.save import save_checkpoint
-from ..run.stage import open_model
+from ..run.stage import describe_model
 from ..run.train import claim
 from ..settings import Recipe
 from . import world
@@ -31,7 +31,7 @@ def make_world(recipe: Recipe, mesh: Mesh) -> None:
         world.make_tokenizer(folder / "start")
         (folder / "start" / "config.json").write_text(json.dumps(world.model_config(), indent=1))
     multihost_utils.sync_global_devices("world")
-    model = open_model(folder / "start", recipe.model, mesh)
+    model = describe_model(folder / "start", recipe.model, mesh)
     with jax.set_mesh(mesh):
         params = model.init(jax.random.key(settings.seed))
     save_checkpoint(

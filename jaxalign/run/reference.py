@@ -32,7 +32,7 @@ from ..hf.tokenizer import tokenizer_fingerprint
 from ..models.decoder import Params
 from ..models.families import read_config
 from ..update.forward import sequence_stats
-from .stage import StageRun, check_ids, open_model
+from .stage import StageRun, check_ids, describe_model
 from .weights import reference_source, starting_params
 
 PART = 1024  # examples per part, rounded up to whole batches
@@ -180,7 +180,7 @@ def _pass(
 
 def reference_forward(stage: StageRun, source: Path) -> Compute:
     """Load a reference and compile its forward pass over packed batches."""
-    model = open_model(source, stage.recipe.model, stage.mesh, stage.model.responses)
+    model = describe_model(source, stage.recipe.model, stage.mesh, stage.model.responses)
     for examples in (stage.train, stage.held_out):
         if examples is not None:
             check_ids(examples, model, source)

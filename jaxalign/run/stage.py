@@ -126,7 +126,7 @@ class StageRun:
         )
 
 
-def open_model(
+def describe_model(
     path: Path, given: settings.Model, mesh: Mesh, responses: int = 1, scores: int = 0
 ) -> Model:
     """The model that a Hugging Face folder describes, without its weights.
@@ -169,7 +169,7 @@ def prepare(
     train, held_out = _read_data(recipe, stage, objective, tokenizer)
     both = [examples for examples in (train, held_out) if examples]
     responses = max(examples.responses for examples in both)
-    model = open_model(source, recipe.model, mesh, responses, objective.head(hyper))
+    model = describe_model(source, recipe.model, mesh, responses, objective.head(hyper))
     if model.config.scores:
         tokenizer.pad_token = pad_token(tokenizer, both, model.config)
     adapted = _adapted(recipe, name, model)

@@ -9,7 +9,7 @@ from lib import runs as h
 from jaxalign.collect.density import Density, density_ratios, embeddings, write_ratios
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
-from jaxalign.run.stage import open_model
+from jaxalign.run.stage import describe_model
 from jaxalign.settings import Model
 
 MESH = h.one_device()
@@ -25,7 +25,7 @@ def blobs():
 
 
 def test_an_embedding_is_the_hidden_state_at_the_end_of_the_prompt(inputs):
-    model = open_model(inputs / "model", Model(path="", dtype="float32"), MESH)
+    model = describe_model(inputs / "model", Model(path="", dtype="float32"), MESH)
     params = load_params(inputs / "model", model)
     prompts = [np.arange(3, 9, dtype=np.int32), np.array([5, 4], np.int32)]
     found = embeddings(model, params, prompts, batch_size=3)

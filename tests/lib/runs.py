@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from jaxalign.hf.save import save_checkpoint
 from jaxalign.quickstart import world
 from jaxalign.recipe.read import parse
-from jaxalign.run.stage import open_model, prepare
+from jaxalign.run.stage import describe_model, prepare
 from jaxalign.run.train import train
 from jaxalign.settings import Model, Recipe
 
@@ -44,7 +44,7 @@ def write_inputs(folder: Path, train: int = TRAIN) -> Path:
     model = folder / "model"
     world.make_tokenizer(model)
     (model / "config.json").write_text(json.dumps(MODEL))
-    built = open_model(model, Model(path=""), one_device())
+    built = describe_model(model, Model(path=""), one_device())
     params = built.init(jax.random.key(0))
     # Four times the usual spread, so that responses and updates differ well above rounding.
     params = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, params)
