@@ -10,6 +10,7 @@ from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
 from jaxalign.run import plan, train
 from jaxalign.run.weights import fixed_weights
+from jaxalign.settings import Mesh
 
 MESH = h.one_device()
 
@@ -133,7 +134,7 @@ def test_the_base_of_adapters_is_an_argument_with_the_shardings_of_the_loaded_on
     inputs, tmp_path, quantize
 ):
     lora = {"rank": 2, "quantize": quantize}
-    mesh = make_mesh(h.Mesh(fsdp=2, tensor=2), jax.devices()[:4])
+    mesh = make_mesh(Mesh(fsdp=2, tensor=2), jax.devices()[:4])
     prepared = h.prepared(auto(inputs, tmp_path, stages__dpo__lora=lora), "dpo", mesh)
     loaded = fixed_weights(prepared).base
     expected = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding.spec), loaded)
@@ -193,7 +194,7 @@ def test_memory_enough_is_one_microbatch(inputs, tmp_path):
 def test_another_mesh_has_a_plan_of_its_own(inputs, tmp_path, two):
     recipe = auto(inputs, tmp_path / "run")
     assert shapes(recipe, 2) == (2, 1)
-    mesh = make_mesh(h.Mesh(data=4), jax.devices()[:4])
+    mesh = make_mesh(Mesh(data=4), jax.devices()[:4])
     assert shapes(recipe, 1, mesh) == (1, 4)
     assert len(json.loads((tmp_path / "run" / "dpo" / "plan.json").read_text())) == 2
     assert shapes(recipe, 2) == (2, 1)

@@ -19,6 +19,7 @@ from jaxalign.run import train
 from jaxalign.run.evaluate import evaluator
 from jaxalign.run.export import newest_state
 from jaxalign.run.tracking import Tracker
+from jaxalign.settings import Mesh
 
 MESH = h.one_device()
 
@@ -318,7 +319,7 @@ def test_a_run_goes_on_on_another_mesh_to_the_same_parameters(finished, at_log, 
     at_log("dpo", 3, terminate)
     with pytest.raises(train.Stopped):
         h.run(ours, MESH)
-    h.run(ours, make_mesh(h.Mesh(data=2, fsdp=2, tensor=2)))
+    h.run(ours, make_mesh(Mesh(data=2, fsdp=2, tensor=2)))
     chex.assert_trees_all_close(
         h.tensors(tmp_path / "run" / "dpo" / "model"),
         h.tensors(folder / "dpo" / "model"),
