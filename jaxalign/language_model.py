@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from . import settings
-from .collect.decode import generate, refuse_scores
-from .collect.sample import Prompt
+from .collect.decode import refuse_scores
+from .collect.sample import Prompt, answer
 from .core.batch import Batch
 from .core.layouts import DEMOS
 from .core.objective import objective
@@ -25,7 +23,7 @@ from .core.stats import logit, logp
 from .core.types import Demos, Loss, Metrics, SequenceStats, per_example
 from .data.examples import Examples
 from .data.loader import Loader
-from .data.tokenize import encode_prompts, load_examples
+from .data.tokenize import make_examples
 from .errors import UserError
 from .hf.open import open_model
 from .update.forward import Task, sequence_stats
@@ -50,8 +48,8 @@ class LanguageModel:
           dtype: dtype of parameters and matrix products, float32 or bfloat16.
         """
         self.folder, self.dtype = folder, dtype
-        opened = open_model(folder, mesh, dtype=dtype)
-        self._model, self._params, self.tokenizer, self._stop = opened
+        self._opened = open_model(folder, mesh, dtype=dtype)
+        self._model, self._params, self.tokenizer, _ = self._opened
 
     def __repr__(self) -> str:
         return f"<LanguageModel {self.folder}, {self.dtype}>"
@@ -129,19 +127,16 @@ class LanguageModel:
         if isinstance(prompts, str):
             raise UserError("generate: prompts is a list; put the text into one")
         with precision(self.dtype):
-            tokens = generate(
-                self._model,
-                self._params,
-                encode_prompts(self.tokenizer, prompts, "prompt"),
+            return answer(
+                self._opened,
+                prompts,
                 max_new=max_new,
-                stop=self._stop,
                 temperature=temperature,
                 top_k=top_k,
                 top_p=top_p,
                 seed=seed,
                 batch_size=batch_size,
-            )
-        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
+            ).texts
 
     def _statistics(
         self, prompts: Sequence[Prompt], responses: Sequence[Prompt], batch_size: int
@@ -193,20 +188,19 @@ class LanguageModel:
         limits = settings.Data(
             path="responses", max_length=longest, max_prompt=longest - 1, too_long="error"
         )
-        rows = [
-            json.dumps({"prompt": p, "completion": r}) + "\n"
-            for p, r in zip(prompts, responses, strict=True)
-        ]
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "responses.jsonl"
-            path.write_text("".join(rows), encoding="utf-8")
-            try:
-                examples = load_examples(limits, str(path), "", self.tokenizer, DEMOS, seed=0)
-            except UserError as e:
-                raise UserError(str(e).replace(str(path), "responses")) from None
+        rows = (
+            (f"responses[{i}]", {"prompt": _plain(p), "completion": _plain(r)})
+            for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
+        )
+        examples = make_examples(limits, rows, "responses", self.tokenizer, DEMOS, seed=0)
         if len(examples) < len(prompts):
             raise UserError("a response has no token of its own; drop it")
         return examples
+
+
+def _plain(text: Prompt) -> str | list[dict[str, str]]:
+    """A text, or messages as a data set holds them."""
+    return text if isinstance(text, str) else [dict(message) for message in text]
 
 
 def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -17,7 +17,7 @@ from ..data.read import prompts_of
 from ..data.sources import FILES
 from ..data.tokenize import encode_prompts
 from ..errors import UserError
-from ..hf.open import open_config, open_model
+from ..hf.open import Opened, open_config, open_model
 from .decode import generate, refuse_scores
 
 Prompt = str | Messages
@@ -99,17 +99,30 @@ def sample(folder: Path, settings: Sampling, mesh: Mesh, prompts: Sequence[Promp
     """
     refuse_scores(open_config(folder))  # before it reads the weights
     opened = open_model(folder, mesh, dtype=settings.dtype)
-    tokens = generate(
-        opened.model,
-        opened.params,
-        encode_prompts(opened.tokenizer, prompts, "prompt"),
+    return answer(
+        opened,
+        prompts,
         max_new=settings.max_new,
-        stop=opened.stop,
         temperature=settings.temperature,
         top_k=settings.top_k,
         top_p=settings.top_p,
         seed=settings.seed,
         batch_size=settings.batch_size,
     )
+
+
+def answer(opened: Opened, prompts: Sequence[Prompt], **how: Any) -> Answers:
+    """Sample one answer to every prompt from a model on the devices.
+
+    Args:
+      opened: the model.
+      prompts: text, or messages for the tokenizer's chat template.
+      **how: the settings of the draws, arguments of `decode.generate`.
+
+    Raises:
+      UserError: the model gives scores, or a prompt or a setting does not fit.
+    """
+    ids = encode_prompts(opened.tokenizer, prompts, "prompt")
+    tokens = generate(opened.model, opened.params, ids, stop=opened.stop, **how)
     texts = [str(opened.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
     return Answers(texts, tokens, opened.model.config.vocab)

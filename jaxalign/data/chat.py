@@ -18,7 +18,7 @@ def render(
 ) -> list[str]:
     """The text of the prompt, ready to be answered, then the text of the prompt and each response.
 
-    Every special token is the template's: none may be added when the text is tokenised.
+    Every special token is the template's: none may be added when the text is tokenized.
 
     Raises:
       UserError: the tokenizer has no chat template, or the template refuses the messages.

@@ -1,4 +1,4 @@
-"""Tokenised examples: a prompt, its responses, and what became of the rows they came from."""
+"""Tokenized examples: a prompt, its responses, and what became of the rows they came from."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class RowCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A tokenised data set, in the order of its rows."""
+    """A tokenized data set, in the order of its rows."""
 
     items: list[Example]
     counts: RowCounts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from ..core.layouts import Layout
 from ..errors import UserError
@@ -26,12 +26,22 @@ def read_records(
     dropped: Counter[str],
     columns: Collection[str] = (),
 ) -> Iterator[Record]:
+    """`fit_records` of a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub."""
+    return fit_records(settings, raw_records(path, split), layout, dropped, columns)
+
+
+def fit_records(
+    settings: Data,
+    rows: Iterable[tuple[str, Raw]],
+    layout: Layout,
+    dropped: Counter[str],
+    columns: Collection[str] = (),
+) -> Iterator[Record]:
     """The records of a data set, one for each example of a layout.
 
     Args:
       settings: `limit` and `skip_empty` are read.
-      path: a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub.
-      split: the split to read, where `path` is no file.
+      rows: the rows of the data set, each with its place for messages.
       layout: the responses of an example.
       dropped: counts of the rows left out, by reason; increased as the rows are read.
       columns: what the objective reads besides responses; of these, `OWN` are not in the file.
@@ -43,7 +53,7 @@ def read_records(
     fit = FITS[layout]
     wanted = [name for name in columns if name not in OWN]
     width = None
-    for where, row in itertools.islice(raw_records(path, split), settings.limit):
+    for where, row in itertools.islice(rows, settings.limit):
         raw = {k: v for k, v in row.items() if v is not None}
         record = recognize(raw, where)
         if record is None:

@@ -15,17 +15,26 @@ from ..errors import UserError
 from ..settings import Data
 from .chat import Messages, render
 from .examples import Example, Examples, RowCounts, preview
-from .fields import Field
-from .read import read_records
+from .fields import Field, Raw
+from .read import fit_records
 from .records import Record
+from .sources import raw_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Example", "Examples", "RowCounts", "encode_prompts", "load_examples", "preview"]
+__all__ = [
+    "Example",
+    "Examples",
+    "RowCounts",
+    "encode_prompts",
+    "load_examples",
+    "make_examples",
+    "preview",
+]
 
 CHUNK = 1000
-"""Rows tokenised in one call, so that the tokenizer's threads have work."""
+"""Rows tokenized in one call, so that the tokenizer's threads have work."""
 
 Ids = list[int]
 
@@ -62,7 +71,35 @@ def load_examples(
     seed: int,
     columns: Collection[str] = (),
 ) -> Examples:
-    """Read and tokenize a data set.
+    """Read and tokenize a data set: `make_examples` of its rows.
+
+    Args:
+      settings: limits and what to do at them; `path` and `split` are given apart.
+      path: a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub.
+      split: the split to read, where `path` is no file.
+      tokenizer: a Hugging Face tokenizer; a pad token is not needed.
+      layout: the responses of an example.
+      seed: the seed of the partners of a layout that borrows responses; others ignore it.
+      columns: what the objective reads besides responses.
+
+    Raises:
+      UserError: the data, the limits and the tokenizer do not fit together; says how.
+    """
+    rows = raw_records(path, split)
+    return make_examples(settings, rows, path, tokenizer, layout, seed=seed, columns=columns)
+
+
+def make_examples(
+    settings: Data,
+    rows: Iterable[tuple[str, Raw]],
+    where: str,
+    tokenizer: PreTrainedTokenizerBase,
+    layout: Layout,
+    *,
+    seed: int,
+    columns: Collection[str] = (),
+) -> Examples:
+    """Tokenize the rows of a data set.
 
     The prompt is the longest common prefix of the token ids of the prompt alone and of the prompt
     with every response; the rest of each joint tokenization is the response, so no byte is lost if
@@ -71,9 +108,9 @@ def load_examples(
     at the end of text responses; each at most once, neither around a chat template.
 
     Args:
-      settings: limits and what to do at them; `path` and `split` are given apart.
-      path: a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub.
-      split: the split to read, where `path` is no file.
+      settings: limits and what to do at them; `path` and `split` are not read.
+      rows: the rows of the data set, each with its place for messages.
+      where: the name of the data set in messages.
       tokenizer: a Hugging Face tokenizer; a pad token is not needed.
       layout: the responses of an example.
       seed: the seed of the partners of a layout that borrows responses; others ignore it.
@@ -89,18 +126,18 @@ def load_examples(
         )
     tally = _Tally()
     names = layout.responses
-    rows = read_records(settings, path, split, layout, tally.dropped, columns)
+    records = fit_records(settings, rows, layout, tally.dropped, columns)
     specials = _specials(tokenizer)
     items = [
         example
-        for row, groups in _encode(rows, tokenizer, specials)
+        for row, groups in _encode(records, tokenizer, specials)
         if (example := _example(row, groups, specials, settings, names, tally)) is not None
     ]
     if not items:
         reasons = ", ".join(f"{n} dropped: {reason}" for reason, n in tally.dropped.items())
-        raise UserError(f"{path}: no example is left; {reasons or 'it has no rows'}")
+        raise UserError(f"{where}: no example is left; {reasons or 'it has no rows'}")
     if layout.borrowed:
-        items = _with_borrowed(items, settings.max_length, seed, path, names[-1], tally)
+        items = _with_borrowed(items, settings.max_length, seed, where, names[-1], tally)
     return Examples(items, tally.counts(len(items), names))
 
 

@@ -51,15 +51,13 @@ def slpo(
     its reference probability. Gradients are small, 1e-6 to 1e-3 per nat: mind Adam's eps.
 
     Args:
-      policy: both responses under the policy. Reads `logp`, `length`, [B], and token `logp`,
-        `log_complement`, [B, T].
+      policy: responses under the policy. Reads `length`, [B], `logp`, `log_complement`, [B, T].
       ref: both responses under the frozen reference.
       form: kind of fit: `split`, two Bernoulli fits (Eq. 8); `joint`, one over three outcomes (Eq.
         6 and 7).
       alpha: fraction of the rejected response's mass that moves.
-      mass_shift: choice of the targets: `repo` as above; `paper`, w_w and w_l are alpha and 1 -
-        alpha times pi_ref(y_w|x) + pi_ref(y_l|x), which can be below the reference for y_w, above
-        for y_l.
+      mass_shift: choice of the targets: `repo` as above; `paper`, alpha and 1 - alpha times
+        pi_ref(y_w|x) + pi_ref(y_l|x), which can be below the reference for y_w, above for y_l.
       temperature: N; `length` is the number of tokens of the response, None is 1, where loss and
         gradient vanish in float32 below -100 nats.
       complement: computation of pi(not y|x): `tree` is accurate even where pi(y|x) is near 1;

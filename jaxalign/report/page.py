@@ -11,10 +11,9 @@ from typing import Any
 from ..files import whole_file
 from . import figures, html
 from .read import Run, Stage, read_run
-from .samples import Comparison
+from .samples import SHOWN, Comparison
 from .text import seconds, setting, short
 
-SHOWN = 5  # samples
 RECIPE = 100_000  # characters of a recipe that are shown
 SETTINGS = {  # of a stage: the words for them, by their place in the recipe
     "held-out data": "data.eval_path",
@@ -73,10 +72,6 @@ def write_report(folder: Path) -> Path:
 
 def _draw(run: Run) -> dict[str, dict[str, bytes]]:
     """The figures of the comparison and of each stage: {group: {panel: PNG}}."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return {}
     drawn = {"answers": figures.answers(run.comparison) if run.comparison else {}}
     return drawn | {_group(i, s): figures.curves(s.metrics) for i, s in enumerate(run.stages, 1)}
 
@@ -97,8 +92,6 @@ def _page(run: Run, drawn: Mapping[str, Mapping[str, bytes]]) -> str:
         html.element("p", f"{html.element('b', html.text(run.state), kind)}"),
         *(html.paragraph(problem, "problem") for problem in run.problems),
     ]
-    if not drawn:
-        parts.append(html.paragraph("No figures: matplotlib is not installed.", "problem"))
     if run.comparison is not None:
         parts.append(_comparison(run.comparison, drawn.get("answers", {})))
     parts += [_asked(run)]

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..files import whole_file
 
 FILE = "samples.json"  # in the folder of the run
+SHOWN = 5  # samples in a report
 
 
 @dataclasses.dataclass(frozen=True)

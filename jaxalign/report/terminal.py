@@ -10,10 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .read import Run, Stage, read_run
-from .samples import Comparison
+from .samples import SHOWN, Comparison
 from .text import seconds, short, visible
-
-SHOWN = 5  # samples
 
 
 def terminal(folder: Path) -> Group:

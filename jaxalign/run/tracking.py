@@ -6,7 +6,6 @@ import datetime
 import importlib
 import json
 import math
-import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from rich.text import Text
 
 from ..data.pack import TokenCounts
 from ..errors import UserError
+from ..files import whole_file
 from ..report.metrics import read_metrics
 from .phases import Phases
 
@@ -251,9 +251,8 @@ def _drop_from(path: Path, first: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_metrics(path) if record["step"] < first] if first else []
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(_to_json(r.pop("step"), r) for r in kept), encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as file:
+        file.write("".join(_to_json(r.pop("step"), r) for r in kept).encode())
 
 
 def _start_wandb(

@@ -22,7 +22,7 @@ from rich.console import Console
 from ..core.batch import Batch
 from ..core.sharding import put_batch
 from ..data.loader import Loader
-from ..data.pack import token_counts
+from ..data.pack import TokenCounts, token_counts
 from ..errors import RunError, UserError
 from ..files import first_process, write_whole
 from ..hf import load
@@ -212,8 +212,10 @@ def _updates(
             with contextlib.nullcontext() if shapes in known else log.phases("compiling"):
                 state, reported = update(state, put_batch(batch, stage.mesh), fixed)
             known.add(shapes)
+            tokens = token_counts(batch)
             # Metrics are read one update late, so that the device never waits for the host.
-            log.update(step, functools.partial(read, step, batch, reported), token_counts(batch))
+            values = functools.partial(read, step, batch, tokens, len(known), reported)
+            log.update(step, values, tokens)
             checkpoints.check()
             last = step == total
             if _due(step, every.eval_every) or last:
@@ -244,8 +246,8 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-Read = Callable[[int, Batch, StepMetrics], dict[str, float]]
-"""(update, its batch, its metrics on the device) -> the numbers to report."""
+Read = Callable[[int, Batch, TokenCounts, int, StepMetrics], dict[str, float]]
+"""(update, its batch, tokens, shapes compiled so far, metrics on the device) -> what to report."""
 
 
 def _reader(stage: StageRun) -> Read:
@@ -255,16 +257,15 @@ def _reader(stage: StageRun) -> Read:
     """
     rate = learning_rate(stage.settings.optimizer, stage.updates)
     rates = np.asarray(jax.vmap(rate)(jnp.arange(stage.updates)))
-    shapes: set[tuple[tuple[int, ...], ...]] = set()
 
-    def read(step: int, batch: Batch, metrics: StepMetrics) -> dict[str, float]:
+    def read(
+        step: int, batch: Batch, tokens: TokenCounts, compiled: int, metrics: StepMetrics
+    ) -> dict[str, float]:
         # To the host first: any jax operation would wait in the device's queue for the next update.
         metrics = jax.device_get(metrics)
         loss, norm = float(metrics.loss), float(metrics.grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _not_finite(stage.folder, step, batch, metrics)
-        shapes.add(_shapes(batch))
-        tokens = token_counts(batch)
         values = {"loss": loss, "grad_norm": norm, "learning_rate": float(rates[step - 1])}
         return (
             values
@@ -273,7 +274,7 @@ def _reader(stage: StageRun) -> Read:
                 "tokens": tokens.real,
                 "fill": tokens.real / tokens.slots,
                 "shared": 1 - tokens.real / tokens.unshared,
-                "compiles": len(shapes),
+                "compiles": compiled,
             }
         )
 

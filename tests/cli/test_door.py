@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from lib import runs as h
+from lib.checkpoints import classifier
 
 import jaxalign
 from jaxalign.core import layouts
@@ -149,6 +151,20 @@ def test_generate_is_that_of_the_command(opened, jaxalign_command, finished):
     assert f'"answer": "{answer}"' in out
 
 
+@pytest.mark.parametrize("scores", [1, 3])
+def test_scores_of_a_reward_model_are_those_of_transformers(tmp_path, scores):
+    theirs = classifier(tmp_path, "llama-gqa", scores)
+    opened = jaxalign.open(tmp_path, "float32")
+    prompts, responses = ["1+1=", "9-"], [" 2", " 3 4"]
+    eos = opened.tokenizer.eos_token_id
+    texts = [p + y for p, y in zip(prompts, responses, strict=True)]
+    rows = [[*opened.tokenizer(text).input_ids, eos] for text in texts]
+    with torch.no_grad():
+        wanted = [theirs(torch.tensor([row])).logits.numpy()[0] for row in rows]
+    wanted = np.stack(wanted)[:, 0] if scores == 1 else np.stack(wanted)
+    np.testing.assert_allclose(opened.score(prompts, responses), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_language_model_gives_no_scores(opened):
     with pytest.raises(jaxalign.UserError, match="not a reward model; call logp"):
         opened.score(["a"], ["b"])
@@ -159,8 +175,8 @@ def test_a_language_model_gives_no_scores(opened):
     [
         ("1+1=", ["2"], "are lists; put each text into one"),
         (["1+1="], [], "got 1 prompts and 0 responses"),
-        (["1+1="], [" "], "responses line 1: 'completion' is empty"),
-        (["1" * 80], ["2"], "responses line 1: prompt has"),
+        (["1+1="], [" "], r"responses\[0\]: 'completion' is empty"),
+        (["1" * 80], ["2"], r"responses\[0\]: prompt has"),
     ],
 )
 def test_responses_that_do_not_fit_are_refused(opened, prompts, responses, message):

@@ -12,12 +12,12 @@ from lib.checkpoints import (
     CONFIGS,
     ONE_PER_FAMILY,
     SMALL,
+    classifier,
     load,
     logits,
     plain_rows,
     small_model,
     tensors_of,
-    torch_model,
     write_tokenizer,
 )
 
@@ -34,19 +34,6 @@ from jaxalign.settings import Mesh
 NAMES = [*ONE_PER_FAMILY, "llama-tied-llama3", "qwen2-untied"]
 LENGTHS = [9, 4, 1]
 RAW = SMALL | CONFIGS["llama-gqa"] | {"architectures": ["LlamaForSequenceClassification"]}
-
-
-def classifier(folder, name, scores):
-    """A random transformers classifier on the body of `torch_model`, and its folder."""
-    body = torch_model(name)
-    body.config.num_labels, body.config.pad_token_id = scores, 0
-    model = transformers.AutoModelForSequenceClassification.from_config(body.config)
-    with torch.no_grad():
-        model.base_model.load_state_dict(body.base_model.state_dict())
-        model.score.weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(2))
-    model.save_pretrained(folder)
-    write_tokenizer(folder)
-    return model.eval()
 
 
 def theirs(model, rows):

@@ -160,3 +160,16 @@ def tensors_of(folder):
 
 def load(folder, **options):
     return load_params(folder, small_model(folder, **options))
+
+
+def classifier(folder, name, scores):
+    """A random transformers classifier on the body of `torch_model`, and its folder."""
+    body = torch_model(name)
+    body.config.num_labels, body.config.pad_token_id = scores, 0
+    model = transformers.AutoModelForSequenceClassification.from_config(body.config)
+    with torch.no_grad():
+        model.base_model.load_state_dict(body.base_model.state_dict())
+        model.score.weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(2))
+    model.save_pretrained(folder)
+    write_tokenizer(folder)
+    return model.eval()
