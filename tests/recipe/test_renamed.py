@@ -28,3 +28,13 @@ def test_every_new_name_of_a_renamed_setting_is_a_setting():
     for new in RENAMED.values():
         section, name = new.split(".")
         assert hasattr(parse(with_stage(**{section: {}})).stages["dpo"].lora, name)
+
+
+@pytest.mark.parametrize(
+    "objective, old, new",
+    [("gpm", "normalise", "normalize"), ("ld_dpo", "desensitise", "desensitize")],
+)
+def test_an_old_hyper_parameter_is_refused_with_the_new_name(objective, old, new):
+    given = {"name": objective, old: True}
+    with pytest.raises(UserError, match=rf"objective\.{old}: unknown; did you mean '{new}'"):
+        parse(with_stage(objective=given), "at")
