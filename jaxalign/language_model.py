@@ -193,8 +193,10 @@ class LanguageModel:
             for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
         )
         examples = make_examples(limits, rows, "responses", self.tokenizer, DEMOS, seed=0)
-        if len(examples) < len(prompts):
-            raise UserError("a response has no token of its own; drop it")
+        kept = {example.where for example in examples.items}
+        for i in range(len(prompts)):
+            if (name := f"responses[{i}]") not in kept:
+                raise UserError(f"{name}: no token follows another, so none is scored; drop it")
         return examples
 
 

@@ -15,6 +15,7 @@ from .numerics import log1mexp
 from .types import Array, SequenceStats
 
 Numbers = Array | NDArray[Any] | Sequence[float] | Sequence[Sequence[float]]
+"""An array, or lists that make one."""
 
 PARTS = 256
 """Most parts of a row of logits whose maxima are taken one by one."""

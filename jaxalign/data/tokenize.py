@@ -71,20 +71,7 @@ def load_examples(
     seed: int,
     columns: Collection[str] = (),
 ) -> Examples:
-    """Read and tokenize a data set: `make_examples` of its rows.
-
-    Args:
-      settings: limits and what to do at them; `path` and `split` are given apart.
-      path: a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub.
-      split: the split to read, where `path` is no file.
-      tokenizer: a Hugging Face tokenizer; a pad token is not needed.
-      layout: the responses of an example.
-      seed: the seed of the partners of a layout that borrows responses; others ignore it.
-      columns: what the objective reads besides responses.
-
-    Raises:
-      UserError: the data, the limits and the tokenizer do not fit together; says how.
-    """
+    """`make_examples` of a .jsonl, .jsonl.gz or .parquet file, a folder or a hub data set."""
     rows = raw_records(path, split)
     return make_examples(settings, rows, path, tokenizer, layout, seed=seed, columns=columns)
 
