@@ -56,11 +56,11 @@ class Update(NamedTuple):
 
 def padded(items: Sequence[Example], r: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Prompt + response r of each example, padded on the right: ids, attention, scored [B, L]."""
-    lengths = [len(item.prompt) + len(item.responses[r]) for item in items]
+    lengths = [len(item.prompt) + len(item.branches[r].ids) for item in items]
     ids = torch.zeros(len(items), max(lengths), dtype=torch.long)
     attention, scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
     for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
-        ids[row, :length] = torch.tensor(np.concatenate([item.prompt, item.responses[r]]))
+        ids[row, :length] = torch.tensor(np.concatenate([item.prompt, item.branches[r].ids]))
         attention[row, :length] = 1
         scored[row, len(item.prompt) : length] = True
     return ids, attention, scored
@@ -161,7 +161,7 @@ def both(given: Path | None, count: int) -> tuple[list[Update], list[Update]]:
         run = recipe(source, data, folder / "run", count)
         stage = prepare(run, "dpo", source, mesh, Console(quiet=True))
         loader = stage.loader(stage.train, cached_reference(stage, "train", Console(quiet=True)))
-        items = stage.train.items
+        items = stage.train
         batches = [[items[i] for i in loader.indices(step)] for step in range(count)]
         theirs = list(torch_updates(source, batches))
         return theirs, list(jaxalign_updates(stage, loader, count))

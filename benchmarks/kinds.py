@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from jaxalign.core.layouts import PAIRS, RANKED
 from jaxalign.data.read import read_records
 from jaxalign.data.records import Record
+from jaxalign.data.tally import Tally
 from jaxalign.settings import Data
 
 EDGE = 3.0  # nats that `f_dpg`'s target adds to a chosen response and takes from a rejected one
@@ -21,7 +21,7 @@ EDGE = 3.0  # nats that `f_dpg`'s target adds to a chosen response and takes fro
 
 def read_pairs(data: Data) -> list[Record]:
     """The pairs of a data set, without empty responses if its settings say so."""
-    return list(read_records(data, data.path, data.split, PAIRS, Counter()))
+    return list(read_records(data, data.path, data.split, PAIRS, Tally()))
 
 
 def write_kinds(folder: Path, data: Data) -> dict[str, Data]:

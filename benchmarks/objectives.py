@@ -189,7 +189,7 @@ def first_batch(stage: StageRun, cached: CachedStats) -> Rows:
 def pair_logps(stage: StageRun, ref: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """By index of the pair, the log-probabilities of its two responses under the reference."""
     sums = np.add.reduceat(ref["logp"].astype(np.float64), stage.train.offsets[:-1])
-    items = stage.train.items
+    items = stage.train
     return {item.where: sums[2 * i : 2 * i + 2] for i, item in enumerate(items)}
 
 

@@ -16,9 +16,10 @@ import tempfile
 from pathlib import Path
 
 from jaxalign.core.layouts import PAIRS
-from jaxalign.data.examples import Examples
+from jaxalign.data.encode import Encoder
 from jaxalign.data.loader import Loader
 from jaxalign.data.pack import token_counts
+from jaxalign.data.store import Examples
 from jaxalign.data.tokenize import load_examples
 from jaxalign.hf.tokenizer import load_tokenizer
 from jaxalign.settings import Data
@@ -50,14 +51,14 @@ def padding(examples: Examples, batch_size: int) -> tuple[float, int]:
     loader = loader_of(examples, batch_size, 1, 1)
     longest = []
     for step in range(loader.steps(1)):
-        items = [examples.items[i] for i in loader.indices(step)]
-        longest.append(max(len(e.prompt) + max(map(len, e.responses)) for e in items))
+        items = [examples[i] for i in loader.indices(step)]
+        longest.append(max(len(e.prompt) + max(len(b.ids) for b in e.branches) for e in items))
     return 2 * sum(longest) / len(longest), len(set(longest))
 
 
 def rows_of(examples: Examples, batch_size: int, microbatches: int) -> list[list[str]]:
     """The rows of the table with one batch size."""
-    sequences = sum(2 * len(e.prompt) + sum(map(len, e.responses)) for e in examples.items)
+    sequences = sum(2 * len(e.prompt) + sum(len(b.ids) for b in e.branches) for e in examples)
     pair = sequences / len(examples)
     padded, shapes = padding(examples, batch_size)
     rows = [
@@ -93,9 +94,9 @@ def main() -> int:
         data = dataclasses.replace(data, limit=None, max_length=1024, max_prompt=768)
         make_tokenizer(Path(name) / "tokenizer", data, VOCAB)
         tokenizer = load_tokenizer(Path(name) / "tokenizer")
-        examples = load_examples(data, data.path, data.split, tokenizer, PAIRS, seed=0)
-    prompts = sum(len(e.prompt) for e in examples.items)
-    real = sum(e.length for e in examples.items)
+        examples = load_examples(data, data.path, data.split, Encoder(tokenizer), PAIRS, seed=0)
+    prompts = sum(len(e.prompt) for e in examples)
+    real = sum(e.length for e in examples)
     scored = examples.offsets[-1] / len(examples)
     rows = [HEADING]
     for batch_size in BATCHES:

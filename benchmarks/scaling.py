@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.core.sharding import make_mesh, put_batch
-from jaxalign.data.examples import Example, Examples, RowCounts
+from jaxalign.data.examples import Example
 from jaxalign.data.loader import Loader
 from jaxalign.data.pack import CachedStats
+from jaxalign.data.store import Examples
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
 from jaxalign.models.families import read_config
@@ -82,8 +83,8 @@ def random_pairs(sizes: Sizes) -> Examples:
     def ids() -> np.ndarray:
         return rng.integers(0, sizes.vocab, sizes.length // 2, dtype=np.int32)
 
-    items = [Example(ids(), (ids(), ids()), {}, f"{i}") for i in range(sizes.batch)]
-    return Examples(items, RowCounts(len(items), {}, 0, {}, {}))
+    items = [Example.of(ids(), ids(), ids()) for _ in range(sizes.batch)]
+    return Examples.of(items)
 
 
 def make_update(sizes: Sizes, mesh: jax.sharding.Mesh) -> Callable[[], None]:

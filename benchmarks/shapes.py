@@ -19,7 +19,7 @@ from jaxalign.core.batch import Batch
 from jaxalign.core.sharding import BATCH, repeatable, replicated
 from jaxalign.data.examples import Example
 from jaxalign.data.pack import CachedStats, head_chunks, pack
-from jaxalign.data.rows import round_up
+from jaxalign.data.store import Examples
 from jaxalign.models.adapted import Adapted, adapt
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import Params, Remat, build
@@ -133,15 +133,15 @@ def filling(count: int, vocab: int, row: int) -> list[Example]:
 
 def _pair(rng: np.random.Generator, vocab: int, *sizes: int) -> Example:
     prompt, *responses = (rng.integers(0, vocab, n, dtype=np.int32) for n in sizes)
-    return Example(prompt, tuple(responses), {}, "random")
+    return Example.of(prompt, *responses)
 
 
 def packed(
     items: Sequence[Example], work: Work, *, shards: int, microbatches: int, row: int
 ) -> Batch:
     """The pairs of one update with a cached reference, packed as the loader packs them."""
-    scored = [item.scored(r) for item in items for r in range(2)]
-    offsets = np.concatenate([[0], np.cumsum(scored)])
+    examples = Examples.of(items)
+    offsets = examples.offsets
     cell = len(items) // (shards * microbatches)
     return pack(
         items,
@@ -151,7 +151,7 @@ def packed(
         shards=shards,
         chunks=head_chunks(cell, offsets[-1] / len(items), work.config.vocab),
         row_length=row,
-        max_scored=round_up(max(scored), 16),
+        max_scored=examples.max_scored,
         cached=CachedStats(
             {
                 need.name: np.full(offsets[-1], REFERENCE, np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from jaxalign.core.layouts import PAIRS
 from jaxalign.data.fields import Field
 from jaxalign.data.read import read_records
+from jaxalign.data.tally import Tally
 from jaxalign.settings import Data
 
 PAD, END = "<|pad|>", "<|end|>"
@@ -41,7 +41,7 @@ def make_tokenizer(folder: Path, data: Data, vocab: int) -> None:
 
 
 def _texts(data: Data) -> Iterator[str]:
-    for row in read_records(data, data.path, data.split, PAIRS, Counter()):
+    for row in read_records(data, data.path, data.split, PAIRS, Tally()):
         for field in (row.prompt, *row.responses):
             yield from _contents(field)
 

@@ -90,6 +90,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+      UserError: the file is missing or no UTF-8 text.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as text: {error}") from None
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

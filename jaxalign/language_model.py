@@ -21,8 +21,9 @@ from .core.objective import objective
 from .core.sharding import batch_shards, put_batch, replicated
 from .core.stats import logit, logp
 from .core.types import Demos, Loss, Metrics, SequenceStats, per_example
-from .data.examples import Examples
+from .data.encode import Encoder
 from .data.loader import Loader
+from .data.store import Examples
 from .data.tokenize import make_examples
 from .errors import UserError
 from .hf.open import open_model
@@ -186,14 +187,19 @@ class LanguageModel:
             )
         longest = self._model.config.max_positions
         limits = settings.Data(
-            path="responses", max_length=longest, max_prompt=longest - 1, too_long="error"
+            path="responses",
+            max_length=longest,
+            max_prompt=longest - 1,
+            min_response=1,
+            too_long="error",
         )
         rows = (
             (f"responses[{i}]", {"prompt": _plain(p), "completion": _plain(r)})
             for i, (p, r) in enumerate(zip(prompts, responses, strict=True))
         )
-        examples = make_examples(limits, rows, "responses", self.tokenizer, DEMOS, seed=0)
-        kept = {example.where for example in examples.items}
+        encoder = Encoder(self.tokenizer, limits, stops=self._opened.stop)
+        examples = make_examples(limits, rows, "responses", encoder, DEMOS, seed=0)
+        kept = {example.where for example in examples}
         for i in range(len(prompts)):
             if (name := f"responses[{i}]") not in kept:
                 raise UserError(f"{name}: no token follows another, so none is scored; drop it")

@@ -6,6 +6,7 @@ The records hold plain values and this module never imports jax, so that data co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -83,12 +84,31 @@ class Data:
     """Split to read if `eval_path` is on the hub."""
     limit: Count | None = None
     """Maximum number of rows to read from each file; none: all."""
+    columns: Mapping[str, Text] = field(default_factory=dict)
+    """Columns of the file under other names, as {prompt: question}."""
+    roles: Mapping[str, Text] = field(default_factory=dict)
+    """Roles of messages under other names, as {bot: assistant}."""
+    turns: Literal["all", "last"] = "all"
+    """Turns of the assistant that are scored, of a response or of `messages`."""
+    chat_template: str | None = None
+    """File with a chat template; none: the tokenizer's."""
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Values that the chat template reads, as {enable_thinking: false}; a column of this name
+    overrides them."""
+    generation_prompt: Literal["match", "rendered"] | None = None
+    """What precedes a scored answer where the chat template opens its answers (`<think>`) but
+    renders them without: `match`, the generation prompt, as for a sampler; `rendered`, the text
+    as it is rendered; none: such a row is an error."""
     max_length: Count = 1024
-    """Maximum length of prompt + response, in tokens; the response is truncated on the right."""
-    max_prompt: Count = 512
-    """Maximum length of the prompt, in tokens; it is truncated on the left."""
-    too_long: Literal["truncate", "drop", "error"] = "truncate"
-    """What to do with a prompt or response that is longer than its maximum."""
+    """Maximum length of prompt + response, in tokens."""
+    max_prompt: Count | None = None
+    """Maximum length of the prompt, in tokens; it is cut on the left. None: half of max_length."""
+    min_response: Count = 2
+    """Minimum number of scored tokens that a cut leaves of a response; otherwise the row is
+    dropped."""
+    too_long: Literal["cut_response", "cut_prompt", "drop", "error"] = "cut_response"
+    """What to do with a row over max_length: cut the response on the right, cut the prompt on the
+    left, drop the row, or stop."""
     skip_empty: bool = False
     """Drop rows with an empty response; otherwise such a row is an error."""
     row_length: Count = 2048

@@ -68,7 +68,9 @@ def useful_flops(config: ModelConfig, items: Sequence[Example], adapters: int) -
       items: pairs of the update.
       adapters: the number of scalars in all adapters; 0 if all parameters are trained.
     """
-    forward = work.forward_flops(config, [work.Pair(x.prompt, *x.responses) for x in items])
+    forward = work.forward_flops(
+        config, [work.Pair(x.prompt, *(b.ids for b in x.branches)) for x in items]
+    )
     if not adapters:
         return 3 * sum(forward)
     low_rank = 2 * adapters * sum(x.length for x in items)

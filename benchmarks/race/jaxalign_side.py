@@ -20,7 +20,8 @@ from rich.console import Console
 
 from jaxalign import settings
 from jaxalign.core.sharding import make_mesh, put_batch
-from jaxalign.data.examples import Example, Examples, RowCounts
+from jaxalign.data.examples import Example
+from jaxalign.data.store import Examples
 from jaxalign.recipe.schema import section
 from jaxalign.run.reference import cached_reference
 from jaxalign.run.stage import StageRun, prepare
@@ -61,10 +62,7 @@ def recipe(folder: Path, name: str, microbatches: int, row_length: int) -> setti
 
 def examples(pairs: Sequence[work.Pair]) -> Examples:
     """The pairs in the loader's format."""
-    items = [
-        Example(p.prompt, (p.chosen, p.rejected), {}, f"pair {i}") for i, p in enumerate(pairs)
-    ]
-    return Examples(items, RowCounts(len(items), {}, 0, {}, {}))
+    return Examples.of([Example.of(p.prompt, p.chosen, p.rejected) for p in pairs])
 
 
 def make_step(stage: StageRun) -> Step:

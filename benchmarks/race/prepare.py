@@ -21,6 +21,7 @@ import transformers
 from transformers import LlamaConfig, Qwen2Config
 
 from jaxalign.core.layouts import PAIRS
+from jaxalign.data.encode import Encoder
 from jaxalign.data.tokenize import load_examples
 from jaxalign.hf.tokenizer import load_tokenizer
 from jaxalign.settings import Data
@@ -73,18 +74,17 @@ def given_pairs(data: Data, tokenizer: Path, count: int, terms: work.Terms) -> l
       SystemExit: there are too few pairs.
     """
     data = dataclasses.replace(data, max_length=terms.length, max_prompt=terms.prompt)
-    items = load_examples(
-        data, data.path, data.split, load_tokenizer(tokenizer), PAIRS, seed=0
-    ).items
+    encoder = Encoder(load_tokenizer(tokenizer))
+    items = load_examples(data, data.path, data.split, encoder, PAIRS, seed=0)
     if len(items) < count:
         raise SystemExit(f"--data: {len(items)} pairs are too few; {count} are needed")
     chosen = items[:: len(items) // count][:count]
-    return [work.Pair(e.prompt, *(r[: terms.response] for r in e.responses)) for e in chosen]
+    return [work.Pair(e.prompt, *(b.ids[: terms.response] for b in e.branches)) for e in chosen]
 
 
 def drawn_pairs(count: int) -> list[work.Pair]:
     """Random tokens with the lengths of HH pairs."""
-    return [work.Pair(x.prompt, *x.responses) for x in shapes.hh_like(count, VOCAB)]
+    return [work.Pair(x.prompt, *(b.ids for b in x.branches)) for x in shapes.hh_like(count, VOCAB)]
 
 
 def full_pairs(count: int, terms: work.Terms) -> list[work.Pair]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,9 +23,10 @@ from jax.sharding import Mesh
 from .. import settings
 from ..core.layouts import LABELED
 from ..core.types import Array
+from ..data.encode import Encoder
 from ..data.read import read_records
 from ..data.records import Record
-from ..data.tokenize import encode_prompts
+from ..data.tally import Tally
 from ..errors import UserError
 from ..hf.open import open_model
 from ..models.decoder import Model, Params
@@ -72,14 +72,15 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
       UserError: the checkpoint and the data do not fit, or all labels are the same.
     """
     data = Data(path=settings.data)
-    rows = list(read_records(data, settings.data, settings.split, LABELED, Counter()))
+    rows = list(read_records(data, settings.data, settings.split, LABELED, Tally()))
     labels = np.array([row.label for row in rows])
     if len(set(labels)) < 2:
         raise UserError(
             f"{settings.data}: all labels are the same; add responses with the other label"
         )
     opened = open_model(folder, mesh, dtype=settings.dtype)
-    prompts = encode_prompts(opened.tokenizer, [row.prompt for row in rows], settings.data)
+    encoder = Encoder(opened.tokenizer, stops=opened.stop)
+    prompts = encoder.prompts([row.prompt for row in rows], settings.data)
     longest = min(settings.max_prompt, opened.model.config.max_positions)
     cut = [_checked(ids[-longest:], row) for ids, row in zip(prompts, rows, strict=True)]
     embedded = embeddings(opened.model, opened.params, cut, settings.batch_size)

@@ -12,15 +12,15 @@ import tyro
 from jax.sharding import Mesh
 
 from .. import settings
-from ..data.chat import Messages
+from ..data.encode import Encoder
 from ..data.read import prompts_of
 from ..data.sources import FILES
-from ..data.tokenize import encode_prompts
+from ..data.template import Turns
 from ..errors import UserError
 from ..hf.open import Opened, open_config, open_model
 from .decode import generate, refuse_scores
 
-Prompt = str | Messages
+Prompt = str | Turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def read_prompts(settings: Sampling) -> list[Prompt]:
     path = Path(settings.prompts)
     if not path.is_file():
         raise UserError(f"--prompts: no file {path}")
-    if path.name.endswith(FILES):
+    if path.name.endswith(tuple(FILES)):
         return list(prompts_of(str(path)))
     try:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -122,7 +122,7 @@ def answer(opened: Opened, prompts: Sequence[Prompt], **how: Any) -> Answers:
     Raises:
       UserError: the model gives scores, or a prompt or a setting does not fit.
     """
-    ids = encode_prompts(opened.tokenizer, prompts, "prompt")
+    ids = Encoder(opened.tokenizer, stops=opened.stop).prompts(prompts, "prompt")
     tokens = generate(opened.model, opened.params, ids, stop=opened.stop, **how)
     texts = [str(opened.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
     return Answers(texts, tokens, opened.model.config.vocab)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from functools import cached_property
+import itertools
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -16,25 +17,54 @@ Span = tuple[str, bool]
 """A piece of text, and whether its tokens are scored."""
 
 
+class Branch(NamedTuple):
+    """Tokens that follow the prompt: a response, or one of its turns and what leads to it."""
+
+    ids: np.ndarray  # [length] int32
+    scored: np.ndarray  # [length] bool; the other tokens are context
+    response: int  # the response that the scored tokens belong to
+
+
 class Example(NamedTuple):
-    """Token ids of a prompt and its responses; prompt + response r is one joint tokenisation."""
+    """Token ids of a prompt and of the branches that follow it, in the order of their responses.
+
+    Prompt and branch are one joint tokenization. The first token of an empty prompt's branch has
+    nothing before it, so it is never scored.
+    """
 
     prompt: np.ndarray  # [P] int32
-    responses: tuple[np.ndarray, ...]  # R of [length] int32
+    branches: tuple[Branch, ...]
     columns: dict[str, float | tuple[float, ...]]
     where: str
-    context: tuple[int, ...] = ()
-    """R numbers of tokens at the start of each response that are shown, not scored; (): none."""
+    weight: float = 1.0  # of its loss, over 0
 
-    def scored(self, r: int) -> int:
-        """Scored tokens of response r: those after its context that a token precedes."""
-        context = self.context[r] if self.context else 0
-        return max(len(self.responses[r]) - max(context, len(self.prompt) == 0), 0)
+    @classmethod
+    def of(cls, prompt: np.ndarray, *responses: np.ndarray, where: str = "") -> Example:
+        """An example whose responses are scored from their first token to their last.
+
+        The prompt has at least one token.
+        """
+        branches = (Branch(ids, np.ones(len(ids), bool), r) for r, ids in enumerate(responses))
+        return cls(prompt, tuple(branches), {}, where)
+
+    @property
+    def responses(self) -> int:
+        """R, the number of responses."""
+        return self.branches[-1].response + 1
 
     @property
     def length(self) -> int:
-        """Tokens of the prompt and all responses."""
-        return len(self.prompt) + sum(map(len, self.responses))
+        """Tokens of the prompt and all branches."""
+        return len(self.prompt) + sum(len(branch.ids) for branch in self.branches)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and its longest branch."""
+        return len(self.prompt) + max(len(branch.ids) for branch in self.branches)
+
+    def scored(self, r: int) -> np.ndarray:
+        """The scored tokens of response r, [length] int32."""
+        return np.concatenate([b.ids[b.scored] for b in self.branches if b.response == r])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +78,33 @@ class RowCounts:
     prompt_cut: int
     """Prompts that lost tokens on the left."""
     response_cut: dict[str, int]
-    """Responses that lost tokens on the right, by name."""
-    eos_lost: dict[str, int]
-    """Responses that lost their end-of-sequence token that way, by name."""
+    """Responses that lost tokens on the right, their stop token among them, by name."""
+    noted: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Rows kept of which something is to be said, by what that is."""
+    first: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The first row of each reason in `dropped` and `noted`."""
+
+    @classmethod
+    def merged(cls, parts: Sequence[RowCounts]) -> RowCounts:
+        """The counts of several parts of a data set, at least one, in their order."""
+
+        def added(name: str) -> dict[str, int]:
+            total: Counter[str] = Counter()
+            for part in parts:
+                total.update(getattr(part, name))
+            return dict(total)
+
+        first: dict[str, str] = {}
+        for part in reversed(parts):
+            first |= part.first
+        return cls(
+            kept=sum(part.kept for part in parts),
+            dropped=added("dropped"),
+            prompt_cut=sum(part.prompt_cut for part in parts),
+            response_cut=added("response_cut"),
+            noted=added("noted"),
+            first=first,
+        )
 
     def table(self) -> list[tuple[str, ...]]:
         """Rows (what, count) to print, the first of them the heading."""
@@ -58,58 +112,16 @@ class RowCounts:
         rows += [(f"dropped: {reason}", n) for reason, n in sorted(self.dropped.items()) if n]
         rows += [("prompt cut on the left", self.prompt_cut)]
         for name, count in self.response_cut.items():
-            rows += [(f"{name} cut on the right", count)]
-            rows += [(f"{name} lost its end token", self.eos_lost[name])]
+            rows += [(f"{name} cut on the right, stop token lost", count)]
+        rows += sorted(self.noted.items())
         return [("data", "examples"), *((what, f"{count:,}") for what, count in rows)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """A tokenized data set, in the order of its rows."""
-
-    items: list[Example]
-    counts: RowCounts
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @property
-    def responses(self) -> int:
-        """R, responses per example, the same for all."""
-        return len(self.items[0].responses)
-
-    @cached_property
-    def offsets(self) -> np.ndarray:
-        """[N * R + 1] int64: where the scored tokens of response r of example i begin.
-
-        Entry i * R + r; the last entry is the number of scored tokens of the data set.
-        """
-        scored = [item.scored(r) for item in self.items for r in range(self.responses)]
-        return np.concatenate([[0], np.cumsum(scored, dtype=np.int64)])
-
-    @cached_property
-    def max_scored(self) -> int:
-        """T, the most scored tokens of a response, rounded up to a multiple of 16."""
-        return -(-int(np.diff(self.offsets).max()) // 16) * 16
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 over all token ids, lengths, columns and contexts."""
-        digest = hashlib.sha256()
-        for item in self.items:
-            parts = (item.prompt, *item.responses)
-            digest.update(np.array([len(parts), *map(len, parts)], "<i8").tobytes())
-            for part in parts:
-                digest.update(part.astype("<i4", copy=False).tobytes())
-            digest.update(repr(sorted(item.columns.items())).encode())
-            digest.update(repr(item.context).encode() if any(item.context) else b"")
-        return digest.hexdigest()
-
-
 def preview(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
-    """What the model is scored on and what it is only shown: the prompt, then each response."""
+    """What the model is scored on and what it is only shown: the prompt, then each branch."""
     pieces = [(example.prompt, False)]
-    for r, response in enumerate(example.responses):
-        unscored = len(response) - example.scored(r)
-        pieces += [(response[:unscored], False), (response[unscored:], True)]
+    for branch in example.branches:
+        edges = np.flatnonzero(np.diff(branch.scored)) + 1
+        for start, stop in itertools.pairwise([0, *edges.tolist(), len(branch.ids)]):
+            pieces.append((branch.ids[start:stop], bool(branch.scored[start])))
     return [(str(tokenizer.decode(ids.tolist())), scored) for ids, scored in pieces if len(ids)]

@@ -1,4 +1,4 @@
-"""Values of a raw record, checked: numbers, labels, texts and messages."""
+"""Values of a raw record, checked: numbers, labels, texts and turns."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import UserError, near_miss
+from .turns import Turn, encodable, is_turns, read_turns
 
-COLUMNS = ("prompt", "chosen", "rejected", "responses", "completion", "label", "text")
+CHATS = ("messages", "conversations")
+"""Columns that hold a whole chat."""
+COLUMNS = (
+    *("prompt", "chosen", "rejected", "responses", "completion", "label", "text"),
+    *CHATS,
+)
 """Columns that say what kind of record it is."""
 
 Raw = Mapping[str, Any]
 """A record as its file has it: {column: value}."""
-Field = str | list[dict[str, str]]
-"""A text, or the messages {role, content} of a chat."""
+Roles = Mapping[str, str]
+"""Names of roles in a file, each with the role that it means."""
+NO_ROLES: Roles = {}
+Field = str | list[Turn]
+"""A text, or the turns of a chat."""
 
 
 def value(raw: Raw, name: str, where: str) -> Any:
@@ -57,30 +66,27 @@ def scores(raw: Raw, count: int, where: str) -> tuple[float, ...]:
     return tuple(number({f"scores[{i}]": v}, f"scores[{i}]", where) for i, v in enumerate(values))
 
 
-def field(raw: Raw, name: str, where: str) -> Field:
-    """A text or messages.
+def field(raw: Raw, name: str, where: str, roles: Roles = NO_ROLES) -> Field:
+    """A text or turns.
 
     Raises:
       UserError: it is missing, of another kind, or cannot be encoded.
     """
     found = value(raw, name, where)
     if isinstance(found, str):
-        return _encodable(found, name, where)
-    if not isinstance(found, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in found
-    ):
+        return encodable(found, f"{where}: '{name}'")
+    if not is_turns(found):
         got = json.dumps(found, default=str)[:80]
         raise UserError(
             f"{where}: '{name}' is neither text nor messages; got {got}; "
             'wanted a string or a list of {"role": ..., "content": ...}'
         )
-    for message in found:
-        _encodable(message["content"], name, where)
-    return found
+    return read_turns(found, roles, f"{where}: '{name}'")
 
 
-def fields(raw: Raw, name: str, least: int, wanted: str, where: str) -> dict[str, Field]:
+def fields(
+    raw: Raw, name: str, least: int, wanted: str, where: str, roles: Roles = NO_ROLES
+) -> dict[str, Field]:
     """The entries of a list of responses, by the name of each, `name[0]` and so on.
 
     Raises:
@@ -91,7 +97,7 @@ def fields(raw: Raw, name: str, least: int, wanted: str, where: str) -> dict[str
         got = json.dumps(values, default=str)[:80]
         raise UserError(f"{where}: '{name}' is {got}; wanted a list of {wanted}")
     named = {f"{name}[{i}]": v for i, v in enumerate(values)}
-    return {key: field(named, key, where) for key in named}
+    return {key: field(named, key, where, roles) for key in named}
 
 
 def text(found: Field, name: str, where: str) -> str:
@@ -101,7 +107,9 @@ def text(found: Field, name: str, where: str) -> str:
       UserError: it holds messages.
     """
     if not isinstance(found, str):
-        raise UserError(f"{where}: '{name}' holds messages; wanted text; use prompt/completion")
+        raise UserError(
+            f"{where}: '{name}' holds messages; wanted text; call the column 'messages'"
+        )
     return found
 
 
@@ -119,13 +127,3 @@ def label(found: Any, where: str) -> float:
 def listed(names: Iterable[str]) -> str:
     """Names in quotes, for messages."""
     return ", ".join(f"'{name}'" for name in names) or "none"
-
-
-def _encodable(found: str, name: str, where: str) -> str:
-    try:
-        found.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: '{name}' holds half a surrogate pair at character {error.start}; repair it"
-        ) from None
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable
 
 from ..core.layouts import (
@@ -22,37 +21,38 @@ from ..errors import UserError
 from .fields import Field, Raw, field, fields, listed
 from .prompts import revisions, why
 from .records import Record
+from .tally import Reasons
 
 
-def pair(record: Record, dropped: Counter[str]) -> list[Record]:
+def pair(record: Record, dropped: Reasons) -> list[Record]:
     """The record itself, which must be a pair."""
     _require(record.is_pair, record, "'chosen' and 'rejected'")
     return [record]
 
 
-def ranking(record: Record, dropped: Counter[str]) -> list[Record]:
+def ranking(record: Record, dropped: Reasons) -> list[Record]:
     """The record itself, a pair or a list of responses."""
     _require(record.is_pair or record.is_group, record, "'responses', or pairs")
     return [record]
 
 
-def best(record: Record, dropped: Counter[str]) -> list[Record]:
+def best(record: Record, dropped: Reasons) -> list[Record]:
     """The chosen response of a pair, or a response not labeled undesirable."""
     return _single(record, dropped, 0, unwanted=0.0)
 
 
-def worst(record: Record, dropped: Counter[str]) -> list[Record]:
+def worst(record: Record, dropped: Reasons) -> list[Record]:
     """The rejected response of a pair, or a response not labeled desirable."""
     return _single(record, dropped, -1, unwanted=1.0)
 
 
-def labeled(record: Record, dropped: Counter[str]) -> list[Record]:
+def labeled(record: Record, dropped: Reasons) -> list[Record]:
     """A labeled response, or the two of a pair, chosen as 1 and rejected as 0."""
     _require(record.is_pair or record.label is not None, record, "a 'label', or pairs")
     if not record.is_pair:
         return [record]
     if record.responses[0] == record.responses[1]:
-        dropped["identical responses"] += 1
+        dropped.add("identical responses", record.where)
         return []
     return [
         record._replace(responses=(response,), names=(name,), label=label)
@@ -74,7 +74,7 @@ def samples(raw: Raw, where: str) -> dict[str, Field]:
 class Fit:
     """How a record becomes the examples of a layout."""
 
-    split: Callable[[Record, Counter[str]], list[Record]]
+    split: Callable[[Record, Reasons], list[Record]]
     """(record, dropped) -> one record for each example; those it has no use for are counted."""
     extra: Callable[[Raw, str], dict[str, Field]] | None = None
     """(raw record, where) -> further responses, by name, which follow the responses of `split`."""
@@ -97,11 +97,11 @@ FITS: dict[Layout, Fit] = {
 }
 
 
-def _single(record: Record, dropped: Counter[str], which: int, *, unwanted: float) -> list[Record]:
+def _single(record: Record, dropped: Reasons, which: int, *, unwanted: float) -> list[Record]:
     """One response of a record, unless its label is unwanted."""
     _require(not record.is_group, record, "a 'completion', or pairs")
     if record.label == unwanted:
-        dropped[f"label is {unwanted:g}"] += 1
+        dropped.add(f"label is {unwanted:g}", record.where)
         return []
     response, name = record.responses[which], record.names[which]
     return [record._replace(responses=(response,), names=(name,), label=None)]

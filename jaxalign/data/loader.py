@@ -12,9 +12,10 @@ from itertools import islice
 import numpy as np
 
 from ..core.batch import Batch
-from .examples import Example, Examples
+from .examples import Example
 from .pack import CachedStats, cell_size, pack, share_out
 from .rows import Shape, common_shapes
+from .store import Examples
 
 Batches = Generator[Batch, None, None]
 
@@ -151,8 +152,7 @@ class Loader:
         return np.where(indices < stop, indices, -1)
 
     def _items(self, indices: np.ndarray) -> list[Example | None]:
-        items = self.examples.items
-        return [items[i] if i >= 0 else None for i in indices]
+        return [self.examples[i] if i >= 0 else None for i in indices.tolist()]
 
     def _pack(self, indices: np.ndarray, shapes: Sequence[Shape]) -> Batch:
         return pack(

@@ -152,13 +152,15 @@ def token_counts(batch: Batch) -> TokenCounts:
 
 
 def _check_scored(items: Sequence[Example | None], limit: int) -> None:
-    scored = (item.scored(r) for item in items if item for r in range(len(item.responses)))
+    scored = (len(item.scored(r)) for item in items if item for r in range(item.responses))
     if (most := max(scored, default=0)) > limit:
         raise ValueError(f"a response has {most} scored tokens, over max_scored {limit}")
 
 
 def _scored(item: Example | None, scores: int) -> int:
-    return sum(scores or item.scored(r) for r in range(len(item.responses))) if item else 0
+    if item is None:
+        return 0
+    return scores * item.responses or sum(int(branch.scored.sum()) for branch in item.branches)
 
 
 def _balance(
@@ -238,7 +240,7 @@ def _fill(
         done = done if e_in_chunk else 0
         if item is None:
             continue
-        cell.weight[e], cell.example[e] = 1.0, index
+        cell.weight[e], cell.example[e] = item.weight, index
         for name, value in item.columns.items():
             cell.columns[name][e] = value
         start = place.row * row_length + place.offset
@@ -246,25 +248,26 @@ def _fill(
         segment[start : start + item.length] = place.segment
         ids[start : start + prompt] = item.prompt
         positions[start : start + prompt] = np.arange(prompt)
-        last_of_prompt = start + prompt - 1
         at = start + prompt
-        for r, response in enumerate(item.responses):
-            n, scored = len(response), scores or item.scored(r)
-            ids[at : at + n] = response
+        filled = [0] * n_responses
+        for k, (tokens, is_scored, r) in enumerate(item.branches):
+            n = len(tokens)
+            ids[at : at + n] = tokens
             positions[at : at + n] = prompt + np.arange(n)
-            branch[at : at + n] = r + 1
-            span = chunk, slice(done, done + scored)
+            branch[at : at + n] = k + 1
+            predictors = np.arange(at - 1, at + n - 1)
+            predictors[:1] = start + prompt - 1
+            source, target = predictors[is_scored], tokens[is_scored]
             if scores:
-                cell.source[span] = at + n - 1
-                cell.target[span] = np.arange(scores)
-            else:
-                predictors = np.arange(at - 1, at + n - 1)
-                predictors[:1] = last_of_prompt
-                cell.source[span] = predictors[n - scored :]
-                cell.target[span] = response[n - scored :]
-            cell.slot[span] = (e_in_chunk * n_responses + r) * max_scored + np.arange(scored)
-            cell.mask[e, r, :scored] = True
-            at, done = at + n, done + scored
+                last = k + 1 == len(item.branches) or item.branches[k + 1].response > r
+                source, target = (np.full(scores * last, at + n - 1), np.arange(scores * last))
+            slots = filled[r] + np.arange(len(source))
+            span = chunk, slice(done, done + len(source))
+            cell.source[span], cell.target[span] = source, target
+            cell.slot[span] = (e_in_chunk * n_responses + r) * max_scored + slots
+            cell.mask[e, r, slots] = True
+            filled[r] += len(source)
+            at, done = at + n, done + len(source)
 
 
 def _fill_cached(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .fields import Field
 from .records import HUMAN, TURN, Record
+from .turns import content_of
 
 WHY = "Another answer is:\n{rejected}\n\nWhy is the first answer better?"
 """What a rationale answers, after the chosen response."""
@@ -39,6 +40,4 @@ def _follow_up(prompt: Field, answer: Field, request: str) -> Field:
 
 
 def _content(response: Field) -> str:
-    if isinstance(response, str):
-        return response.strip()
-    return "\n\n".join(message["content"] for message in response)
+    return response.strip() if isinstance(response, str) else content_of(response)

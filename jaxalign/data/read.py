@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from ..core.layouts import Layout
 from ..errors import UserError
 from ..settings import Data
-from .fields import Field, Raw, field, number, scores
+from .fields import Field, Raw, field, listed, number, scores
 from .fit import FITS, Fit
 from .records import PAIR, Columns, Record, make_record, recognize
 from .sources import raw_records
+from .tally import Tally
+from .turns import says_something
 
 OWN = ("label", "weight")
 """Columns of a batch that are not read by their name: the layout's label, the packer's weight."""
@@ -23,27 +24,28 @@ def read_records(
     path: str,
     split: str,
     layout: Layout,
-    dropped: Counter[str],
+    tally: Tally,
     columns: Collection[str] = (),
 ) -> Iterator[Record]:
     """`fit_records` of a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub."""
-    return fit_records(settings, raw_records(path, split), layout, dropped, columns)
+    rows = itertools.islice(raw_records(path, split), settings.limit)
+    return fit_records(settings, rows, layout, tally, columns)
 
 
 def fit_records(
     settings: Data,
     rows: Iterable[tuple[str, Raw]],
     layout: Layout,
-    dropped: Counter[str],
+    tally: Tally,
     columns: Collection[str] = (),
 ) -> Iterator[Record]:
     """The records of a data set, one for each example of a layout.
 
     Args:
-      settings: `limit` and `skip_empty` are read.
+      settings: `skip_empty`, `columns` and `roles` are read.
       rows: the rows of the data set, each with its place for messages.
       layout: the responses of an example.
-      dropped: counts of the rows left out, by reason; increased as the rows are read.
+      tally: counts of the rows; increased as they are read.
       columns: what the objective reads besides responses; of these, `OWN` are not in the file.
 
     Raises:
@@ -53,22 +55,30 @@ def fit_records(
     fit = FITS[layout]
     wanted = [name for name in columns if name not in OWN]
     width = None
-    for where, row in itertools.islice(rows, settings.limit):
-        raw = {k: v for k, v in row.items() if v is not None}
-        record = recognize(raw, where)
+    for where, row in rows:
+        raw = _renamed(row, settings.columns, where)
+        record = recognize(raw, where, settings.roles)
         if record is None:
-            dropped["prompts differ"] += 1
+            tally.dropped.add("prompts differ", where)
             continue
-        record = record._replace(columns=_columns(raw, record, wanted))
+        if record.repeated:
+            tally.noted.add("prompt repeated by the response, and cut", where)
+        weight = number(raw, "weight", where) if "weight" in raw else 1.0
+        if weight < 0:
+            raise UserError(f"{where}: 'weight' is {weight:g}; wanted 0 or more")
+        if weight == 0:
+            tally.dropped.add("weight is 0", where)
+            continue
+        record = record._replace(columns=_columns(raw, record, wanted), weight=weight)
         if fit.best_first and "scores" not in wanted:
             _check_order(raw, record)
-        for fitted in fit.split(record, dropped):
+        for fitted in fit.split(record, tally.dropped):
             fitted = _with_extra(raw, fitted, fit)
             width = _checked_width(fitted, layout, width)
             if _all_filled(fitted, settings.skip_empty):
                 yield fit.prompts(fitted) if fit.prompts else fitted
             else:
-                dropped["empty response"] += 1
+                tally.dropped.add("empty response", where)
 
 
 def prompts_of(path: str) -> list[Field]:
@@ -78,6 +88,18 @@ def prompts_of(path: str) -> list[Field]:
       UserError: the file is missing or broken, or a row has no prompt.
     """
     return [field(raw, "prompt", where) for where, raw in raw_records(path, "")]
+
+
+def _renamed(row: Raw, names: Mapping[str, str], where: str) -> Raw:
+    """A row without nulls, its columns renamed: {our name: name in the file}."""
+    raw = {k: v for k, v in row.items() if v is not None}
+    for ours, theirs in names.items():
+        if theirs not in row:
+            raise UserError(
+                f"{where}: data.columns.{ours} is '{theirs}', but the columns are {listed(row)}"
+            )
+    others = {k: v for k, v in raw.items() if k not in names.values()}
+    return others | {ours: raw[theirs] for ours, theirs in names.items() if theirs in raw}
 
 
 def _columns(raw: Raw, record: Record, wanted: Collection[str]) -> Columns:
@@ -111,7 +133,7 @@ def _with_extra(raw: Raw, record: Record, fit: Fit) -> Record:
     extra = fit.extra(raw, record.where)
     names, responses = (*record.names, *extra), (*record.responses, *extra.values())
     made = make_record(record.prompt, responses, record.where, names)
-    return made._replace(columns=record.columns)
+    return record._replace(prompt=made.prompt, responses=made.responses, names=names)
 
 
 def _checked_width(record: Record, layout: Layout, width: int | None) -> int:
@@ -135,8 +157,12 @@ def _all_filled(record: Record, skip_empty: bool) -> bool:
       UserError: one does not, and empty ones are not to be skipped.
     """
     for name, response in zip(record.names, record.responses, strict=True):
-        texts = [response] if isinstance(response, str) else [m["content"] for m in response]
-        if not "".join(texts).strip():
+        if isinstance(response, str):
+            filled = bool(response.strip())
+        else:
+            answers = [turn for turn in response if turn["role"] == "assistant"]
+            filled = bool(answers) and all(map(says_something, answers))
+        if not filled:
             if skip_empty:
                 return False
             raise UserError(f"{record.where}: '{name}' is empty; drop it or set data.skip_empty")

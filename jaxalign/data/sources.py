@@ -1,43 +1,67 @@
-"""Raw records of a data set: files of JSON lines, parquet, and data sets of the hub."""
+"""Raw records of a data set: files of every usual kind, folders of them, data sets of the hub."""
 
 from __future__ import annotations
 
+import glob
 import gzip
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, near_miss
+from .fields import CHATS, COLUMNS
 
-FILES = (".jsonl", ".jsonl.gz", ".parquet")
+Row = tuple[str, dict[str, Any]]
+"""Where a row is, for messages, and its columns."""
+JSON_COLUMNS = (*CHATS, "tools", "chat_template_kwargs")
+"""Columns of a .csv file that hold JSON text."""
 
 
-def raw_records(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, raw record) of every row of a file, a folder or a data set of the hub.
+def raw_records(path: str, split: str) -> Iterator[Row]:
+    """(where, raw record) of every row of a data set.
+
+    Args:
+      path: a file of `FILES`, a glob of such files (read in the order of their names), a folder
+        that `datasets.save_to_disk` wrote, or an argument of `datasets.load_dataset`.
+      split: the split to read, where the path is no file and no glob.
 
     Raises:
       UserError: it is missing, broken or of another kind.
     """
     file = Path(path)
-    if file.is_file() or path.endswith(FILES):
-        if not file.is_file():
-            siblings = [p.name for p in file.parent.glob("*") if p.name.endswith(FILES)]
-            hint = f"; {near_miss(file.name, siblings)}" if siblings else ""
-            raise UserError(f"{path}: no such file; looked for {file.absolute()}{hint}")
-        if path.endswith(".parquet"):
-            return _parquet(file)
-        if path.endswith(FILES):
-            return _json_lines(file)
-        raise UserError(f"{path}: cannot read this kind of file; wanted {', '.join(FILES)}")
-    return _hub(path, split)
+    if glob.has_magic(path) and not file.exists():
+        found = sorted(glob.glob(path, recursive=True))
+        if not found:
+            raise UserError(f"{path}: no file has such a name; looked in {Path.cwd()}")
+        return itertools.chain.from_iterable(raw_records(name, split) for name in found)
+    if file.is_dir() and _saved_to_disk(file):
+        return _datasets(path, split, lambda: _from_disk(path, split))
+    if file.is_file() or path.endswith(tuple(FILES)):
+        return _read(file)
+    return _datasets(path, split, lambda: _from_hub(path, split))
 
 
-def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read(file: Path) -> Iterator[Row]:
+    if not file.is_file():
+        siblings = [p.name for p in file.parent.glob("*") if p.name.endswith(tuple(FILES))]
+        hint = f"; {near_miss(file.name, siblings)}" if siblings else ""
+        raise UserError(f"{file}: no such file; looked for {file.absolute()}{hint}")
+    kind = next((end for end in FILES if file.name.endswith(end)), None)
+    if kind is None:
+        raise UserError(f"{file}: cannot read this kind of file; wanted {', '.join(FILES)}")
+    return FILES[kind](file)
+
+
+def _open(file: Path) -> Any:
+    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
+
+
+def _json_lines(file: Path) -> Iterator[Row]:
     number = 0
-    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
+    with _open(file) as lines:
         try:
             for number, line in enumerate(lines, 1):
                 if line.strip():
@@ -48,38 +72,143 @@ def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             ) from None
 
 
+def _json(file: Path) -> Iterator[Row]:
+    """A list of objects, or one object a line."""
+    with _open(file) as stream:
+        try:
+            first = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+            if first != b"[":
+                return _json_lines(file)
+            stream.seek(0)
+            found = json.loads(stream.read().decode("utf-8-sig"))
+        except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+            raise UserError(f"{file}: not JSON ({error}); wanted a list of objects") from None
+    rows = ((f"{file} entry {i}", record) for i, record in enumerate(found, 1))
+    return ((where, _object(record, where)) for where, record in rows)
+
+
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except ValueError as error:
+        record = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); one object a line is wanted") from None
+    return _object(record, where)
+
+
+def _object(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{where}: got a JSON {type(record).__name__}; wanted an object")
     return record
 
 
-def _parquet(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(file: Path) -> Iterator[Row]:
+    """Texts are not read as numbers; columns of chats and tools hold JSON text."""
+    from pyarrow import csv
+
+    texts = dict.fromkeys((*COLUMNS, *JSON_COLUMNS), "string")
+    del texts["label"]
+    options = {
+        "parse_options": csv.ParseOptions(newlines_in_values=True),
+        "convert_options": csv.ConvertOptions(column_types=texts, strings_can_be_null=True),
+    }
+    for where, row in _arrow_rows(file, lambda: csv.open_csv(file, **options)):
+        yield where, {k: _from_text(k, v, where) for k, v in row.items()}
+
+
+def _from_text(name: str, value: Any, where: str) -> Any:
+    if name not in JSON_COLUMNS or not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: '{name}' is not JSON ({error})") from None
+
+
+def _parquet(file: Path) -> Iterator[Row]:
+    from pyarrow import parquet
+
+    return _arrow_rows(file, lambda: parquet.ParquetFile(file).iter_batches())
+
+
+def _arrow(file: Path) -> Iterator[Row]:
+    """An Arrow file or stream, as `datasets` writes them."""
     import pyarrow
-    import pyarrow.parquet
+
+    def batches() -> Iterable[Any]:
+        source = pyarrow.memory_map(str(file))
+        try:
+            return pyarrow.ipc.open_stream(source)
+        except pyarrow.ArrowInvalid:
+            reader = pyarrow.ipc.open_file(source)
+            return (reader.get_batch(i) for i in range(reader.num_record_batches))
+
+    return _arrow_rows(file, batches)
+
+
+def _arrow_rows(file: Path, batches: Callable[[], Iterable[Any]]) -> Iterator[Row]:
+    import pyarrow
 
     try:
-        parts = pyarrow.parquet.ParquetFile(file).iter_batches()
-        records = itertools.chain.from_iterable(part.to_pylist() for part in parts)
+        records = itertools.chain.from_iterable(part.to_pylist() for part in batches())
         for number, record in enumerate(records, 1):
-            yield f"{file} row {number}", record
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file}: not a whole parquet file ({error}); fetch it again") from None
+            yield f"{file} row {number}", _without_nulls(record)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{file}: not a whole {file.suffix[1:]} file ({text}); fetch it again"
+        ) from None
 
 
-def _hub(path: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _without_nulls(value: Any) -> Any:
+    """A value without the nulls that Arrow puts where another row has a key."""
+    if isinstance(value, Mapping):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_nulls(v) for v in value]
+    return value
+
+
+def _saved_to_disk(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _from_disk(path: str, split: str) -> Any:
     import datasets
 
+    found: Any = datasets.load_from_disk(path)
+    if not isinstance(found, datasets.DatasetDict):
+        return found
+    if split not in found:
+        raise ValueError(f"it has the splits {', '.join(map(str, found))}")
+    return found[split]
+
+
+def _from_hub(path: str, split: str) -> Any:
+    import datasets
+
+    return datasets.load_dataset(path, split=split)
+
+
+def _datasets(path: str, split: str, load: Callable[[], Any]) -> Iterator[Row]:
     try:
-        rows = datasets.load_dataset(path, split=split)
+        rows = load()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: no such file, and as a data set of the hub, split '{split}': {error}; "
-            f"give a {', '.join(FILES)} file or the name and split of a data set"
+            f"{path}: no such file, and as a folder or a data set of the hub, split '{split}': "
+            f"{error}; give a {', '.join(FILES)} file, or the name and split of a data set"
         ) from None
     for number, record in enumerate(rows, 1):
-        yield f"{path} [{split}] row {number}", dict(record)
+        yield f"{path} [{split}] row {number}", _without_nulls(record)
+
+
+FILES: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _json_lines,
+    ".jsonl.gz": _json_lines,
+    ".json": _json,
+    ".json.gz": _json,
+    ".csv": _csv,
+    ".csv.gz": _csv,
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+}
+"""Readers of files, by the end of their names."""

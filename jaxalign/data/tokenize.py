@@ -1,86 +1,78 @@
-"""Text to token ids: the prompt's end, special tokens, truncation."""
+"""A data set to tokenized examples, in parts."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter
+import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core.layouts import Layout
 from ..errors import UserError
 from ..settings import Data
-from .chat import Messages, render
-from .examples import Example, Examples, RowCounts, preview
-from .fields import Field, Raw
+from .cut import Limits, make_example
+from .encode import Encoder
+from .examples import Branch, RowCounts
+from .fields import Raw
 from .read import fit_records
-from .records import Record
 from .sources import raw_records
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "Example",
-    "Examples",
-    "RowCounts",
-    "encode_prompts",
-    "load_examples",
-    "make_examples",
-    "preview",
-]
+from .store import Examples, Part
+from .tally import Tally
+from .workers import in_processes
 
 CHUNK = 1000
 """Rows tokenized in one call, so that the tokenizer's threads have work."""
+ROWS = 4096
+"""Rows of a part."""
 
-Ids = list[int]
-
-
-class _Specials(NamedTuple):
-    """Special tokens of a tokenizer."""
-
-    bos: int | None
-    eos: int | None
-    prefix: Ids  # what the tokenizer puts in front of a text by itself: BOS or nothing
+Rows = Sequence[tuple[str, Raw]]
 
 
-@dataclasses.dataclass
-class _Tally:
-    """What happens to the rows, counted as they pass."""
+class Store(NamedTuple):
+    """A folder that keeps a tokenized data set, part by part: after a kill it goes on."""
 
-    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
-    prompt_cut: int = 0
-    response_cut: Counter[str] = dataclasses.field(default_factory=Counter)
-    eos_lost: Counter[str] = dataclasses.field(default_factory=Counter)
+    folder: Path
+    """The folder of this data set, tokenizer and settings; others have other folders."""
+    processes: int = 1
+    """Processes that tokenize."""
+    host: int = 0
+    """The number of this host; the parts are shared out over the hosts."""
+    hosts: int = 1
+    """Number of hosts."""
 
-    def counts(self, kept: int, names: Sequence[str]) -> RowCounts:
-        cut, lost = ({n: c[n] for n in names} for c in (self.response_cut, self.eos_lost))
-        return RowCounts(kept, dict(+self.dropped), self.prompt_cut, cut, lost)
+    def part(self, number: int) -> Path:
+        """The folder of a part."""
+        return self.folder / f"part-{number:06d}"
+
+    def counts(self, number: int) -> Path:
+        """The file with the counts of a part, which exists when the part is whole."""
+        return self.folder / f"counts-{number:06d}.json"
 
 
 def load_examples(
     settings: Data,
     path: str,
     split: str,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     layout: Layout,
     *,
     seed: int,
     columns: Collection[str] = (),
 ) -> Examples:
-    """`make_examples` of a .jsonl, .jsonl.gz or .parquet file, a folder or a hub data set."""
+    """`make_examples` of what `raw_records` reads."""
     rows = raw_records(path, split)
-    return make_examples(settings, rows, path, tokenizer, layout, seed=seed, columns=columns)
+    return make_examples(settings, rows, path, encoder, layout, seed=seed, columns=columns)
 
 
 def make_examples(
     settings: Data,
     rows: Iterable[tuple[str, Raw]],
     where: str,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     layout: Layout,
     *,
     seed: int,
@@ -88,17 +80,16 @@ def make_examples(
 ) -> Examples:
     """Tokenize the rows of a data set.
 
+    Scored are the tokens that a sampler would emit after the prompt, up to and with the stop token.
     The prompt is the longest common prefix of the token ids of the prompt alone and of the prompt
-    with every response; the rest of each joint tokenization is the response, so no byte is lost if
-    a token spans the boundary. If the responses have different prompts, the remainder of each
-    prompt is the context of its response. BOS is put in front if the tokenizer puts one there, EOS
-    at the end of text responses; each at most once, neither around a chat template.
+    with every response, so no byte is lost if a token spans the boundary. If the responses have
+    different prompts, the remainder of each prompt is the context of its response.
 
     Args:
       settings: limits and what to do at them; `path` and `split` are not read.
       rows: the rows of the data set, each with its place for messages.
       where: the name of the data set in messages.
-      tokenizer: a Hugging Face tokenizer; a pad token is not needed.
+      encoder: the tokenizer and its chat template.
       layout: the responses of an example.
       seed: the seed of the partners of a layout that borrows responses; others ignore it.
       columns: what the objective reads besides responses.
@@ -106,224 +97,139 @@ def make_examples(
     Raises:
       UserError: the data, the limits and the tokenizer do not fit together; says how.
     """
-    if settings.max_prompt >= settings.max_length:
-        raise UserError(
-            f"data: max_prompt {settings.max_prompt} leaves no room for a response in max_length "
-            f"{settings.max_length}, tokens; lower max_prompt or raise max_length"
-        )
-    tally = _Tally()
-    names = layout.responses
-    records = fit_records(settings, rows, layout, tally.dropped, columns)
-    specials = _specials(tokenizer)
-    items = [
-        example
-        for row, groups in _encode(records, tokenizer, specials)
-        if (example := _example(row, groups, specials, settings, names, tally)) is not None
-    ]
-    if not items:
-        reasons = ", ".join(f"{n} dropped: {reason}" for reason, n in tally.dropped.items())
-        raise UserError(f"{where}: no example is left; {reasons or 'it has no rows'}")
+    job = Job(settings, Limits.of(settings), encoder, layout, tuple(columns))
+    made = [tokenize_part(job, part) for part in _in_parts(rows, settings.limit)]
+    parts = tuple(part for part, _ in made if part)
+    found = _checked(parts, RowCounts.merged([counts for _, counts in made]), where)
     if layout.borrowed:
-        items = _with_borrowed(items, settings.max_length, seed, where, names[-1], tally)
-    return Examples(items, tally.counts(len(items), names))
+        return _with_borrowed(found, settings.max_length, seed, where, layout.responses)
+    return found
 
 
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str | Messages], where: str
-) -> list[np.ndarray]:
-    """Prompts to be answered -> token ids, each [length], with the special tokens of training.
+def store_examples(
+    settings: Data,
+    rows: Iterable[tuple[str, Raw]],
+    encoder: Encoder,
+    layout: Layout,
+    store: Store,
+    *,
+    columns: Collection[str] = (),
+) -> None:
+    """Tokenize the parts of a data set that are this host's and not in the store yet.
 
-    Args:
-      tokenizer: a Hugging Face tokenizer.
-      prompts: text, or messages for the chat template.
-      where: what to call them in errors.
+    Arguments and errors are as for `make_examples`. `open_stored` opens the parts of all hosts.
+    """
+    job = Job(settings, Limits.of(settings), encoder, layout, tuple(columns))
+    count = 0
+
+    def tasks() -> Iterator[tuple[int, Rows]]:
+        nonlocal count
+        for number, part in enumerate(_in_parts(rows, settings.limit)):
+            count = number + 1
+            if number % store.hosts == store.host and not store.counts(number).exists():
+                yield number, part
+
+    for _ in in_processes(_store_part, (job, store), tasks(), store.processes):
+        pass
+    if store.host == 0:
+        (store.folder / "parts.json").write_text(json.dumps({"parts": count}))
+
+
+def open_stored(where: str, store: Store) -> Examples | None:
+    """The data set of a store; None if it is not whole yet.
 
     Raises:
-      UserError: the chat template is missing or refuses the messages.
+      UserError: no example is left of the data set, or its rows do not fit together.
     """
-    bos = _specials(tokenizer).prefix
-    encoded = []
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            (ids,) = _ids(tokenizer, [prompt])
-            ids = ids if ids[:1] == bos else bos + ids
-        else:
-            (ids,) = _ids(tokenizer, render(tokenizer, prompt, [], where))
-        encoded.append(_array(ids))
-    return encoded
-
-
-def _encode(
-    rows: Iterable[Record], tokenizer: PreTrainedTokenizerBase, specials: _Specials
-) -> Iterator[tuple[Record, list[list[Ids]]]]:
-    """Rows, each with the ids of its prompts alone and of each prompt with its responses."""
-    rows = iter(rows)
-    while chunk := list(itertools.islice(rows, CHUNK)):
-        texts = [[_texts(row, *group, tokenizer) for group in _groups(row)] for row in chunk]
-        ids = iter(_ids(tokenizer, [text for row in texts for group in row for text in group]))
-        for row, row_texts in zip(chunk, texts, strict=True):
-            groups = [[next(ids) for _ in group] for group in row_texts]
-            if isinstance(row.prompt, str):
-                groups = [_with_specials(group, specials, row.where) for group in groups]
-            yield row, groups
-
-
-def _groups(row: Record) -> list[tuple[Field, list[int]]]:
-    """The prompts of a row, each with the places of the responses to it."""
-    if not row.prompts:
-        return [(row.prompt, list(range(len(row.responses))))]
-    places = range(len(row.prompts))
-    first = [r for r in places if row.prompts.index(row.prompts[r]) == r]
-    return [
-        (row.prompts[r], [s for s in places if row.prompts[s] == row.prompts[r]]) for r in first
-    ]
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:
-    encoded: Any = tokenizer(
-        texts,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    return encoded["input_ids"]
-
-
-def _specials(tokenizer: PreTrainedTokenizerBase) -> _Specials:
-    bos, eos = (
-        token if isinstance(token, int) else None
-        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    )
-    encoded: Any = tokenizer("a")
-    first = encoded["input_ids"][:1]
-    return _Specials(bos, eos, [bos] if bos is not None and first == [bos] else [])
-
-
-def _texts(
-    row: Record, prompt: Field, places: Sequence[int], tokenizer: PreTrainedTokenizerBase
-) -> list[str]:
-    """A prompt alone, and with each of the responses at the places given."""
-    responses = [row.responses[r] for r in places]
-    if isinstance(prompt, str):
-        return [prompt, *(prompt + str(response) for response in responses)]
-    messages = [response for response in responses if isinstance(response, list)]
-    return render(tokenizer, prompt, messages, row.where)
-
-
-def _with_specials(sequences: list[Ids], specials: _Specials, where: str) -> list[Ids]:
-    _, eos, prefix = specials
-    if eos is None:
-        raise UserError(
-            f"{where}: the tokenizer has no EOS token, so a model could not learn to stop; "
-            "set 'eos_token' in tokenizer_config.json"
-        )
-    prompt, *full = (ids if ids[:1] == prefix else prefix + ids for ids in sequences)
-    return [prompt, *(ids if ids[-1:] == [eos] else [*ids, eos] for ids in full)]
-
-
-def _common_prefix(sequences: Sequence[Ids]) -> int:
-    """How many ids all sequences have in common from the start."""
-    shortest = min(map(len, sequences))
-    stacked = np.array([ids[:shortest] for ids in sequences])
-    differ = (stacked != stacked[0]).any(0)
-    return int(differ.argmax()) if differ.any() else shortest
-
-
-def _split(row: Record, groups: Sequence[Sequence[Ids]]) -> tuple[list[Ids], list[Ids]]:
-    """The prompt and the tokens of each response, cut at the end of their common prefix."""
-    prompts: list[Ids] = [[]] * len(row.responses)
-    responses = list(prompts)
-    for (_, places), sequences in zip(_groups(row), groups, strict=True):
-        boundary = _common_prefix(sequences)
-        for r, ids in zip(places, sequences[1:], strict=True):
-            prompts[r], responses[r] = ids[:boundary], ids[boundary:]
-    return prompts, responses
-
-
-def _example(
-    row: Record,
-    groups: list[list[Ids]],
-    specials: _Specials,
-    settings: Data,
-    names: Sequence[str],
-    tally: _Tally,
-) -> Example | None:
-    """The example of a row; None, and counted, where there is nothing to learn from it."""
-    prompts, responses = _split(row, groups)
-    over = _over_limit(prompts, responses, settings)
-    if over and settings.too_long == "error":
-        raise UserError(
-            f"{row.where}: {over}; shorten it, raise the limit or set data.too_long to "
-            "'truncate' or 'drop'"
-        )
-    if over and settings.too_long == "drop":
-        tally.dropped["too long"] += 1
+    index = store.folder / "parts.json"
+    if not index.exists():
         return None
-    kept_prompts = [_cut_prompt(prompt, settings.max_prompt, specials.bos) for prompt in prompts]
-    room = [settings.max_length - len(prompt) for prompt in kept_prompts]
-    kept = [ids[:n] for ids, n in zip(responses, room, strict=True)]
-    shared = _common_prefix(kept_prompts) if row.prompts else len(kept_prompts[0])
-    own = [prompt[shared:] for prompt in kept_prompts]
-    branches = tuple(_array(o + ids) for o, ids in zip(own, kept, strict=True))
-    context = tuple(map(len, own)) if any(own) else ()
-    columns = dict(row.columns) if row.label is None else {**row.columns, "label": row.label}
-    example = Example(_array(kept_prompts[0][:shared]), branches, columns, row.where, context)
-    if any(example.scored(r) == 0 for r in range(len(kept))):
-        tally.dropped["no scored token"] += 1
+    numbers = range(json.loads(index.read_text())["parts"])
+    if not all(store.counts(i).exists() for i in numbers):
         return None
-    alike = [ids == kept[0] for ids, p in zip(kept, prompts, strict=True) if p == prompts[0]]
-    if len(alike) > 1 and all(alike):
-        tally.dropped["identical responses"] += 1
-        return None
-    tally.prompt_cut += any(len(p) > settings.max_prompt for p in prompts)
-    for r, (before, after) in enumerate(zip(responses, kept, strict=True)):
-        name = names[min(r, len(names) - 1)]
-        tally.response_cut[name] += len(after) < len(before)
-        lost = specials.eos in before[len(after) :] and specials.eos not in after
-        tally.eos_lost[name] += lost
-    return example
+    counts = [RowCounts(**json.loads(store.counts(i).read_text())) for i in numbers]
+    folders = (store.part(i) for i, part in zip(numbers, counts, strict=True) if part.kept)
+    return _checked(tuple(map(Part.open, folders)), RowCounts.merged(counts), where)
 
 
-def _over_limit(prompts: Sequence[Ids], responses: Sequence[Ids], settings: Data) -> str:
-    """What is longer than its limit, in words; empty if nothing is."""
-    if (most := max(map(len, prompts))) > settings.max_prompt:
-        return f"prompt has {most} tokens; data.max_prompt is {settings.max_prompt}"
-    longest = max(len(p) + len(ids) for p, ids in zip(prompts, responses, strict=True))
-    if longest > settings.max_length:
-        return f"prompt + response has {longest} tokens; data.max_length is {settings.max_length}"
-    return ""
+class Job(NamedTuple):
+    """What all parts of a data set have in common."""
+
+    settings: Data
+    limits: Limits
+    encoder: Encoder
+    layout: Layout
+    columns: tuple[str, ...]
 
 
-def _cut_prompt(prompt: Ids, limit: int, bos: int | None) -> Ids:
-    """The last `limit` ids of a prompt, the first of them BOS if the prompt began with it."""
-    if len(prompt) <= limit:
-        return prompt
-    kept = prompt[-limit:]
-    return [prompt[0], *kept[1:]] if prompt[0] == bos else kept
+def tokenize_part(job: Job, rows: Rows) -> tuple[Part | None, RowCounts]:
+    """The examples of some rows, None if none are left, and what became of the rows."""
+    tally, names = Tally(), job.layout.responses
+    records = iter(fit_records(job.settings, rows, job.layout, tally, job.columns))
+    items = []
+    while chunk := list(itertools.islice(records, CHUNK)):
+        for record, sequences in job.encoder.encode(chunk, tally.noted):
+            made = make_example(record, sequences, job.limits, job.encoder.bos, names, tally)
+            items += [made] if made else []
+    return Part.of(items) if items else None, tally.counts(len(items), names)
 
 
-def _array(ids: Ids) -> np.ndarray:
-    return np.array(ids, np.int32)
+def _store_part(shared: tuple[Job, Store], task: tuple[int, Rows]) -> None:
+    """Tokenize a part into the store; its counts come last and say that it is whole."""
+    (job, store), (number, rows) = shared, task
+    part, counts = tokenize_part(job, rows)
+    if part:
+        part.save(store.part(number))
+    file = store.counts(number)
+    partial = file.with_suffix(f".{number}.tmp")
+    partial.write_text(json.dumps(dataclasses.asdict(counts)))
+    partial.replace(file)
+
+
+def _in_parts(rows: Iterable[tuple[str, Raw]], limit: int | None) -> Iterator[Rows]:
+    """The rows of each part, at least one part."""
+    rows = itertools.islice(rows, limit)
+    yield list(itertools.islice(rows, ROWS))
+    while part := list(itertools.islice(rows, ROWS)):
+        yield part
+
+
+def _checked(parts: tuple[Part, ...], counts: RowCounts, where: str) -> Examples:
+    """The parts as a data set, at least one example, all with the same number of responses."""
+    if not parts:
+        reasons = ", ".join(f"{n} dropped: {reason}" for reason, n in counts.dropped.items())
+        raise UserError(f"{where}: no example is left; {reasons or 'it has no rows'}")
+    first, *others = (int(part.response.max()) + 1 for part in parts)
+    for part, responses in zip(parts[1:], others, strict=True):
+        if responses != first:
+            raise UserError(
+                f"{part.place(0)}: has {responses} responses; the rows before have {first}; a data "
+                "set has the same number in every row"
+            )
+    return Examples(parts, counts)
 
 
 def _with_borrowed(
-    items: list[Example], max_length: int, seed: int, path: str, name: str, tally: _Tally
-) -> list[Example]:
+    own: Examples, max_length: int, seed: int, where: str, names: Sequence[str]
+) -> Examples:
     """Give every example, as second response, the response to another prompt."""
-    partners = _partners([item.prompt.tobytes() for item in items], seed)
+    partners = _partners([item.prompt.tobytes() for item in own], seed)
     if partners is None:
         raise UserError(
-            f"{path}: the mismatched responses of this objective come from other prompts, but "
-            f"all {len(items)} examples have the same prompt; give data with several prompts"
+            f"{where}: the mismatched responses of this objective come from other prompts, but "
+            f"all {len(own)} examples have the same prompt; give data with several prompts"
         )
-    out = []
-    for item, partner in zip(items, partners, strict=True):
-        response = items[partner].responses[0]
-        kept = response[: max_length - len(item.prompt)]
-        tally.response_cut[name] += len(kept) < len(response)
-        out.append(item._replace(responses=(*item.responses, kept)))
-    return out
+    items, cut = [], 0
+    for item, partner in zip(own, partners, strict=True):
+        borrowed = own[partner].branches[0]
+        room = max_length - len(item.prompt)
+        cut += room < len(borrowed.ids)
+        given = Branch(borrowed.ids[:room], borrowed.scored[:room], 1)
+        items.append(item._replace(branches=(*item.branches, given)))
+    parts = tuple(Part.of(items[i : i + ROWS]) for i in range(0, len(items), ROWS))
+    counts = own.counts
+    counts = dataclasses.replace(counts, response_cut=counts.response_cut | {names[-1]: cut})
+    return Examples(parts, counts)
 
 
 def _partners(prompts: Sequence[bytes], seed: int) -> list[int] | None:

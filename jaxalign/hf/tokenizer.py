@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.examples import Examples
+from ..data.encode import Encoder
+from ..data.store import Examples
 from ..errors import UserError
 from ..files import read_json
 from ..models.config import ModelConfig
@@ -66,12 +67,17 @@ def tokenizer_fingerprint(folder: Path) -> str:
 
 
 def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
-    """The ids that end an answer: the tokenizer's EOS and those in `generation_config.json`."""
-    path = Path(folder) / "generation_config.json"
-    named = read_json(path).get("eos_token_id") if path.exists() else None
-    named = named if isinstance(named, list) else [named]
-    eos: Any = tokenizer.eos_token_id
-    return tuple(sorted({i for i in (*named, eos) if i is not None}))
+    """The ids that end an answer.
+
+    They are the tokenizer's EOS, `eos_token_id` of `config.json` and `generation_config.json`, and
+    the token by which the chat template ends a turn of the assistant.
+    """
+    ids = set()
+    for name in ("config.json", "generation_config.json"):
+        path = Path(folder) / name
+        named = read_json(path).get("eos_token_id") if path.exists() else None
+        ids |= {i for i in (named if isinstance(named, list) else [named]) if i is not None}
+    return Encoder(tokenizer, stops=ids).all_stops()
 
 
 def pad_token(
@@ -92,7 +98,7 @@ def pad_token(
       UserError: there is no such token.
     """
     eos: Any = tokenizer.eos_token_id
-    ends = {int(y[-1]) for examples in data for e in examples.items for y in e.responses} | {eos}
+    ends = {eos}.union(*(examples.last_tokens for examples in data))
     special = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     by_name = sorted(special, key=lambda token: "pad" not in token.lower())
     for token in (tokenizer.pad_token, *by_name):

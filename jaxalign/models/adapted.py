@@ -80,7 +80,7 @@ def adapt(model: Model, low_rank: LowRank) -> Adapted:
         dtype=model.dtype.name,
         param_dtype=model.param_dtype.name,
         remat=model.remat,
-        responses=model.responses,
+        branches=model.branches,
         lora=low_rank,
     )
     base = flatten_dict(model.abstract)

@@ -139,8 +139,8 @@ class Model:
     """Dtype of activations and matrix products."""
     param_dtype: np.dtype
     remat: Remat
-    responses: int
-    """Maximum number of responses per prompt in a row."""
+    branches: int
+    """Maximum number of branches per prompt in a row."""
     lora: LowRank | None = None
     """Adapters that the parameters include, in float32."""
 
@@ -165,7 +165,7 @@ class Model:
           The hidden states and the head, both in `dtype`.
         """
         decoder = self._bind(params)
-        mask = RowMask(segment, branch, positions, self.responses)
+        mask = RowMask(segment, branch, positions, self.branches)
         hidden, means = decoder(ids, mask, self.mesh, self.dtype, self.remat, layers)
         means = None if means is None else jnp.moveaxis(means, 0, -1)
         return Encoded(hidden, decoder.head_matrix(self.dtype), means)
@@ -223,7 +223,7 @@ def build(
     dtype: str = "float32",
     param_dtype: str = "float32",
     remat: Remat = "none",
-    responses: int = 2,
+    branches: int = 2,
     lora: LowRank | None = None,
 ) -> Model:
     """Place a decoder on a mesh. Uses no memory: parameters come from `init` or a checkpoint.
@@ -236,8 +236,8 @@ def build(
       param_dtype: dtype in which parameters are kept.
       remat: rematerialization in the backward pass: "none", "full" (whole layers) or "dots" (all
         but products of activations with weights and the inputs and outputs of attention).
-      responses: maximum number of responses per prompt. On TPU, hidden states of any further
-        response are NaN.
+      branches: maximum number of branches per prompt. On TPU, hidden states of any further
+        branch are NaN.
       lora: low-rank adapters of its matrices; None: no adapters.
 
     Raises:
@@ -252,4 +252,4 @@ def build(
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         name = ".".join(str(key.key) for key in path)
         check_divisible(name, leaf.shape, leaf.sharding.spec, mesh)
-    return Model(config, mesh, graph, abstract, jnp.dtype(dtype), kept, remat, responses, lora)
+    return Model(config, mesh, graph, abstract, jnp.dtype(dtype), kept, remat, branches, lora)

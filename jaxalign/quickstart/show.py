@@ -14,6 +14,7 @@ from rich.console import Console
 from ..collect.sample import Sampling, sample
 from ..core.layouts import PAIRS
 from ..core.sharding import batch_shards
+from ..data.encode import Encoder
 from ..data.loader import Loader
 from ..data.tokenize import load_examples
 from ..files import first_process
@@ -87,7 +88,7 @@ def ranking(recipe: Recipe, folder: Path, mesh: Mesh) -> Estimate:
         Data(path=""),
         f"{recipe.world_dir}/held_out.jsonl",
         "",
-        load_tokenizer(folder),
+        Encoder(load_tokenizer(folder)),
         PAIRS,
         seed=recipe.run.seed,
     )

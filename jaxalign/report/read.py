@@ -225,7 +225,7 @@ def _counts(raw: Any) -> dict[str, int]:
         "dropped": "dropped: {}",
         "prompt_cut": "prompt cut on the left",
         "response_cut": "{} cut on the right",
-        "eos_lost": "{} lost its end token",
+        "noted": "{}",
     }
     found = {}
     for key, form in words.items():

@@ -180,7 +180,7 @@ def _pass(
 
 def reference_forward(stage: StageRun, source: Path) -> Compute:
     """Load a reference and compile its forward pass over packed batches."""
-    model = describe_model(source, stage.recipe.model, stage.mesh, stage.model.responses)
+    model = describe_model(source, stage.recipe.model, stage.mesh, stage.model.branches)
     for examples in (stage.train, stage.held_out):
         if examples is not None:
             check_ids(examples, model, source)

@@ -16,14 +16,18 @@ from transformers import PreTrainedTokenizerFast
 from .. import settings
 from ..core.objective import Objective
 from ..core.sharding import batch_shards
+from ..data.encode import Encoder
+from ..data.examples import preview
 from ..data.loader import Loader
 from ..data.pack import CachedStats, cell_size, head_chunks
-from ..data.tokenize import Examples, load_examples, preview
+from ..data.store import Examples
+from ..data.tokenize import load_examples
 from ..errors import UserError
+from ..files import read_text
 from ..hf import load
 from ..hf.peft import low_rank
 from ..hf.reward import with_scores
-from ..hf.tokenizer import load_tokenizer, pad_token
+from ..hf.tokenizer import load_tokenizer, pad_token, stop_tokens
 from ..models.adapted import Adapted, adapt
 from ..models.decoder import Model, build
 from ..models.families import read_config
@@ -47,6 +51,8 @@ class StageRun:
     adapted: Adapted | None
     """The model with the stage's adapters; none: all parameters are trained."""
     tokenizer: PreTrainedTokenizerFast
+    encoder: Encoder
+    """The tokenizer with its chat template and stop tokens."""
     task: Task
     train: Examples
     held_out: Examples | None
@@ -127,7 +133,7 @@ class StageRun:
 
 
 def describe_model(
-    path: Path, given: settings.Model, mesh: Mesh, responses: int = 1, scores: int = 0
+    path: Path, given: settings.Model, mesh: Mesh, branches: int = 1, scores: int = 0
 ) -> Model:
     """The model that a Hugging Face folder describes, without its weights.
 
@@ -135,7 +141,7 @@ def describe_model(
       path: the folder.
       given: dtypes and rematerialization.
       mesh: the device mesh.
-      responses: the most responses that share a prompt in a row.
+      branches: the most branches that share a prompt in a row.
       scores: how many numbers its head gives; 0: logits of the vocabulary.
     """
     return build(
@@ -144,7 +150,7 @@ def describe_model(
         dtype=given.dtype,
         param_dtype=given.param_dtype,
         remat=given.remat,
-        responses=responses,
+        branches=branches,
     )
 
 
@@ -166,17 +172,18 @@ def prepare(
     stage = recipe.stages[name]
     objective, hyper = objective_settings(stage)
     tokenizer = load_tokenizer(source)
-    train, held_out = _read_data(recipe, stage, objective, tokenizer)
+    encoder = make_encoder(recipe, stage.data, source, tokenizer)
+    train, held_out = _read_data(recipe, stage, objective, encoder)
     both = [examples for examples in (train, held_out) if examples]
-    responses = max(examples.responses for examples in both)
-    model = describe_model(source, recipe.model, mesh, responses, objective.head(hyper))
+    branches = max(examples.branches for examples in both)
+    model = describe_model(source, recipe.model, mesh, branches, objective.head(hyper))
     if model.config.scores:
         tokenizer.pad_token = pad_token(tokenizer, both, model.config)
     adapted = _adapted(recipe, name, model)
     for examples in both:
         check_ids(examples, model, source)
         _check_columns(examples, objective)
-    show_data(console, name, train, held_out, tokenizer)
+    show_data(console, name, train, held_out, encoder)
     return StageRun(
         recipe=recipe,
         name=name,
@@ -185,24 +192,37 @@ def prepare(
         model=model,
         adapted=adapted,
         tokenizer=tokenizer,
+        encoder=encoder,
         task=Task(objective, hyper, model.forward, seed=recipe.run.seed),
         train=train,
         held_out=held_out,
     )
 
 
+def make_encoder(
+    recipe: settings.Recipe, data: settings.Data, source: Path, tokenizer: PreTrainedTokenizerFast
+) -> Encoder:
+    """The tokenizer of a checkpoint with its stop tokens and the chat template of a stage.
+
+    Raises:
+      UserError: the file of the template cannot be read.
+    """
+    template = data.chat_template and read_text(Path(recipe.locate(data.chat_template)))
+    return Encoder(tokenizer, data, stops=stop_tokens(source, tokenizer), template=template)
+
+
 def _read_data(
     recipe: settings.Recipe,
     stage: settings.Stage,
     objective: Objective[...],
-    tokenizer: PreTrainedTokenizerFast,
+    encoder: Encoder,
 ) -> tuple[Examples, Examples | None]:
     """The training data of a stage, and the held-out data if it has any."""
     data = stage.data
     read = functools.partial(
         load_examples,
         data,
-        tokenizer=tokenizer,
+        encoder=encoder,
         layout=objective.layout,
         seed=recipe.run.seed,
         columns=objective.columns,
@@ -233,14 +253,13 @@ def check_ids(examples: Examples, model: Model, source: Path) -> None:
       UserError: names the token or the length, and the model.
     """
     vocab, positions = model.config.vocab, model.config.max_positions
-    longest = max(len(e.prompt) + max(map(len, e.responses)) for e in examples.items)
-    if longest > positions:
+    if examples.longest > positions:
         raise UserError(
-            f"data.max_length: a prompt with its response has {longest} tokens, but {source} was "
-            f"made for {positions} positions; set data.max_length to {positions} or less"
+            f"data.max_length: a prompt with its response has {examples.longest} tokens, but "
+            f"{source} was made for {positions} positions; set data.max_length to {positions} or "
+            "less"
         )
-    top = max(int(ids.max(initial=0)) for e in examples.items for ids in (e.prompt, *e.responses))
-    if top >= vocab:
+    if (top := examples.largest_token) >= vocab:
         raise UserError(
             f"{source}: the data has token {top}, but this model's vocabulary has {vocab}; "
             "does the tokenizer belong to the model?"
@@ -251,7 +270,7 @@ def _check_columns(examples: Examples, objective: Objective[...]) -> None:
     """Refuse an example whose columns the objective cannot use."""
     if objective.check is None:
         return
-    for example in examples.items:
+    for example in examples:
         if wrong := objective.check(example.columns):
             got = ", ".join(f"{name} {value}" for name, value in example.columns.items())
             raise UserError(f"{example.where}: {wrong}; got {got}; correct or drop the row")
@@ -262,7 +281,7 @@ def show_data(
     name: str,
     train: Examples,
     held_out: Examples | None,
-    tokenizer: PreTrainedTokenizerFast,
+    encoder: Encoder,
 ) -> None:
     """Print the rows kept, dropped and cut, and the first two examples with their scored tokens."""
     for what, examples in (("training", train), ("held out", held_out)):
@@ -274,9 +293,10 @@ def show_data(
             for row in rows[1:]:
                 table.add_row(*row)
             console.print(table)
+    console.print(Text(f"stop tokens: {', '.join(encoder.stops)}", style="dim"))
     console.print(Text("first examples; scored tokens are in ⟦ ⟧", style="dim"))
-    for example in train.items[:2]:
+    for example in train[:2]:
         text = Text()
-        for piece, scored in preview(example, tokenizer):
+        for piece, scored in preview(example, encoder.tokenizer):
             text.append(f"⟦{piece}⟧" if scored else piece, style="green" if scored else "")
         console.print(text, soft_wrap=True)

@@ -16,6 +16,7 @@ from lib.checkpoints import classifier
 
 import jaxalign
 from jaxalign.core import layouts
+from jaxalign.data.encode import Encoder
 from jaxalign.data.tokenize import load_examples
 from jaxalign.quickstart import world
 from jaxalign.settings import Data
@@ -132,7 +133,9 @@ def rows(inputs):
 def test_logp_is_that_of_the_reference_pass_of_training(opened, finished, inputs, place, name):
     found = opened.logp([r["prompt"] for r in rows(inputs)], [r[name] for r in rows(inputs)])
     settings = Data(**finished[0]["stages"]["dpo"]["data"])
-    pairs = load_examples(settings, settings.path, "", opened.tokenizer, layouts.PAIRS, seed=0)
+    pairs = load_examples(
+        settings, settings.path, "", Encoder(opened.tokenizer), layouts.PAIRS, seed=0
+    )
     part = np.load(finished[1] / "dpo" / "reference" / "train" / "part-000000000.npz")
     sums = np.add.reduceat(part["logp"], pairs.offsets[:-1]).reshape(-1, 2)
     np.testing.assert_allclose(found, sums[:, place], rtol=1e-5)

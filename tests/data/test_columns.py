@@ -40,14 +40,14 @@ def rows(*values):
 
 def test_only_the_columns_that_the_objective_reads_are_kept(tmp_path):
     data = load(tmp_path, *rows(0.25, 1), columns=COLUMNS)
-    assert [item.columns for item in data.items] == [{"preference": 0.25}, {"preference": 1.0}]
-    assert load(tmp_path, *rows(0.25)).items[0].columns == {}
+    assert [item.columns for item in data] == [{"preference": 0.25}, {"preference": 1.0}]
+    assert load(tmp_path, *rows(0.25))[0].columns == {}
 
 
 def test_a_column_of_a_pair_is_that_of_both_its_labelled_rows(tmp_path):
     data = load(tmp_path, *rows(0.25), layout=layouts.LABELED, columns=(*COLUMNS, "label"))
-    assert [item.columns["preference"] for item in data.items] == [0.25, 0.25]
-    assert [item.columns["label"] for item in data.items] == [1.0, 0.0]
+    assert [item.columns["preference"] for item in data] == [0.25, 0.25]
+    assert [item.columns["label"] for item in data] == [1.0, 0.0]
 
 
 def test_columns_are_in_the_fingerprint_of_the_data(tmp_path):

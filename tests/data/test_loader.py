@@ -10,19 +10,16 @@ import numpy as np
 import pytest
 from lib.packing import contexts, expected_contexts, hh_like, make_example
 
-from jaxalign.data.examples import Examples, RowCounts
 from jaxalign.data.loader import AHEAD, Loader, order
 from jaxalign.data.pack import CachedStats
+from jaxalign.data.store import Examples
 from jaxalign.errors import UserError
-
-NOTHING = RowCounts(0, {}, 0, {}, {})
 
 
 def data(n=10):
     rng = np.random.default_rng(n)
-    return Examples(
-        [make_example([i] * 3, *rng.integers(1, 9, (2, 1 + i % 5))) for i in range(1, n + 1)],
-        NOTHING,
+    return Examples.of(
+        [make_example([i] * 3, *rng.integers(1, 9, (2, 1 + i % 5))) for i in range(1, n + 1)]
     )
 
 
@@ -151,7 +148,7 @@ def test_all_batches_have_the_same_number_of_scored_positions_a_response():
 def test_a_batch_shows_the_contexts_of_its_examples():
     one = loader()
     indices = one.indices(1)
-    items = [one.examples.items[i] for i in indices]
+    items = [one.examples[i] for i in indices]
     assert contexts(one.batch(1)) == expected_contexts(items, indices.tolist())
 
 
@@ -169,7 +166,7 @@ def test_reference_statistics_follow_their_examples_into_any_batch():
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_batches_have_no_more_shapes_than_stated(count):
-    examples = Examples(hh_like(200), NOTHING)
+    examples = Examples.of(hh_like(200))
     for read in (lambda one: one.batches(0, 25), lambda one: one.sequential()):
         one = loader(examples, batch_size=8, row_length=1024, shapes=count)
         assert len(list(read(one))) == 25
@@ -178,7 +175,7 @@ def test_batches_have_no_more_shapes_than_stated(count):
 
 def test_more_shapes_are_fuller():
     def slots(count):
-        examples = Examples(hh_like(200), NOTHING)
+        examples = Examples.of(hh_like(200))
         one = loader(examples, batch_size=8, row_length=1024, shapes=count)
         return sum(batch.ids.size for batch in one.batches(0, 25))
 
@@ -187,7 +184,7 @@ def test_more_shapes_are_fuller():
 
 def test_batches_larger_than_those_looked_at_have_shapes_of_their_own(monkeypatch):
     monkeypatch.setattr("jaxalign.data.loader.LOOKED_AT", (3, 10**6))
-    one = loader(Examples(hh_like(200), NOTHING), batch_size=8, shapes=2, row_length=1024)
+    one = loader(Examples.of(hh_like(200)), batch_size=8, shapes=2, row_length=1024)
     assert seen(one.batches(0, 25)) == dict.fromkeys(range(200), 1)
     assert one.shapes_seen > set(one.shapes)
 

@@ -5,14 +5,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lib.packing import contexts, expected_contexts, hh_like, make_example, unshared_batch
+from lib.packing import (
+    contexts,
+    expected_contexts,
+    hh_like,
+    in_spans,
+    make_example,
+    unshared_batch,
+)
 
-from jaxalign.data.examples import Examples, RowCounts
 from jaxalign.data.pack import CachedStats, cell_size, head_chunks, pack, token_counts
 from jaxalign.data.rows import Shape
+from jaxalign.data.store import Examples
 from jaxalign.errors import UserError
 
-NOTHING = RowCounts(0, {}, 0, {}, {})
 TOKENS = st.integers(1, 500)
 
 
@@ -29,6 +35,9 @@ def calls(draw):
         context = tuple(draw(st.integers(0, len(a) - shortest)) for a in answers)
         context = draw(st.sampled_from([(), context]))
         items.append(make_example(prompt, *answers, context=context, label=1.0))
+    if draw(st.booleans()):
+        rng = np.random.default_rng(draw(st.integers(0, 99)))
+        items = [in_spans(item, rng) for item in items]
     n_padding = draw(st.integers(0, len(items) - 1))
     items[len(items) - n_padding :] = [None] * n_padding
     indices = draw(st.permutations(range(100, 100 + len(items))))
@@ -84,7 +93,7 @@ def test_every_token_of_every_example_is_in_one_row(call):
         for ids, segment in zip(rows, segments, strict=True)
         for s in range(1, segment.max() + 1)
     ]
-    wanted = [np.concatenate([x.prompt, *x.responses]).tolist() for x in items if x]
+    wanted = [np.concatenate([x.prompt, *(b.ids for b in x.branches)]).tolist() for x in items if x]
     assert sorted(found) == sorted(wanted)
 
 
@@ -114,7 +123,7 @@ def test_padding_is_zero_everywhere_and_its_slots_are_out_of_range(call):
 
 def one_batch(items, **changes):
     options = dict(
-        responses=len(next(x for x in items if x).responses),
+        responses=next(x for x in items if x).responses,
         microbatches=1,
         shards=1,
         chunks=1,
@@ -169,7 +178,7 @@ def test_context_predicts_the_first_token_where_there_is_no_prompt():
 
 def test_the_fingerprint_tells_contexts_apart():
     examples = [
-        Examples([make_example([1], [2, 3], context=context)], NOTHING).fingerprint
+        Examples.of([make_example([1], [2, 3], context=context)]).fingerprint
         for context in [(), (0,), (1,)]
     ]
     assert examples[0] == examples[1] != examples[2]
@@ -268,7 +277,7 @@ def test_a_prompt_is_encoded_once_however_many_responses_share_it():
 @pytest.mark.parametrize("model", ["ref", "start"])
 def test_cached_statistics_go_where_their_tokens_go(model):
     items = [make_example([1, 2], [3, 4], [5]), make_example([], [6, 7], [8, 9, 10])]
-    data = Examples(items, NOTHING)
+    data = Examples.of(items)
     flat = np.arange(1, data.offsets[-1] + 1, dtype=np.float32)
     batch = one_batch(items, cached=CachedStats(**{model: {"logp": flat}}), offsets=data.offsets)
     values = getattr(batch, model)["logp"]

@@ -10,7 +10,7 @@ from oracles import HYPER, ORACLES
 
 from jaxalign.core import layouts
 from jaxalign.core.types import Dispreferred, Pairs, Rationales, Revised
-from jaxalign.data.tokenize import preview
+from jaxalign.data.examples import preview
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
 
@@ -128,39 +128,40 @@ def test_what_is_compared_must_be_a_pair(tmp_path, layout):
 
 @pytest.mark.parametrize("layout", NEW)
 def test_what_is_scored_is_the_responses_and_their_end(tmp_path, layout):
-    (item,) = load(tmp_path, NEW[layout] | {"prompt": "Hi"}, layout=layout).items
+    (item,) = load(tmp_path, NEW[layout] | {"prompt": "Hi"}, layout=layout)
     scored = "".join(text for text, is_scored in preview(item, PLAIN) if is_scored)
     row = one(tmp_path, NEW[layout], layout)
     assert scored == "".join(f"{response}</s>" for response in row.responses)
-    whole = [PLAIN.decode([*item.prompt, *ids]) for ids in item.responses]
+    whole = [PLAIN.decode([*item.prompt, *ids]) for ids in (b.ids for b in item.branches)]
     prompts = row.prompts or ("Q",) * len(row.responses)
     assert whole == [f"Hi{p[1:]}{y}</s>" for p, y in zip(prompts, row.responses, strict=True)]
 
 
 def test_a_prompt_of_its_own_shares_what_it_begins_with(tmp_path):
-    (item,) = load(tmp_path, WHY | {"prompt": words(5)}, layout=layouts.RATIONALES).items
+    (item,) = load(tmp_path, WHY | {"prompt": words(5)}, layout=layouts.RATIONALES)
     assert PLAIN.decode(item.prompt) == words(5)
-    assert item.context[:2] == (0, 0)
-    assert item.context[2] > 0
+    context = [int(branch.scored.argmax()) for branch in item.branches]
+    assert context[:2] == [0, 0]
+    assert context[2] > 0
 
 
 def test_a_pair_is_cut_as_without_its_rationale(tmp_path):
     record = WHY | {"prompt": "Could you say ", "chosen": "Hi", "rejected": "no"}
-    (item,) = load(tmp_path, record, layout=layouts.RATIONALES).items
-    (alone,) = load(tmp_path, record).items
+    (item,) = load(tmp_path, record, layout=layouts.RATIONALES)
+    (alone,) = load(tmp_path, record)
     assert texts(item)[:3] == texts(alone)
 
 
 def test_truncation_keeps_what_is_scored(tmp_path):
     limits = {"max_prompt": 8, "max_length": 16}
     data = load(tmp_path, WHY | {"prompt": words(5)}, layout=layouts.RATIONALES, **limits)
-    (item,) = data.items
-    assert len(item.prompt) + item.context[2] == 8
-    assert len(item.prompt) + max(map(len, item.responses)) <= 16
-    assert all(item.scored(r) > 0 for r in range(3))
-    assert PLAIN.decode(item.responses[0]).endswith(" yes</s>")
+    (item,) = data
+    assert len(item.prompt) + item.branches[2].scored.argmax() == 8
+    assert len(item.prompt) + max(len(b.ids) for b in item.branches) <= 16
+    assert all(len(item.scored(r)) > 0 for r in range(3))
+    assert PLAIN.decode(item.branches[0].ids).endswith(" yes</s>")
     assert data.counts.prompt_cut == 1
-    whole = [*item.prompt, *item.responses[2]][:8]
+    whole = [*item.prompt, *item.branches[2].ids][:8]
     assert "answer better?\n\n".endswith(PLAIN.decode(whole)[-6:])
 
 

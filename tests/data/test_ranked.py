@@ -1,7 +1,6 @@
 """Rankings of K responses, and responses to forget: from the file to the loss."""
 
 import math
-from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from lib.worked import KL, LP, RP, rows
 from jaxalign.core import layouts
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import Pairs, Ranked
+from jaxalign.data.tally import Tally
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.dpo import dpo
@@ -28,7 +28,7 @@ def ranked(folder, *records, columns=SCORES, **changes):
 
     path = write(folder, *records)
     settings = Data(path=path, **changes)
-    return list(read_records(settings, path, "train", layouts.RANKED, Counter(), columns))
+    return list(read_records(settings, path, "train", layouts.RANKED, Tally(), columns))
 
 
 # Reading
@@ -117,10 +117,10 @@ def test_what_is_forgotten_of_a_pair_is_its_rejected_response(tmp_path):
 
 
 def test_what_is_forgotten_of_labelled_rows_is_the_undesirable(tmp_path):
-    dropped = Counter()
-    found = read(write(tmp_path, LABELED, LABELED | {"label": 0}), layouts.FORGET, dropped)
+    tally = Tally()
+    found = read(write(tmp_path, LABELED, LABELED | {"label": 0}), layouts.FORGET, tally)
     assert [(row.responses, row.label) for row in found] == [((" yes",), None)]
-    assert dropped == {"label is 1": 1}
+    assert tally.dropped == {"label is 1": 1}
 
 
 def test_a_response_without_label_is_to_be_forgotten_as_it_is(tmp_path):

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections import Counter
 
 import pytest
 from lib.rows import CHAT_A, CHAT_B, CHAT_Q, DEMO, LABELED, PAIR, one, read, write
 
 from jaxalign.core import layouts
+from jaxalign.data.tally import Tally
 from jaxalign.errors import UserError
 
 
@@ -78,10 +78,10 @@ def test_demos_of_pairs_are_the_chosen_responses(tmp_path):
 
 
 def test_demos_of_labeled_rows_are_the_desirable_ones(tmp_path):
-    dropped = Counter()
-    rows = read(write(tmp_path, LABELED, LABELED | {"label": 0}), layouts.DEMOS, dropped)
+    tally = Tally()
+    rows = read(write(tmp_path, LABELED, LABELED | {"label": 0}), layouts.DEMOS, tally)
     assert [(row.responses, row.label) for row in rows] == [((" yes",), None)]
-    assert dropped == {"label is 0": 1}
+    assert tally.dropped == {"label is 0": 1}
 
 
 @pytest.mark.parametrize("layout", [layouts.LABELED, layouts.MISMATCHED])
@@ -91,9 +91,9 @@ def test_labeled_rows_of_a_pair_are_its_two_responses(tmp_path, layout):
 
 
 def test_a_pair_of_equal_responses_gives_no_labeled_rows(tmp_path):
-    dropped = Counter()
-    assert read(write(tmp_path, PAIR | {"rejected": " yes"}), layouts.LABELED, dropped) == []
-    assert dropped == {"identical responses": 1}
+    tally = Tally()
+    assert read(write(tmp_path, PAIR | {"rejected": " yes"}), layouts.LABELED, tally) == []
+    assert tally.dropped == {"identical responses": 1}
 
 
 def test_pairs_cannot_be_made_of_labeled_rows(tmp_path):
@@ -127,19 +127,19 @@ def test_a_transcript_that_begins_the_other_is_split_at_the_turn(tmp_path):
 
 
 def test_transcripts_that_share_no_turn_are_dropped_and_counted(tmp_path):
-    dropped = Counter()
+    tally = Tally()
     record = {"chosen": hh(("Human", "a"), ("Assistant", "b"))}
     record["rejected"] = record["chosen"].replace("a", "c", 1)
-    assert read(write(tmp_path, record), dropped=dropped) == []
-    assert dropped == {"prompts differ": 1}
+    assert read(write(tmp_path, record), tally=tally) == []
+    assert tally.dropped == {"prompts differ": 1}
 
 
 def test_transcripts_that_part_before_the_last_turn_are_dropped_and_counted(tmp_path):
-    dropped = Counter()
+    tally = Tally()
     chosen = hh(("Human", "a"), ("Assistant", "b"), ("Human", "c"), ("Assistant", "d"))
     record = {"chosen": chosen, "rejected": chosen.replace("c", "e")}
-    assert read(write(tmp_path, record), dropped=dropped) == []
-    assert dropped == {"prompts differ": 1}
+    assert read(write(tmp_path, record), tally=tally) == []
+    assert tally.dropped == {"prompts differ": 1}
 
 
 def test_transcripts_without_turns_ask_for_a_prompt_column(tmp_path):
@@ -158,11 +158,11 @@ def test_chat_transcripts_win_over_a_prompt_that_they_repeat(tmp_path):
 
 
 def test_chat_transcripts_with_other_questions_are_dropped_and_counted(tmp_path):
-    dropped = Counter()
+    tally = Tally()
     other = [{"role": "user", "content": "R"}]
     record = {"chosen": CHAT_Q + CHAT_A, "rejected": other + CHAT_B}
-    assert read(write(tmp_path, record), dropped=dropped) == []
-    assert dropped == {"prompts differ": 1}
+    assert read(write(tmp_path, record), tally=tally) == []
+    assert tally.dropped == {"prompts differ": 1}
 
 
 def test_text_beside_messages_becomes_a_message_of_its_role(tmp_path):
@@ -182,10 +182,10 @@ def test_an_empty_response_stops_with_its_line_and_column(tmp_path, name, empty)
 
 
 def test_empty_responses_are_dropped_and_counted_on_request(tmp_path):
-    dropped = Counter()
+    tally = Tally()
     path = write(tmp_path, PAIR | {"chosen": ""}, PAIR)
-    assert len(read(path, dropped=dropped, skip_empty=True)) == 1
-    assert dropped == {"empty response": 1}
+    assert len(read(path, tally=tally, skip_empty=True)) == 1
+    assert tally.dropped == {"empty response": 1}
 
 
 def test_an_empty_rejected_response_does_not_matter_to_demos(tmp_path):
@@ -230,7 +230,7 @@ def test_a_missing_file_names_its_full_path_and_the_near_one(tmp_path):
 
 
 def test_a_file_of_another_kind_names_the_kinds_that_can_be_read(tmp_path):
-    path = write(tmp_path, "a,b", name="data.csv")
+    path = write(tmp_path, "a,b", name="data.txt")
     with pytest.raises(UserError, match=r"cannot read this kind of file; wanted \.jsonl"):
         read(path)
 
@@ -272,14 +272,16 @@ def test_a_label_that_is_neither_0_nor_1_is_refused(tmp_path):
         one(tmp_path, LABELED | {"label": "good"}, layouts.LABELED)
 
 
-@pytest.mark.parametrize("value", [3, ["a"], [{"from": "human", "value": "Q"}]])
+@pytest.mark.parametrize("value", [3, ["a"], [{"who": "human"}, 3]])
 def test_a_field_that_is_neither_text_nor_messages_is_refused(tmp_path, value):
     with pytest.raises(UserError, match="line 1: 'prompt' is neither text nor messages; got"):
         one(tmp_path, PAIR | {"prompt": value})
 
 
 def test_messages_as_plain_text_are_refused(tmp_path):
-    with pytest.raises(UserError, match="'text' holds messages; wanted text; use prompt/completio"):
+    with pytest.raises(
+        UserError, match="'text' holds messages; wanted text; call the column 'mess"
+    ):
         one(tmp_path, {"text": CHAT_A}, layouts.DEMOS)
 
 

@@ -15,8 +15,8 @@ from lib.runs import one_device
 from jaxalign.core import layouts
 from jaxalign.core.sharding import batch_shards, make_mesh
 from jaxalign.core.types import Labeled, Pairs, select_rows
-from jaxalign.data.examples import Examples, RowCounts
 from jaxalign.data.loader import Loader
+from jaxalign.data.store import Examples
 from jaxalign.diagnostics import DIAGNOSTICS, problem
 from jaxalign.diagnostics._common import diagnostic
 from jaxalign.objectives import OBJECTIVES
@@ -35,13 +35,13 @@ def model_case():
     model = helpers_step.small_model(ONE)
     params = [helpers_step.parameters(model, seed) for seed in (0, 1)]
     items = helpers_step.some_examples(layouts.PAIRS, N)
-    return params, Examples(items, RowCounts(N, {}, 0, {}, {}))
+    return params, Examples.of(items)
 
 
 @functools.cache
 def evaluated(batch_size, microbatches=1, chunks=1, mesh=ONE, names=ALL, objective="dpo", first=N):
     params, examples = model_case()
-    examples = dataclasses.replace(examples, items=examples.items[:first])
+    examples = dataclasses.replace(examples, items=examples[:first])
     model = helpers_step.small_model(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, model.abstract)
     params, ref_params = (
@@ -67,8 +67,8 @@ def evaluated(batch_size, microbatches=1, chunks=1, mesh=ONE, names=ALL, objecti
 def dense_logits(params):
     """{row: logits [T_i, V] of each example}, and {row: their targets}."""
     model = helpers_step.small_model(ONE)
-    items = model_case()[1].items
-    sequences = [(e.prompt, y) for e in items for y in e.responses]
+    items = model_case()[1]
+    sequences = [(e.prompt, y) for e in items for y in (b.ids for b in e.branches)]
     ids = np.zeros((len(sequences), max(len(p) + len(y) for p, y in sequences)), np.int32)
     for row, (p, y) in zip(ids, sequences, strict=True):
         row[: len(p) + len(y)] = [*p, *y]
@@ -108,7 +108,7 @@ def dense():
     model, needs = helpers_step.small_model(ONE), OBJECTIVES["dpo"].needs
 
     def average(params, row):
-        stats = helpers_step.dense_stats(model, params, examples.items, needs)
+        stats = helpers_step.dense_stats(model, params, examples, needs)
         return getattr(select_rows(Pairs, stats), row).logp.mean()
 
     gradient = jax.jit(jax.grad(average), static_argnums=1)

@@ -20,8 +20,10 @@ from lib.checkpoints import (
     tensors_of,
     write_tokenizer,
 )
+from lib.packing import make_example
 
 from jaxalign.core.sharding import make_mesh
+from jaxalign.data.store import Examples
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
 from jaxalign.hf.reward import new_head, with_scores
@@ -154,13 +156,9 @@ def test_a_head_of_another_size_names_both(tmp_path):
         with_scores(config, 0, tmp_path)
 
 
-class Ends:
+def ends_with(*ends):
     """Examples whose responses end with given tokens."""
-
-    def __init__(self, *ends):
-        from lib.packing import make_example
-
-        self.items = [make_example([5], [6, end]) for end in ends]
+    return Examples.of([make_example([5], [6, end]) for end in ends])
 
 
 def tokenizer(folder, **settings):
@@ -178,9 +176,9 @@ def tokenizer(folder, **settings):
 )  # fmt: skip
 def test_padding_is_told_from_the_end_of_every_response(tmp_path, settings, ends, pad):
     config = read_config(RAW)
-    assert pad_token(tokenizer(tmp_path, **settings), [Ends(*ends)], config) == pad
+    assert pad_token(tokenizer(tmp_path, **settings), [ends_with(*ends)], config) == pad
 
 
 def test_a_tokenizer_without_a_token_to_pad_with_is_refused(tmp_path):
     with pytest.raises(UserError, match="no pad token but those that end a response"):
-        pad_token(tokenizer(tmp_path), [Ends(0, 1, 2, 3)], read_config(RAW))
+        pad_token(tokenizer(tmp_path), [ends_with(0, 1, 2, 3)], read_config(RAW))

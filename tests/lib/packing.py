@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from jaxalign.core.batch import Batch
-from jaxalign.data.examples import Example
+from jaxalign.data.examples import Branch, Example
 
 
 def make_example(
@@ -17,8 +18,26 @@ def make_example(
     context: tuple[int, ...] = (),
     **columns: float,
 ) -> Example:
-    arrays = tuple(np.array(r, np.int32) for r in responses)
-    return Example(np.array(prompt, np.int32), arrays, columns, where, context)
+    """A branch for each response, scored from its context on."""
+    branches = []
+    for r, ids in enumerate(responses):
+        scored = np.arange(len(ids)) >= max(context[r] if context else 0, len(prompt) == 0)
+        branches.append(Branch(np.array(ids, np.int32), scored, r))
+    return Example(np.array(prompt, np.int32), tuple(branches), columns, where)
+
+
+def in_spans(item: Example, rng: np.random.Generator) -> Example:
+    """The example with context inside its responses, each cut into one to three branches."""
+    branches = []
+    for r in range(item.responses):
+        ids = item.branches[r].ids
+        pieces = min(rng.integers(1, 4), len(ids)) if len(item.prompt) else 1
+        for piece in np.array_split(ids, pieces):
+            scored = rng.random(len(piece)) < 0.5
+            scored[0] &= len(item.prompt) > 0
+            scored[-1] = True
+            branches.append(Branch(piece, scored, r))
+    return item._replace(branches=tuple(branches))
 
 
 def hh_like(count: int) -> list[Example]:
@@ -31,9 +50,12 @@ def hh_like(count: int) -> list[Example]:
     ]
 
 
-def first_scored(item: Example, r: int) -> int:
-    """Index of the first scored token in prompt + response r."""
-    return max(len(item.prompt) + (item.context[r] if item.context else 0), 1)
+def sequences(item: Example) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    """(tokens, indices of the scored ones, response) of the prompt with each branch."""
+    return [
+        (np.concatenate([item.prompt, ids]), len(item.prompt) + np.flatnonzero(scored), r)
+        for ids, scored, r in item.branches
+    ]
 
 
 def unshared_batch(
@@ -53,8 +75,9 @@ def unshared_batch(
     """
     n, S, R, T = microbatches, shards, responses, max_scored
     b = len(items) // (n * S)
-    K, M = b * R, b * R * T
-    L = max(len(x.prompt) + len(r) for x in items if x for r in x.responses)
+    Q = max(len(x.branches) for x in items if x)
+    K, M = b * Q, b * R * T
+    L = max(len(ids) for x in items if x for ids, _, _ in sequences(x))
     shape = (n, S, K, L)
     ids, positions, segment, branch = (np.zeros(shape, np.int32) for _ in range(4))
     source, target = np.zeros((n, S, 1, M), np.int32), np.zeros((n, S, 1, M), np.int32)
@@ -68,22 +91,21 @@ def unshared_batch(
         i, s, e = k // (S * b), k // b % S, k % b
         if item is None:
             continue
-        weight[i, s, e], example[i, s, e] = 1, indices[k]
+        weight[i, s, e], example[i, s, e] = item.weight, indices[k]
         for name in names:
             columns[name][i, s, e] = item.columns[name]
-        for r in range(R):
-            row = e * R + r
-            sequence = [*item.prompt, *item.responses[r]]
-            for t, token in enumerate(sequence):
-                ids[i, s, row, t], positions[i, s, row, t] = token, t
-                segment[i, s, row, t] = 1
-                branch[i, s, row, t] = r + 1 if t >= len(item.prompt) else 0
-            first = first_scored(item, r)
-            for t, token in enumerate(sequence[first:]):
-                m = row * T + t
-                source[i, s, 0, m], target[i, s, 0, m] = row * L + first + t - 1, token
+        done = [0] * R
+        for q, (sequence, scored, r) in enumerate(sequences(item)):
+            row, n_tokens = e * Q + q, len(sequence)
+            ids[i, s, row, :n_tokens], positions[i, s, row, :n_tokens] = sequence, range(n_tokens)
+            segment[i, s, row, :n_tokens] = 1
+            branch[i, s, row, len(item.prompt) : n_tokens] = q + 1
+            for at in scored:
+                m = (e * R + r) * T + done[r]
+                source[i, s, 0, m], target[i, s, 0, m] = row * L + at - 1, sequence[at]
                 slot[i, s, 0, m] = m
-                mask[i, s, e, r, t] = True
+                mask[i, s, e, r, done[r]] = True
+                done[r] += 1
     rows = ids, positions, segment, branch
     return Batch(
         *rows, source, target, slot, mask, weight, example, columns=columns, ref={}, start={}
@@ -98,11 +120,11 @@ def expected_contexts(items: Sequence[Example | None], indices: Sequence[int]) -
     """The contexts that the model must see, from the examples alone."""
     out: Scored = {}
     for item, index in zip(items, indices, strict=True):
-        for r, response in enumerate(item.responses if item else ()):
-            sequence = [*item.prompt.tolist(), *response.tolist()]
-            first = first_scored(item, r)
-            for t in range(first, len(sequence)):
-                out[index, r, t - first] = (sequence[:t], sequence[t])
+        done = Counter()
+        for sequence, scored, r in sequences(item) if item else ():
+            for at in scored:
+                out[index, r, done[r]] = (sequence[:at].tolist(), int(sequence[at]))
+                done[r] += 1
     return out
 
 
@@ -131,7 +153,6 @@ def contexts(batch: Batch) -> Scored:
             seen = (segment == segment[q]) & ((branch == 0) | (branch == branch[q]))
             assert segment[q] > 0
             assert batch.mask[cell][e, r, t]
-            assert branch[q] in (0, r + 1)
             assert positions[seen].tolist() == list(range(int(seen.sum())))
             key = (int(batch.example[cell][e]), int(r), int(t))
             assert key not in out

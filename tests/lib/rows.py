@@ -1,13 +1,14 @@
 """Records of preference data, and how a test reads and tokenizes them."""
 
 import json
-from collections import Counter
 
 from lib.tokenizers import make_tokenizer
 
 from jaxalign.core import layouts
+from jaxalign.data.encode import Encoder
 from jaxalign.data.read import read_records
 from jaxalign.data.records import Record
+from jaxalign.data.tally import Tally
 from jaxalign.data.tokenize import load_examples
 from jaxalign.settings import Data
 
@@ -26,11 +27,9 @@ def write(folder, *records, name="data.jsonl"):
     return str(folder / name)
 
 
-def read(path, layout=layouts.PAIRS, dropped=None, split="train", **changes):
+def read(path, layout=layouts.PAIRS, tally=None, split="train", **changes):
     settings = Data(path=path, **changes)
-    return list(
-        read_records(settings, path, split, layout, Counter() if dropped is None else dropped)
-    )
+    return list(read_records(settings, path, split, layout, tally or Tally()))
 
 
 def one(folder, record, layout=layouts.PAIRS, **changes) -> Record:
@@ -43,7 +42,7 @@ def load(folder, *records, layout=layouts.PAIRS, tokenizer=PLAIN, seed=0, column
     path.write_text("\n".join(map(json.dumps, records)))
     given_settings = Data(path=str(path), **changes)
     return load_examples(
-        given_settings, str(path), "train", tokenizer, layout, seed=seed, columns=columns
+        given_settings, str(path), "train", Encoder(tokenizer), layout, seed=seed, columns=columns
     )
 
 
@@ -52,7 +51,7 @@ def pair(prompt, chosen=" yes", rejected=" no"):
 
 
 def texts(item, tokenizer=PLAIN):
-    return [tokenizer.decode(ids) for ids in (item.prompt, *item.responses)]
+    return [tokenizer.decode(ids) for ids in (item.prompt, *(b.ids for b in item.branches))]
 
 
 def words(n, word=" yes"):

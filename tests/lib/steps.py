@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from lib.objectives import draw_columns
-from lib.packing import first_scored
+from lib.packing import make_example, sequences
 
 from jaxalign.core import layouts
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import SequenceStats, select_rows
-from jaxalign.data.examples import Example
 from jaxalign.data.pack import pack
 from jaxalign.models.decoder import build
 from jaxalign.models.families import read_config
@@ -90,17 +89,19 @@ def some_examples(layout, n, seed=0):
         context = ()
         if layout in (layouts.RATIONALES, layouts.REVISED):
             context = (0, 0, *(int(rng.integers(len(a))) for a in answers[2:]))
-        return Example(prompt, answers, columns(i), f"example {i}", context)
+        return make_example(prompt, *answers, where=f"example {i}", context=context, **columns(i))
 
     return [example(i) for i in range(n)]
 
 
-def examples_of(objective):
+def examples_of(objective, weights=(1.0,) * B):
     """Examples with every column that the objective reads from the data."""
     columns = draw_columns(np.random.default_rng(0), B)
     return [
         e._replace(
-            columns=e.columns | {k: float(columns[k][i]) for k in objective.columns if k in columns}
+            columns=e.columns
+            | {k: float(columns[k][i]) for k in objective.columns if k in columns},
+            weight=weights[i],
         )
         for i, e in enumerate(some_examples(objective.layout, B))
     ]
@@ -110,7 +111,7 @@ def batch_of(items, n=1, shards=1, chunks=1, scores=0):
     return pack(
         items,
         np.arange(len(items)),
-        responses=len(items[0].responses),
+        responses=items[0].responses,
         microbatches=n,
         shards=shards,
         chunks=chunks,
@@ -132,20 +133,15 @@ def dense_activation(means, scored):
 
 def dense_stats(model, params, items, needs, ref_params=None):
     """Statistics [B, R] from full logits of one padded row per sequence, and of layers."""
-    sequences = [
-        (item.prompt, response, first_scored(item, r) - 1)
-        for item in items
-        for r, response in enumerate(item.responses)
-    ]
-    width = max(len(p) + len(r) for p, r, _ in sequences)
-    ids = np.zeros((len(sequences), width + 1), np.int32)
-    inside = np.zeros((len(sequences), width), np.int32)
-    scored = np.zeros((len(sequences), width), bool)
-    for row, (p, r, first) in enumerate(sequences):
-        n = len(p) + len(r)
-        ids[row, :n] = np.concatenate([p, r])
-        inside[row, :n] = 1
-        scored[row, first : n - 1] = True
+    found = [sequence for item in items for sequence in sequences(item)]
+    width = max(len(tokens) for tokens, _, _ in found)
+    ids = np.zeros((len(found), width + 1), np.int32)
+    inside = np.zeros((len(found), width), np.int32)
+    scored = np.zeros((len(found), width), bool)
+    for row, (tokens, at, _) in enumerate(found):
+        ids[row, : len(tokens)] = tokens
+        inside[row, : len(tokens)] = 1
+        scored[row, at - 1] = True
     at = np.broadcast_to(np.arange(width), inside.shape)
     packed = ids[:, :-1], at, inside, np.zeros_like(inside)
     hidden, head, means = model.forward(params, *packed, layers=True)
@@ -167,17 +163,32 @@ def dense_stats(model, params, items, needs, ref_params=None):
         token["forward_kl"] = (jnp.exp(ref_log_p) * (ref_log_p - all_log_p)).sum(-1)
     token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs if s.name in token}
     # Scored tokens first, as in a batch: a random draw belongs to the index of a scored token.
-    front = np.argsort(~scored, 1, kind="stable")[:, :T]
-    token = {k: jnp.take_along_axis(v, front, 1) for k, v in token.items()}
-    mask = np.take_along_axis(scored, front, 1).astype(np.float32)
-    stats = SequenceStats(token["logp"].sum(-1), mask.sum(-1), mask, token)
+    rows, places, mask = _scored_of_responses(items, scored)
+    token = {k: jnp.where(mask, v[rows, places], 0.0) for k, v in token.items()}
+    stats = SequenceStats(token["logp"].sum(-1), mask.sum(-1), mask.astype(np.float32), token)
     return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)
+
+
+def _scored_of_responses(items, scored):
+    """(row, place, whether there is one) of the scored tokens of each response, [B * R, T]."""
+    found, row = {}, 0
+    for i, item in enumerate(items):
+        for branch in item.branches:
+            places = np.flatnonzero(scored[row])
+            found.setdefault((i, branch.response), []).extend((row, place) for place in places)
+            row += 1
+    index = np.zeros((2, len(found), T), int)
+    mask = np.zeros((len(found), T), bool)
+    for k, tokens in enumerate(found.values()):
+        index[:, k, : len(tokens)] = np.array(tokens).T
+        mask[k, : len(tokens)] = True
+    return (*index, mask)
 
 
 def dense_loss(objective, hyper, model, params, ref_params, items, state=None, start_params=None):
     """The loss of a whole batch at once, without packing, microbatches or chunks."""
     columns = {k: jnp.asarray([e.columns[k] for e in items]) for k in items[0].columns}
-    columns["weight"] = jnp.ones(len(items))
+    columns["weight"] = jnp.asarray([item.weight for item in items])
     ref = start = None
     if objective.uses_ref:
         needs = (*objective.needs, *objective.layers)
@@ -195,17 +206,17 @@ def dense_loss(objective, hyper, model, params, ref_params, items, state=None, s
         state = bound(policy=frozen, ref=ref, batch=columns, state=state, key=key)[2]
     given = {"policy": policy, "ref": ref, "start": start}
     loss = bound(**given, batch=columns, state=state, key=key)[0]
-    return loss.mean()
+    return loss.mean(columns["weight"])
 
 
 @functools.cache
-def dense_gradient(name):
+def dense_gradient(name, weights=(1.0,) * B):
     """Loss and gradient of an objective from dense logits, computed once."""
     objective = OBJECTIVES[name]
     mesh = one_device()
     model = small_model(mesh, scores=objective.head({}))
     params, ref_params, start = (parameters(model, seed) for seed in (0, 1, 2))
-    items = examples_of(objective)
+    items = examples_of(objective, weights)
     state = objective.init_state() if objective.init_state else None
 
     def loss(params):
@@ -215,11 +226,13 @@ def dense_gradient(name):
         return jax.tree.map(np.asarray, jax.jit(jax.value_and_grad(loss))(params))
 
 
-def gradient(name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached=False):
+def gradient(
+    name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached=False, weights=(1.0,) * B
+):
     """(loss, gradient, next state) of one objective by the step, on a random batch."""
     objective = OBJECTIVES[name]
     mesh = mesh or one_device()
-    items = examples_of(objective)
+    items = examples_of(objective, weights)
     with jax.set_mesh(mesh):
         scores = objective.head({})
         model = small_model(mesh, remat, scores)

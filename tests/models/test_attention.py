@@ -128,7 +128,7 @@ def test_blocked_leaves_out_what_nobody_sees():
     softcap=st.sampled_from([None, 1.5]),
 )
 def test_splash_is_the_formula(rows, length, heads, softcap):
-    mask = pack(rows, length, responses=3, softcap=softcap)
+    mask = pack(rows, length, branches=3, softcap=softcap)
     with interpreted():
         check(splash, tensors(len(rows), length, *heads, 128), mask)
 

@@ -117,7 +117,7 @@ TINY = read_config(shapes.SHAPES["tiny"])
 
 def test_adapters_spare_the_gradient_of_every_other_matrix():
     # q and o 64x64, k and v 64x32; gate, up, down 64x128: 36,864 parameters in each of 2 layers.
-    item = Example(np.zeros(2, np.int32), (np.zeros(3, np.int32), np.zeros(1, np.int32)), {}, "")
+    item = Example.of(*(np.zeros(n, np.int32) for n in (2, 3, 1)))
     linear, attention, head = 2 * 2 * 36_864 * 6, 2 * 4 * 64 * (3 + 12 + 3), 2 * 64 * 512 * 4
     assert useful_flops(TINY, [item], 0) == 3 * (linear + attention + head)
     assert useful_flops(TINY, [item], 10) == 2 * (linear + head) + 3 * (attention + 2 * 10 * 6)
@@ -126,7 +126,7 @@ def test_adapters_spare_the_gradient_of_every_other_matrix():
 def test_pairs_are_as_long_as_they_say():
     assert {item.length for item in shapes.filling(3, 512, 256)} == {256}
     drawn = shapes.hh_like(2000, 512)
-    sizes = np.array([[len(x.prompt), *map(len, x.responses)] for x in drawn])
+    sizes = np.array([[len(x.prompt), *(len(b.ids) for b in x.branches)] for x in drawn])
     assert sizes.mean(0) == pytest.approx([119, 40, 50], rel=0.05)
     assert 400 < sizes[:, 0].max() <= 519
 

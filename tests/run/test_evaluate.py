@@ -9,8 +9,8 @@ from lib import runs as h
 from lib import steps as helpers_step
 
 from jaxalign.core.sharding import batch_shards, make_mesh
-from jaxalign.data.examples import Examples, RowCounts
 from jaxalign.data.loader import Loader
+from jaxalign.data.store import Examples
 from jaxalign.errors import UserError
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.run.evaluate import evaluator, means
@@ -29,7 +29,7 @@ def case(name):
     params, ref_params = (helpers_step.parameters(model, seed) for seed in (0, 1))
     layout = OBJECTIVES[name].layout
     items = helpers_step.some_examples(layout, N)
-    return params, ref_params, Examples(items, RowCounts(N, {}, 0, {}, {}))
+    return params, ref_params, Examples.of(items)
 
 
 def evaluate(name, *, batch_size, microbatches=1, mesh=ONE, state=None):
@@ -62,9 +62,7 @@ def dense(name):
     """The loss over the whole data set from full logits of padded rows, in one piece."""
     params, ref_params, examples = case(name)
     model = helpers_step.small_model(ONE)
-    return float(
-        helpers_step.dense_loss(OBJECTIVES[name], {}, model, params, ref_params, examples.items)
-    )
+    return float(helpers_step.dense_loss(OBJECTIVES[name], {}, model, params, ref_params, examples))
 
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])

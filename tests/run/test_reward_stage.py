@@ -18,8 +18,8 @@ from jaxalign.core import layouts, stats
 from jaxalign.core.objective import objective
 from jaxalign.core.stats import reduce_tokens
 from jaxalign.core.types import Pairs
-from jaxalign.data.examples import Examples, RowCounts
 from jaxalign.data.loader import Loader
+from jaxalign.data.store import Examples
 from jaxalign.errors import UserError
 from jaxalign.hf.tokenizer import load_tokenizer
 from jaxalign.objectives import OBJECTIVES
@@ -54,7 +54,7 @@ def test_a_response_that_begins_with_context_is_scored_at_its_end_too():
 
 
 def test_a_loader_hands_out_batches_of_scores():
-    examples = Examples(some_examples(layouts.PAIRS, 6), RowCounts(6, {}, 0, {}, {}))
+    examples = Examples.of(some_examples(layouts.PAIRS, 6))
     loader = Loader(
         examples, batch_size=4, microbatches=2, shards=1, row_length=64, shapes=2, seed=0, scores=2
     )

@@ -86,8 +86,8 @@ def test_every_update_has_its_metrics(finished):
 def test_the_share_of_tokens_that_sharing_prompts_saved_is_logged(finished):
     recipe, folder, _ = finished
     stage = h.prepared(recipe, "dpo", MESH)
-    items = [stage.train.items[i] for i in stage.loader(stage.train).indices(0)]
-    apart = sum(len(x.prompt) + len(response) for x in items for response in x.responses)
+    items = [stage.train[i] for i in stage.loader(stage.train).indices(0)]
+    apart = sum(len(x.prompt) + len(branch.ids) for x in items for branch in x.branches)
     first = h.metrics(folder / "dpo")[0]
     assert first["shared"] == pytest.approx(1 - first["tokens"] / apart)
     assert 0.1 < first["shared"] < 0.5

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lib.packing import in_spans
 from lib.steps import (
     MESHES,
     B,
@@ -100,7 +101,7 @@ def test_unpacked_and_unshared_rows_give_the_same_gradient(name):
     from lib.packing import unshared_batch
 
     items = some_examples(OBJECTIVES[name].layout, B)
-    responses = len(items[0].responses)
+    responses = items[0].responses
     batch = unshared_batch(
         items, np.arange(B), responses=responses, microbatches=2, shards=1, max_scored=T
     )
@@ -108,12 +109,9 @@ def test_unpacked_and_unshared_rows_give_the_same_gradient(name):
 
 
 @pytest.mark.parametrize("n", [1, 4])
-def test_responses_that_begin_with_context_give_the_dense_gradient(n):
+def test_responses_in_several_spans_and_branches_give_the_dense_gradient(n):
     rng = np.random.default_rng(0)
-    items = [
-        e._replace(context=tuple(int(rng.integers(len(r))) for r in e.responses))
-        for e in some_examples(layouts.PAIRS, B)
-    ]
+    items = [in_spans(e, rng) for e in some_examples(layouts.PAIRS, B)]
     objective = OBJECTIVES["dpo"]
     mesh = one_device()
     with jax.set_mesh(mesh):
@@ -134,6 +132,16 @@ def test_an_example_of_weight_zero_has_no_influence(name):
     batch = batch_of([*items, *strangers], n=2, scores=scores)
     batch = batch._replace(weight=np.where(batch.example < B, 1.0, 0.0).astype(np.float32))
     assert_same(gradient(name, batch=batch), dense_gradient(name))
+
+
+WEIGHTS = (0.5, 2.0, 1.0, 3.0, 0.25, 1.5, 1.0, 4.0)
+
+
+@pytest.mark.parametrize(("mesh", "n"), [("data", 1), ("tensor", 2)])
+@pytest.mark.parametrize("name", SOME)
+def test_weights_multiply_the_losses_of_examples_however_the_batch_is_divided(name, mesh, n):
+    got = gradient(name, mesh=make_mesh(MESHES[mesh]), n=n, weights=WEIGHTS)
+    assert_same(got, dense_gradient(name, WEIGHTS))
 
 
 @pytest.mark.slow

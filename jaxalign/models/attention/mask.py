@@ -15,17 +15,17 @@ from ...core.types import Array
 
 @flax.struct.dataclass
 class RowMask:
-    """Rows of several examples, each a prompt followed by its responses, one after another.
+    """Rows of several examples, each a prompt followed by its branches, one after another.
 
     A query sees a key of its own segment (not 0) that does not come after it, is in the prompt or
     in the query's own branch, and is less than `window` positions back.
     """
 
     segment: Array  # [K, L] int32  example within the row; 0 is padding
-    branch: Array  # [K, L] int32  0 in the prompt, r + 1 in response r
+    branch: Array  # [K, L] int32  0 in the prompt; 1, 2, ... number what follows it
     positions: Array  # [K, L] int32  position of each token in its own sequence
-    responses: int = flax.struct.field(pytree_node=False, default=2)
-    """Maximum number of responses per prompt. Only `splash` reads it; see there."""
+    branches: int = flax.struct.field(pytree_node=False, default=2)
+    """Maximum number of branches per prompt. Only `splash` reads it; see there."""
     window: int | None = flax.struct.field(pytree_node=False, default=None)
     """Number of positions that a query sees, its own included; None: all."""
     softcap: float | None = flax.struct.field(pytree_node=False, default=None)

@@ -28,18 +28,18 @@ def refusal(device: Any, q: Array | jax.ShapeDtypeStruct, mask: RowMask) -> str 
 
 
 def splash(q: Array, k: Array, v: Array, mask: RowMask) -> Array:
-    """`blocked` as a TPU kernel, with R = `mask.responses` copies of the keys.
+    """`blocked` as a TPU kernel, with `mask.branches` copies of the keys.
 
-    Splash attention supports a static mask and equality of ids. The first response follows its
-    prompt, so one id for both and a causal mask are right for them. For response r > 1 there is one
-    more copy of all keys and values, in which prompts have the id of response r and all other
-    tokens an id that no query has. The softmax runs over the R L keys at once.
+    Splash attention supports a static mask and equality of ids. The first branch follows its
+    prompt, so one id for both and a causal mask are right for them. For branch k > 1 there is one
+    more copy of all keys and values, in which prompts have the id of branch k and all other
+    tokens an id that no query has. The softmax runs over the keys of all copies.
 
-    A query of a response beyond R would not see its prompt: its result is NaN. Mosaic compiles
+    A query of any further branch would not see its prompt: its result is NaN. Mosaic compiles
     bfloat16 only if `jax_default_matmul_precision` is not "highest".
     """
     length, heads, width = q.shape[1:]
-    copies = mask.responses
+    copies = mask.branches
     first = mask.segment * copies + jnp.maximum(mask.branch - 1, 0)
     prompt = (mask.segment != 0) & (mask.branch == 0)
     others = [jnp.where(prompt, first + r, -1) for r in range(1, copies)]
@@ -60,7 +60,7 @@ def splash(q: Array, k: Array, v: Array, mask: RowMask) -> Array:
 
 
 class _CopiedCausal(splash_attention.Mask):
-    """[L, R L]: key j is visible from place j mod L of the row on."""
+    """[L, copies * L]: key j is visible from place j mod L of the row on."""
 
     def __init__(self, length: int, copies: int):
         self.length, self.copies = length, copies

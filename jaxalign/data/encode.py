@@ -1,0 +1,317 @@
+"""Records to token ids, each response with its scored spans."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+from ..settings import Data
+from .fields import Field
+from .records import Record
+from .spans import Chat, Draft, Drafter, Opening
+from .tally import Reasons
+from .template import ChatTemplate, TemplateError, Turns
+from .turns import Turn, read_turns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = list[int]
+
+
+class Encoded(NamedTuple):
+    """A sequence of tokens: prompt and response, or what leads to a turn and that turn."""
+
+    ids: Ids
+    spans: tuple[tuple[int, int], ...]
+    """Scored tokens."""
+    response: int
+    """The response that they belong to."""
+
+
+class Encoder:
+    """Texts and turns to token ids, by a tokenizer and its chat template.
+
+    Attributes:
+      tokenizer: the tokenizer.
+      bos: the id of BOS; None if there is none.
+      stops: {text: id} of the tokens at which generation stops.
+      template: a chat template instead of the tokenizer's; None: there is none.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Data | None = None,
+        *,
+        stops: Collection[int] = (),
+        template: str | None = None,
+        now: datetime.datetime | None = None,
+    ):
+        """Take what is needed from the tokenizer; the chat template is compiled at its first use.
+
+        Args:
+          tokenizer: a Hugging Face tokenizer; a pad token is not needed.
+          settings: `turns`, `generation_prompt` and `chat_template_kwargs` are read.
+          stops: ids at which generation stops, besides the tokenizer's EOS.
+          template: a chat template instead of the tokenizer's.
+          now: the time that the clock of chat templates shows; None: the time of this call.
+        """
+        self.tokenizer, self.template, self._now = tokenizer, template, now
+        self._variables = dict(settings.chat_template_kwargs) if settings else {}
+        self._opening: Opening | None = settings.generation_prompt if settings else None
+        self._only_last = settings is not None and settings.turns == "last"
+        self._drafters: dict[str, Drafter] = {}
+        self._added = {
+            str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        self.bos, eos = (
+            token if isinstance(token, int) else None
+            for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        )
+        self._eos = None if eos is None else str(tokenizer.convert_ids_to_tokens(eos))
+        ids = {*stops, *([] if eos is None else [eos])}
+        self.stops = {str(tokenizer.convert_ids_to_tokens(i)): i for i in sorted(ids)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the compiled chat templates, which are compiled again where they are needed."""
+        return self.__dict__ | {"_drafters": {}}
+
+    @functools.cached_property
+    def _prefix(self) -> Ids:
+        """What the tokenizer puts in front of a text by itself: BOS or nothing."""
+        encoded: Any = self.tokenizer("a")
+        first = encoded["input_ids"][:1]
+        return [self.bos] if self.bos is not None and first == [self.bos] else []
+
+    @property
+    def _stop(self) -> re.Pattern[str]:
+        """A stop token in a text."""
+        return _any_of(tuple(stop for stop in self.stops if stop in self._added))
+
+    @property
+    def _control(self) -> re.Pattern[str]:
+        """A special token in a text."""
+        return _any_of(tuple(self._added))
+
+    def all_stops(self) -> tuple[int, ...]:
+        """The ids at which generation stops, that by which the chat template ends a turn too."""
+        with contextlib.suppress(TemplateError):
+            self.drafter()
+        return tuple(sorted(self.stops.values()))
+
+    def drafter(self, tools: object = None) -> Drafter:
+        """The drafter of chats; of templates with names, the one for chats with or without tools.
+
+        Raises:
+          TemplateError: there is no chat template, or it is none.
+        """
+        found = self.template or self.tokenizer.chat_template
+        name = "default"
+        if isinstance(found, Mapping):
+            name = "tool_use" if tools and "tool_use" in found else "default"
+            if name not in found:
+                raise TemplateError(
+                    f"the tokenizer has chat templates {', '.join(found)} and no 'default'; "
+                    "give one in data.chat_template"
+                )
+            found = found[name]
+        if not found:
+            raise TemplateError(
+                "got messages, but the tokenizer has none; give text, a template in "
+                "data.chat_template, or a model whose tokenizer has one"
+            )
+        if not isinstance(found, str):
+            raise TemplateError(f"the chat template is {str(found)[:40]!r}; wanted text")
+        if name not in self._drafters:
+            self._drafters[name] = self._make_drafter(found)
+        return self._drafters[name]
+
+    def _make_drafter(self, source: str) -> Drafter:
+        names = {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}
+        template = ChatTemplate(source, names | self._variables, self._now)
+        if not self._stop.search(template.tail):
+            taught = self._control.search(template.tail)
+            if taught:
+                self.stops[taught[0]] = self._added[taught[0]]
+        end = self._eos or next(iter(self.stops), None)
+        if end is None:
+            raise TemplateError(
+                "it ends no turn with a special token and the tokenizer has no EOS, so no model "
+                "could learn to stop; add an eos_token to tokenizer_config.json"
+            )
+        stops = tuple(stop for stop in self.stops if stop in self._added)
+        return Drafter(template, stops, end, self._opening)
+
+    def prompts(self, prompts: Sequence[str | Turns], where: str) -> list[np.ndarray]:
+        """Prompts to be answered, each [length] int32, with the special tokens of training.
+
+        Raises:
+          UserError: the chat template is missing or refuses the messages.
+        """
+        encoded = []
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                ids = self._with_bos(*self._ids([prompt]))
+            else:
+                with _named(where):
+                    turns = read_turns(prompt, {}, where)
+                    (ids,) = self._ids([self.drafter().prompt(Chat(turns))])
+            encoded.append(np.array(ids, np.int32))
+        return encoded
+
+    def encode(
+        self, records: Sequence[Record], noted: Reasons
+    ) -> Iterator[tuple[Record, list[Encoded]]]:
+        """Records, each with its sequences, in the order of their responses.
+
+        Args:
+          records: read and checked.
+          noted: counts of what was found in them; increased.
+
+        Raises:
+          UserError: which tokens a sampler would emit cannot be told; names the record.
+        """
+        drafted = [self._drafts(record, noted) for record in records]
+        texts = {text: None for drafts in drafted for _, d in drafts for text in _texts(d)}
+        ids = dict(zip(texts, self._ids([*texts]), strict=True))
+        for record, drafts in zip(records, drafted, strict=True):
+            found = [(r, d, [ids[text] for text in _texts(d)]) for r, d in drafts]
+            yield record, self._sequences(record, found)
+
+    def _drafts(self, record: Record, noted: Reasons) -> list[tuple[int, Draft]]:
+        """The drafts of a record, each with its response."""
+        prompts = record.prompts or (record.prompt,) * len(record.responses)
+        out = []
+        for r, (prompt, response) in enumerate(zip(prompts, record.responses, strict=True)):
+            if isinstance(prompt, str):
+                assert isinstance(response, str)
+                out.append((r, self._text_draft(record, r, prompt, response, noted)))
+            else:
+                assert isinstance(response, list)
+                out += [(r, draft) for draft in self._chat_drafts(record, prompt, response, noted)]
+        said = (record.prompt, *record.responses)
+        if any(self._typed(x) for x in said):
+            noted.add("control tokens in the text", record.where)
+        return out
+
+    def _chat_drafts(
+        self, record: Record, prompt: list[Turn], response: list[Turn], noted: Reasons
+    ) -> list[Draft]:
+        with _named(record.where):
+            drafter = self.drafter(record.tools)
+            chat = Chat(prompt, record.tools, record.variables)
+            drafts = drafter.drafts(chat, response, only_last=self._only_last)
+        if between := drafter.template.between.strip():
+            begins = [draft.text[a:b].lstrip() for draft in drafts for a, b in draft.spans]
+            learned = any(text.startswith(between) for text in begins)
+            if learned:
+                what = f"learns {between!r}, which the template writes before an answer"
+                noted.add(what, record.where)
+        return drafts
+
+    def _text_draft(
+        self, record: Record, r: int, prompt: str, response: str, noted: Reasons
+    ) -> Draft:
+        """A text and its end; a text that ends with a stop token and white space ends there."""
+        name = record.names[min(r, len(record.names) - 1)]
+        stops = list(self._stop.finditer(response))
+        end = None
+        if stops and not response[stops[-1].end() :].strip():
+            response = response[: stops.pop().end()]
+        else:
+            end = self._eos
+            if end is None:
+                raise UserError(
+                    f"{record.where}: the tokenizer has no EOS token, so no model could learn to "
+                    "stop; add an eos_token to tokenizer_config.json"
+                )
+        if stops and name != "text":
+            raise UserError(
+                f"{record.where}: '{name}' goes on after the stop token "
+                f"{stops[0][0]!r}, where a model would have stopped; end it there, or give the "
+                "turns of a chat as messages"
+            )
+        if stops:
+            noted.add("text goes on after a stop token", record.where)
+        whole = prompt + response
+        return Draft(whole, ((len(prompt), len(whole)),), end)
+
+    def _typed(self, found: Field) -> bool:
+        """Whether somebody typed a control token; a text may begin with BOS and end with a stop."""
+        if isinstance(found, str):
+            inside = found[1:].rstrip()[:-1]  # neither of the two is whole in it
+            return bool(self._control.search(inside))
+        return any(turn["content"] and self._control.search(turn["content"]) for turn in found)
+
+    def _sequences(
+        self, record: Record, found: list[tuple[int, Draft, list[Ids]]]
+    ) -> list[Encoded]:
+        """The token spans of drafts, by what the ids of a text and of its beginnings share."""
+        is_text = isinstance(record.prompt, str)
+        wholes, starts = [], {}
+        for _, draft, (whole, *before) in found:
+            if is_text:
+                whole, *before = (self._with_bos(ids) for ids in (whole, *before))
+            edges = [common_prefix([whole, ids]) for ids in before]
+            wholes.append((whole, edges))
+            first = draft.text[: draft.spans[0][0]]
+            starts[first] = min(edges[0], starts.get(first, edges[0]))
+        out = []
+        for (r, draft, _), (whole, edges) in zip(found, wholes, strict=True):
+            start = starts[draft.text[: draft.spans[0][0]]]
+            end = [self.stops[draft.end]] if draft.end else []
+            bounds = [start, *edges[1:], len(whole) + len(end)]
+            spans = tuple(zip(bounds[::2], bounds[1::2], strict=True))
+            out.append(Encoded(whole + end, spans, r))
+        return out
+
+    def _with_bos(self, ids: Ids) -> Ids:
+        return ids if ids[:1] == self._prefix else self._prefix + ids
+
+    def _ids(self, texts: list[str]) -> list[Ids]:
+        encoded: Any = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return encoded["input_ids"]
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Name the place of the record in an error of its chat template."""
+    try:
+        yield
+    except TemplateError as error:
+        raise UserError(f"{where}: chat template: {error}") from None
+
+
+def _texts(draft: Draft) -> list[str]:
+    """The text of a draft, and its beginnings up to each edge of a span but the last."""
+    edges = [edge for span in draft.spans for edge in span][:-1]
+    return [draft.text, *(draft.text[:edge] for edge in edges)]
+
+
+@functools.lru_cache
+def _any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of some texts, the longest that fits; no text if there are none."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+
+def common_prefix(sequences: Iterable[Sequence[int]]) -> int:
+    """How many ids all sequences have in common from the start."""
+    sequences = list(sequences)
+    shortest = min(map(len, sequences))
+    stacked = np.array([ids[:shortest] for ids in sequences])
+    differ = (stacked != stacked[0]).any(0)
+    return int(differ.argmax()) if differ.any() else shortest

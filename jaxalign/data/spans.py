@@ -1,0 +1,259 @@
+"""Which characters of a text are scored: those that a sampler would emit, stop token included."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from .template import ChatTemplate, Rendered, TemplateError, Turns, common_length
+
+Opening = Literal["match", "rendered"]
+
+
+class Draft(NamedTuple):
+    """A text of which some spans are scored; it becomes one branch of an example."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    """Scored characters; each span but the last ends with a stop token."""
+    end: str | None
+    """The stop token to append; None: the text ends with one."""
+
+
+class Chat(NamedTuple):
+    """A prompt of several turns, with what the template is given besides."""
+
+    turns: Turns
+    tools: Sequence[Any] | None = None
+    variables: Mapping[str, Any] = {}
+
+
+class _Drafted(NamedTuple):
+    """A scored turn as the last one of its chat."""
+
+    draft: Draft
+    whole: str  # the chat, with what the template writes after the stop token
+    before: int  # characters that a sampler is given
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafter:
+    """From turns to drafts.
+
+    Each scored turn is rendered as the last one of a chat, and its scored characters run from
+    the end of the generation prompt to the first stop token. Where all scored turns of a response
+    are the same in one whole chat, this chat is the one draft; else each turn has its own.
+    """
+
+    template: ChatTemplate
+    stops: tuple[str, ...]
+    """Texts of the stop tokens."""
+    end: str
+    """The stop token of a turn that the template does not end."""
+    opening: Opening | None = None
+    """The text before an answer where the rendered chat does not begin with the generation prompt:
+    `match`, the generation prompt; `rendered`, the rendered text. None: refused."""
+
+    def prompt(self, chat: Chat) -> str:
+        """The text that a sampler is given: the prompt, ready to be answered.
+
+        Raises:
+          TemplateError: the template refuses or fails on it.
+        """
+        *before, last = chat.turns or [{"role": ""}]
+        if last["role"] == "assistant":
+            return self._begun(chat, [*before], last["content"] or "")
+        return self._render(chat, chat.turns, opens=True).text if chat.turns else ""
+
+    def drafts(self, prompt: Chat, response: Turns, *, only_last: bool = False) -> list[Draft]:
+        """The drafts of a response.
+
+        Args:
+          prompt: the turns before the response; if an assistant's turn is the last of them and the
+            response begins with one, the response continues it.
+          response: its turns; assistant turns are scored.
+          only_last: whether only the last of them is.
+
+        Raises:
+          TemplateError: the template refuses or fails on the turns, or which of its characters are
+            the answer's cannot be told.
+        """
+        chat, first, begun = [*prompt.turns, *response], len(prompt.turns), ""
+        if prompt.turns and response and _both_assistants(prompt.turns[-1], response[0]):
+            begun = prompt.turns[-1]["content"] or ""
+            joined = dict(response[0]) | {"content": begun + (response[0]["content"] or "")}
+            first -= 1
+            chat = [*prompt.turns[:-1], joined, *response[1:]]
+        places = [k for k in range(first, len(chat)) if chat[k]["role"] == "assistant"]
+        if not places:
+            raise TemplateError("the response has no turn of the assistant")
+        chat = chat[: places[-1] + 1]
+        places = places[-1:] if only_last else places
+        given = prompt._replace(turns=chat)
+        turns = [self._turn(given, k, begun if k == first else "") for k in places]
+        return self._joined(given, turns) or [turn.draft for turn in turns]
+
+    def _turn(self, chat: Chat, k: int, begun: str) -> _Drafted:
+        """Turn k as the last one of its chat."""
+        whole = self._render(chat, chat.turns[: k + 1])
+        before = self._before(chat, k, whole.text)
+        opening, text = self._boundary(before, whole.text, chat.turns[k])
+        start = _after(text, begun, opening) if begun else opening
+        stop, closed = self._stop(text, start)
+        if not text[start:stop].strip():
+            raise TemplateError("it leaves out the whole answer")
+        if not _shows(chat.turns[k], text[opening:stop]):
+            raise TemplateError(self._hidden(chat.turns[k], text[opening:stop]))
+        spans = ((start, stop),)
+        if whole.marks and text == whole.text:
+            spans = _within(whole.marks, start, stop)
+        end = None if closed else self._end_of(chat.turns[k])
+        return _Drafted(Draft(text[:stop], spans, end), text, len(before))
+
+    def _before(self, chat: Chat, k: int, whole: str) -> str:
+        """What a sampler is given before turn k of a chat whose turns so far are `whole`."""
+        if k > 0:
+            return self._render(chat, chat.turns[:k], opens=True).text
+        try:
+            before = self._render(chat, [], opens=True).text
+        except TemplateError:  # many templates fail on a chat without turns
+            before = None
+        if before is None or not whole.startswith(before):
+            # What comes before every answer is what all answers share.
+            two = [self._render(chat, [{"role": "assistant", "content": c}]).text for c in "01"]
+            before = two[0][: common_length(*two)]
+        return before
+
+    def _boundary(self, before: str, whole: str, turn: Mapping[str, Any]) -> tuple[int, str]:
+        """(where the answer begins, the text), by the generation prompt and the rendered turn."""
+        if whole.startswith(before):
+            # After the answer of a tool some templates write their generation prompt unasked.
+            header = (
+                self.template.header if whole.startswith(self.template.header, len(before)) else ""
+            )
+            return len(before) + len(header), whole
+        opened = self.template.opened
+        shared = len(before) - len(opened)
+        if not opened or not before.endswith(opened) or not whole.startswith(before[:shared]):
+            at = common_length(before, whole)
+            raise TemplateError(
+                f"its generation prompt is not what it writes before an answer; at character {at} "
+                f"the prompt has {before[at : at + 30]!r}, the answer {whole[at : at + 30]!r}; set "
+                "data.chat_template_kwargs (as enable_thinking), or give another template in "
+                "data.chat_template"
+            )
+        if self.opening is None:
+            written = whole[max(shared - 30, 0) : shared + 30]
+            raise TemplateError(
+                f"its generation prompt ends {before[-40:]!r}, but it writes an answer without "
+                f"{opened!r}: {written!r}; set "
+                "data.generation_prompt to 'match' to train after the generation prompt, or to "
+                "'rendered' to train on the answer as it is written"
+            )
+        if self.opening == "rendered":
+            return shared, whole
+        body = whole[shared:]
+        if not _shows(turn, body):
+            said = turn["content"] or ""
+            said = said.removeprefix(opened) if said.startswith(opened) else said
+            body = said.removeprefix(opened.strip()).lstrip("\n") + self.template.tail
+        return len(before), before + body
+
+    def _stop(self, text: str, start: int) -> tuple[int, bool]:
+        """(where the answer ends, whether with a stop token)."""
+        found = [(text.find(stop, start), len(stop)) for stop in self.stops]
+        ends = [(at, size) for at, size in found if at >= 0]
+        if ends:
+            at, size = min(ends, key=lambda end: (end[0], -end[1]))
+            return at + size, True
+        tail = self.template.tail
+        blank = tail[len(tail.rstrip()) :]
+        return len(text.removesuffix(blank) if blank else text), False
+
+    def _end_of(self, turn: Mapping[str, Any]) -> str:
+        """The stop token of a turn that ends without: what a next turn begins with, or the end."""
+        following = self.template.following(call=bool(turn.get("tool_calls"))).lstrip()
+        return next((stop for stop in self.stops if following.startswith(stop)), self.end)
+
+    def _hidden(self, turn: Mapping[str, Any], text: str) -> str:
+        """Why an answer is not all there."""
+        if typed := next((stop for stop in self.stops if stop in "".join(_said(turn))), None):
+            return f"the answer holds the stop token {typed!r}, and goes on after it"
+        lost = next(part for part in _said(turn) if _squeezed(part) not in _squeezed(text))
+        remedy = ", or set data.generation_prompt to 'match'" if self.template.opened else ""
+        return (
+            f"it leaves out {lost.strip()[:40]!r} of the answer; give a template that keeps it in "
+            f"data.chat_template{remedy}"
+        )
+
+    def _joined(self, chat: Chat, turns: list[_Drafted]) -> list[Draft] | None:
+        """The one draft of several turns; None if they are not the same in the whole chat."""
+        whole, spans = turns[-1].whole, []
+        for turn in turns:
+            text, (*inner, (start, stop)), end = turn.draft
+            if not whole.startswith(text) or not whole.startswith(turn.whole[: turn.before]):
+                return None
+            if end and turn is not turns[-1]:
+                if not whole.startswith(end, stop):
+                    return None
+                stop += len(end)
+            spans += [*inner, (start, stop)]
+        last = turns[-1].draft
+        return [Draft(last.text, tuple(spans), last.end)]
+
+    def _begun(self, chat: Chat, before: Turns, content: str) -> str:
+        """The text of a chat whose last turn, an assistant's, is to be continued."""
+        turn = {"role": "assistant", "content": content + _MORE}
+        text = self._render(chat, [*before, turn]).text
+        if _MORE not in text:
+            raise TemplateError("it leaves out the begun turn of the assistant")
+        return text[: text.index(_MORE)]
+
+    def _render(self, chat: Chat, turns: Turns, *, opens: bool = False) -> Rendered:
+        return self.template.render(turns, tools=chat.tools, variables=chat.variables, opens=opens)
+
+
+_MORE = "\u2063and so on\u2063"
+"""The place of the rest of a begun turn."""
+
+
+def _both_assistants(last: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
+    return last["role"] == first["role"] == "assistant" and not last.get("tool_calls")
+
+
+def _after(text: str, begun: str, start: int) -> int:
+    """Where the begun part of an answer ends."""
+    for part in (begun, begun.rstrip()):
+        if (at := text.find(part, start)) >= 0:
+            return at + len(part)
+    raise TemplateError("it leaves out the begun turn of the assistant")
+
+
+def _within(marks: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[tuple[int, int], ...]:
+    """The marked parts of an answer; the last of them reaches to its stop token."""
+    parts = [(max(a, start), min(b, stop)) for a, b in marks if min(b, stop) > max(a, start)]
+    if not parts:
+        raise TemplateError("its {% generation %} blocks mark nothing of the answer")
+    joined = [parts[0]]
+    for a, b in parts[1:]:
+        joined[-1:] = [(joined[-1][0], b)] if a == joined[-1][1] else [joined[-1], (a, b)]
+    return (*joined[:-1], (joined[-1][0], stop))
+
+
+def _shows(turn: Mapping[str, Any], text: str) -> bool:
+    """Whether a text holds the content, the reasoning and the calls of a turn."""
+    squeezed = _squeezed(text)
+    return all(_squeezed(part) in squeezed for part in _said(turn))
+
+
+def _said(turn: Mapping[str, Any]) -> list[str]:
+    """What a turn says: its content without the tags of reasoning, its reasoning, its calls."""
+    calls = [call["function"]["name"] for call in turn.get("tool_calls", ())]
+    content = re.split("</?think>", turn["content"] or "")
+    return [*content, turn.get("reasoning_content") or "", *calls]
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())

@@ -1,0 +1,182 @@
+"""The turns of a chat as files hold them: messages, ShareGPT, tool calls, reasoning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import UserError
+
+Turn = dict[str, Any]
+"""A message: `role`, `content` (text or None) and, where it has them, `tool_calls`,
+`reasoning_content`, `name`, `tool_call_id` and other keys that a chat template may read."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""The roles of turns; roles in files are renamed to them."""
+RENAMED = {
+    "human": "user",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function": "tool",
+    "ipython": "tool",
+}
+"""Other names of roles, of ShareGPT and of older message formats."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which templates look for the reasoning before an answer."""
+
+
+def is_turns(value: Any) -> bool:
+    """Whether a value is a message or a list of messages, good or bad."""
+    if isinstance(value, Mapping):
+        return "role" in value or "from" in value
+    return isinstance(value, list) and all(isinstance(x, Mapping) for x in value)
+
+
+def read_turns(value: Any, roles: Mapping[str, str], where: str) -> list[Turn]:
+    """The turns of a message or a list of messages.
+
+    Args:
+      value: `{role, content}` or ShareGPT's `{from, value}`, or a list of them.
+      roles: names of roles in the file, by the role that each means.
+      where: the row and the column, for messages.
+
+    Raises:
+      UserError: a turn has no role, an unknown role or content of another kind.
+    """
+    found = [value] if isinstance(value, Mapping) else value
+    return [_turn(raw, roles, f"{where}[{i}]") for i, raw in enumerate(found)]
+
+
+def content_of(turns: list[Turn]) -> str:
+    """The contents of some turns, one after another."""
+    return "\n\n".join(turn["content"] for turn in turns if turn["content"])
+
+
+def says_something(turn: Turn) -> bool:
+    """Whether a turn has content, a tool call or reasoning."""
+    texts = (turn["content"], *(turn.get(key) for key in REASONING))
+    return any(text and text.strip() for text in texts) or bool(turn.get("tool_calls"))
+
+
+def _turn(raw: Mapping[str, Any], roles: Mapping[str, str], where: str) -> Turn:
+    kept = {k: v for k, v in raw.items() if v is not None}
+    named = "from" if "from" in kept and "role" not in kept else "role"
+    said = kept.get(named)
+    if not isinstance(said, str):
+        raise UserError(
+            f'{where}: is no message; got {_shown(raw)}; wanted {{"role": ..., "content": ...}}'
+        )
+    role = roles.get(said, RENAMED.get(said, said))
+    if role not in ROLES:
+        raise UserError(
+            f"{where}: unknown role {said!r}; wanted one of {', '.join(ROLES)}; "
+            f"say which it is, as in data.roles: {{{said}: assistant}}"
+        )
+    content = _content(kept.get("value" if named == "from" else "content"), where)
+    others = {k: v for k, v in kept.items() if k not in (named, "value", "content", *REASONING)}
+    turn: Turn = {"role": role, "content": content, **others}
+    reasoning = next((kept[key] for key in REASONING if key in kept), None)
+    if reasoning is not None:
+        turn |= dict.fromkeys(REASONING, _text(reasoning, f"{where}: its reasoning"))
+    if said == "function_call" and content is not None:
+        turn |= {"content": None, "tool_calls": [_json(content, where)]}
+    if "function_call" in turn:
+        turn["tool_calls"] = [turn.pop("function_call")]
+    if "tool_calls" in turn:
+        turn["tool_calls"] = _calls(turn["tool_calls"], where)
+    if content is None and not turn.get("tool_calls") and reasoning is None:
+        raise UserError(f"{where}: has neither content nor tool calls; got {_shown(raw)}")
+    return turn
+
+
+def _content(value: Any, where: str) -> str | None:
+    """The text of a message; a list of parts that are texts is joined."""
+    if isinstance(value, list):
+        kinds = {str(part.get("type")) if isinstance(part, Mapping) else "?" for part in value}
+        if kinds - {"text"}:
+            raise UserError(
+                f"{where}: content has parts of type {', '.join(sorted(kinds - {'text'}))}; "
+                "only text can be trained on; drop the row or these parts"
+            )
+        value = "".join(str(part.get("text") or "") for part in value)
+    return value if value is None else _text(value, f"{where}: its content")
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{what} is {_shown(value)}; wanted a text")
+    return encodable(value, what)
+
+
+def encodable(text: str, what: str) -> str:
+    """The text.
+
+    Raises:
+      UserError: it cannot be encoded as UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} holds half a surrogate pair at character {error.start}; repair it"
+        ) from None
+    return text
+
+
+def _calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Tool calls in the form `{type, id, function: {name, arguments}}`, arguments a mapping."""
+    calls = _json(value, where) if isinstance(value, str) else value
+    if not isinstance(calls, list):
+        raise UserError(f"{where}: tool_calls is {_shown(value)}; wanted a list")
+    return [_call(call, where) for call in calls]
+
+
+def _call(value: Any, where: str) -> dict[str, Any]:
+    call = value if isinstance(value, dict) else {}
+    function = call.get("function", call)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise UserError(
+            f"{where}: a tool call is {_shown(value)}; wanted "
+            '{"function": {"name": ..., "arguments": {...}}}'
+        )
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = _json(arguments, f"{where}: the arguments of {function['name']}")
+    if not isinstance(arguments, dict):
+        raise UserError(
+            f"{where}: the arguments of {function['name']} are {_shown(arguments)}; "
+            "wanted an object, or its JSON text"
+        )
+    others = {k: v for k, v in call.items() if k not in ("function", "name", "arguments")}
+    return (
+        {"type": "function"}
+        | others
+        | {"function": {"name": function["name"], "arguments": arguments}}
+    )
+
+
+def read_json(value: Any, kind: type, where: str) -> Any:
+    """A list or an object, or its JSON text, as the columns `tools` and `chat_template_kwargs`.
+
+    Raises:
+      UserError: it is of another kind.
+    """
+    found = _json(value, where) if isinstance(value, str) else value
+    if not isinstance(found, kind):
+        name = "list" if kind is list else "object"
+        raise UserError(f"{where} is {_shown(value)}; wanted a JSON {name}")
+    return found
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); got {_shown(text)}") from None
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,134 @@
+"""Files of every kind give the same rows."""
+
+import gzip
+import json
+
+import datasets
+import pyarrow as pa
+import pytest
+from pyarrow import csv, ipc, parquet
+
+from jaxalign.data.sources import raw_records
+from jaxalign.errors import UserError
+
+ROWS = [
+    {"prompt": "12", "completion": 'a, "b"\nc', "label": True, "margin": 0.5},
+    {"prompt": "Q", "completion": "d", "label": False, "margin": 2.0},
+]
+CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "name": "me"}]
+
+
+def lines(rows):
+    return "\n".join(map(json.dumps, rows))
+
+
+def write_jsonl(path):
+    path.write_text(lines(ROWS))
+
+
+def write_jsonl_gz(path):
+    path.write_bytes(gzip.compress(lines(ROWS).encode()))
+
+
+def write_json(path):
+    path.write_text("\ufeff" + json.dumps(ROWS, indent=1), encoding="utf-8")
+
+
+def write_json_gz(path):
+    path.write_bytes(gzip.compress(json.dumps(ROWS).encode()))
+
+
+def write_csv(path):
+    csv.write_csv(pa.Table.from_pylist(ROWS), path)
+
+
+def write_parquet(path):
+    parquet.write_table(pa.Table.from_pylist(ROWS), path)
+
+
+def write_stream(path):
+    table = pa.Table.from_pylist(ROWS)
+    with ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def write_file(path):
+    table = pa.Table.from_pylist(ROWS)
+    with ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+KINDS = [
+    ("a.jsonl", write_jsonl),
+    ("a.json", write_jsonl),
+    ("a.json", write_json),
+    ("a.jsonl.gz", write_jsonl_gz),
+    ("a.json.gz", write_json_gz),
+    ("a.json.gz", write_jsonl_gz),
+    ("a.csv", write_csv),
+    ("a.parquet", write_parquet),
+    ("a.arrow", write_stream),
+    ("a.arrow", write_file),
+]
+
+
+def rows_of(path, split="train"):
+    return [row for _, row in raw_records(str(path), split)]
+
+
+@pytest.mark.parametrize(("name", "write"), KINDS)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, write):
+    write(tmp_path / name)
+    assert rows_of(tmp_path / name) == ROWS
+    (first, _), (second, _) = raw_records(str(tmp_path / name), "")
+    assert first.startswith(f"{tmp_path / name} ")
+    assert (first[-1], second[-1]) == ("1", "2")
+
+
+def test_a_glob_is_read_in_the_order_of_names(tmp_path):
+    for name, row in zip(("b", "a"), ROWS, strict=True):
+        (tmp_path / f"{name}.jsonl").write_text(lines([row]))
+    assert rows_of(tmp_path / "*.jsonl") == ROWS[::-1]
+    with pytest.raises(UserError, match=r"\*\.csv: no file has such a name"):
+        rows_of(tmp_path / "*.csv")
+
+
+def test_a_folder_that_save_to_disk_wrote_is_read(tmp_path):
+    data = datasets.Dataset.from_list(ROWS)
+    data.save_to_disk(tmp_path / "one")
+    assert rows_of(tmp_path / "one") == ROWS
+    datasets.DatasetDict(train=data, test=data.select([1])).save_to_disk(tmp_path / "both")
+    assert rows_of(tmp_path / "both", "test") == ROWS[1:]
+    with pytest.raises(UserError, match="split 'dev': it has the splits train, test"):
+        rows_of(tmp_path / "both", "dev")
+
+
+def test_nulls_that_arrow_adds_are_left_out(tmp_path):
+    rows = [{"messages": CHAT, "tools": [{"a": 1}]}, {"messages": CHAT[:1], "tools": [{"b": 2}]}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert rows_of(tmp_path / "a.parquet") == rows
+
+
+def test_json_text_in_a_csv_file_is_read(tmp_path):
+    rows = [{"messages": json.dumps(CHAT), "tools": "[]"}]
+    csv.write_csv(pa.Table.from_pylist(rows), tmp_path / "a.csv")
+    assert rows_of(tmp_path / "a.csv") == [{"messages": CHAT, "tools": []}]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.json", b"[{}, 3]", "a.json entry 2: got a JSON int; wanted an object"),
+        ("a.json", b"[{", "a.json: not JSON"),
+        ("a.json", "[{}]".encode("utf-16"), "a.json line 1: not JSON"),
+        ("a.csv", b"prompt,text\na\n", "a.csv: not a whole csv file"),
+        ("a.csv", b"messages\n[{\n", "a.csv row 1: 'messages' is not JSON"),
+        ("a.arrow", b"nonsense", "a.arrow: not a whole arrow file"),
+        ("a.parquet", b"PAR1", "a.parquet: not a whole parquet file"),
+        ("a.txt", b"", "a.txt: cannot read this kind of file; wanted .jsonl, .jsonl.gz, .json"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        rows_of(tmp_path / name)
