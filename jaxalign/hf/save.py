@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ def save_checkpoint(
     dtype: str | None = None,
     card: str,
     pad: tuple[str, int] | None = None,
+    stops: Collection[int] = (),
+    template: str | None = None,
     max_shard_bytes: float = 5e9,
 ) -> None:
     """Write parameters as a Hugging Face checkpoint.
@@ -69,6 +71,8 @@ def save_checkpoint(
         in `source`.
       card: text of the model card, README.md.
       pad: pad token and its id, for the configuration and the tokenizer; None keeps the old ones.
+      stops: ids at which generation stops, for the generation settings; none: the old ones.
+      template: chat template for the tokenizer; None keeps the old one.
       max_shard_bytes: maximum size of a file, bytes.
 
     Raises:
@@ -79,6 +83,10 @@ def save_checkpoint(
     with whole_folder(folder) as partial:
         if partial:
             _write_texts(partial, source, model.config, dtype, pad)
+            if stops:
+                _write_stops(partial, stops)
+            if template is not None:
+                (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
             (partial / "README.md").write_text(card, encoding="utf-8")
         _write_weights(partial, params, model, source, dtype, max_shard_bytes)
 
@@ -100,6 +108,16 @@ def _write_texts(
             shutil.copyfile(source / name, folder / name)
         if pad is not None and name in PADDED and (source / name).is_file():
             _write_json(folder / name, read_json(source / name) | {"pad_token": pad[0]})
+
+
+def _write_stops(folder: Path, stops: Collection[int]) -> None:
+    """Name all stop tokens in the generation settings, where transformers would not use them."""
+    file = folder / "generation_config.json"
+    settings = read_json(file) if file.exists() else {}
+    read = settings if "eos_token_id" in settings else read_json(folder / "config.json")
+    named = read.get("eos_token_id")
+    if set(stops) != set(named if isinstance(named, list) else [named]):
+        _write_json(file, settings | {"eos_token_id": sorted(stops)})
 
 
 def _write_json(file: Path, values: Mapping[str, Any]) -> None:

@@ -117,6 +117,8 @@ def write_model(
         dtype=stage.recipe.model.export_dtype,
         card=model_card(stage, metrics),
         pad=_pad(stage),
+        stops=() if stage.model.config.scores else stage.encoder.all_stops(),
+        template=stage.encoder.template,
     )
 
 
