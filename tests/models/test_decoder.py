@@ -108,6 +108,24 @@ def test_a_window_that_is_off_is_accepted():
     assert read_config(raw) == read_config(QWEN)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"attn_implementation": "flash_attention_2", "_attn_implementation": "sdpa"},
+        {"use_flash_attention_2": True, "_flash_attn_2_enabled": True},
+        {"trust_remote_code": True, "auto_map": {"AutoConfig": "c.C"}, "_name_or_path": "a/b"},
+        {"is_decoder": True, "is_encoder_decoder": False, "use_cache": False},
+        {"max_sequence_length": 2048, "model_max_length": 4096, "max_length": 20},
+        {"torch_dtype": "bfloat16", "dtype": "float16", "transformers_version": "4.40.0"},
+        {"pretraining_tp": 2, "gradient_checkpointing": True, "output_attentions": True},
+        {"unsloth_version": "2024.9", "unsloth_fixed": True, "quantization_config": None},
+        {"architectures": ["LlamaForCausalLM"], "tokenizer_class": "LlamaTokenizer"},
+    ],
+)
+def test_keys_that_change_no_computation_are_accepted(keys):
+    assert read_config(LLAMA | keys) == read_config(LLAMA)
+
+
 REFUSED = {
     "model type": (LLAMA | {"model_type": "lama"}, "did you mean 'llama'"),
     "quantized": (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config"),

@@ -31,16 +31,22 @@ HARMLESS = frozenset(
         # Identity and bookkeeping.
         *("model_type", "architectures", "_name_or_path", "transformers_version", "auto_map"),
         *("dtype", "torch_dtype", "tokenizer_class", "initializer_range", "use_cache"),
-        *("_attn_implementation", "_attn_implementation_autoset", "gradient_checkpointing"),
-        *("unsloth_version", "unsloth_fixed"),
+        *("_commit_hash", "trust_remote_code", "unsloth_version", "unsloth_fixed"),
+        *("is_decoder", "max_sequence_length", "model_max_length"),
+        # How a program computes attention and gradients.
+        *("attn_implementation", "_attn_implementation", "_attn_implementation_autoset"),
+        *("use_flash_attention_2", "_flash_attn_2_enabled", "gradient_checkpointing"),
         # Tokens and generation, which the tokenizer and the generator read.
         *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"),
+        *("decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id"),
         *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "typical_p"),
         *("num_beams", "num_beam_groups", "diversity_penalty", "repetition_penalty"),
         *("length_penalty", "encoder_no_repeat_ngram_size", "num_return_sequences"),
+        *("no_repeat_ngram_size", "early_stopping", "suppress_tokens", "begin_suppress_tokens"),
         # Outputs, heads of other tasks, and rewrites of the same mathematics.
-        *("return_dict", "id2label", "label2id", "num_labels", "classifier_dropout"),
-        "problem_type",
+        *("return_dict", "output_attentions", "output_hidden_states", "output_scores"),
+        *("id2label", "label2id", "num_labels", "classifier_dropout", "problem_type"),
+        *("task_specific_params", "finetuning_task"),
         *("chunk_size_feed_forward", "pretraining_tp"),
         # Dropout is off in alignment.
         *("attention_dropout", "hidden_dropout"),
