@@ -118,12 +118,11 @@ def test_messages_without_a_chat_template_are_refused(model):
         answers(model, [[{"role": "user", "content": "1+1="}]])
 
 
-def test_stop_tokens_are_eos_and_those_of_the_generation_config(model, tmp_path):
-    tokenizer = load_tokenizer(model)
-    assert stop_tokens(model, tokenizer) == (257,)
-    for named, want in (([3, 4], (3, 4, 257)), (5, (5, 257)), (None, (257,))):
-        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
-        assert stop_tokens(tmp_path, tokenizer) == want
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(("named", "want"), [([3, 4], (3, 4, 257)), (5, (5, 257)), (None, (257,))])
+def test_stop_tokens_are_eos_and_those_of_either_configuration(model, tmp_path, name, named, want):
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": named}))
+    assert stop_tokens(tmp_path, load_tokenizer(model)) == want
 
 
 def test_a_stop_token_of_the_generation_config_ends_the_answer(model, tmp_path):
