@@ -23,7 +23,7 @@ from .weights import Weight, heads, hf_shape, names_of, read_part, weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model")
+DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "merges.txt")
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 Keep = Callable[[tuple[str, ...], jax.Array], Any]
@@ -87,11 +87,13 @@ def load_config(folder: Path) -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, sorted by name.
 
+    As in transformers, `model.safetensors` comes first where there is an index too.
+
     Raises:
       UserError: there are none, or a file that the index names is missing.
     """
     folder = Path(folder)
-    if (folder / INDEX).is_file():
+    if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
         parts = read_json(folder / INDEX).get("weight_map", {}).values()
         files = [folder / Path(name).name for name in sorted(set(parts))]
     else:

@@ -22,12 +22,16 @@ PROBE = (
     "Über café 漢字かな🙂 1234567 I'LL"
 )
 
+SLOW = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files of tokenizers without a `tokenizer.json`."""
+
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint, with its special tokens and chat template.
 
-    `tokenizer.json` is read without changes. The tokenizer classes that transformers chooses by
-    model type rebuild parts of it, and can give other ids for the same text.
+    `tokenizer.json` is read without changes, except that truncation and padding saved in it are
+    off. The tokenizer classes that transformers chooses by model type rebuild parts of it, and can
+    give other ids for the same text.
 
     Raises:
       UserError: `tokenizer.json` is missing or damaged, or transformers makes a tokenizer from it
@@ -37,9 +41,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     file = Path(folder) / "tokenizer.json"
+    other = next((name for name in SLOW if (Path(folder) / name).is_file()), None)
+    if other and not file.is_file():
+        raise UserError(
+            f"{file}: missing; {other} is not read; make the file once, in Python: transformers."
+            f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
+        )
     read_json(file)
     try:
         plain = tokenizers.Tokenizer.from_file(str(file))
+        plain.no_truncation()
+        plain.no_padding()
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # `tokenizers` raises bare exceptions
         raise UserError(f"{file}: not a usable tokenizer ({error}); download it again") from error

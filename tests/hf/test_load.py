@@ -33,8 +33,7 @@ from jaxalign.hf.tokenizer import load_tokenizer, tokenizer_fingerprint
 from jaxalign.settings import Mesh
 
 
-def edit_config(folder, **changes):
-    file = folder / "config.json"
+def edit_json(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
@@ -125,6 +124,16 @@ def test_a_checkpoint_in_several_files_is_one_checkpoint(hf_checkpoint, tmp_path
     chex.assert_trees_all_equal(load(tmp_path), load(hf_checkpoint("neox-parallel")))
 
 
+def test_a_single_file_is_read_rather_than_an_index_as_in_transformers(tmp_path):
+    checkpoint(tmp_path, "qwen2-tied", max_shard_size="20KB")
+    newer = {name: 2 * tensor for name, tensor in tensors_of(tmp_path).items()}
+    save_file(newer, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    ours = load(tmp_path)["norm"]["scale"]
+    np.testing.assert_array_equal(ours, theirs.model.norm.weight.detach().numpy())
+    np.testing.assert_array_equal(ours, newer["model.norm.weight"])
+
+
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
 @pytest.mark.parametrize("name", ["neox-parallel", "llama-tied-llama3"])
 def test_every_mesh_holds_the_same_parameters(hf_checkpoint, name, sizes):
@@ -189,7 +198,7 @@ def test_an_unexpected_tensor_is_named(damaged_checkpoint):
 
 
 def test_a_wrong_shape_is_shown_with_the_right_one(damaged_checkpoint):
-    edit_config(damaged_checkpoint, intermediate_size=56)
+    edit_json(damaged_checkpoint / "config.json", intermediate_size=56)
     with pytest.raises(UserError, match=r"got shape \(48, 32\), wanted \(56, 32\)"):
         load(damaged_checkpoint)
 
@@ -260,6 +269,52 @@ def test_special_tokens_and_template_come_along(hf_checkpoint):
 def test_a_missing_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"tokenizer.json: missing"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("old", ["tokenizer.model", "vocab.json"])
+def test_a_tokenizer_in_another_format_says_how_to_convert_it(tmp_path, old):
+    (tmp_path / old).write_text("{}")
+    message = rf"{old} is not read; .*AutoTokenizer.from_pretrained\('{tmp_path}'\)"
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_the_line_that_the_message_gives_converts_a_tokenizer(damaged_checkpoint):
+    file = damaged_checkpoint / "tokenizer.json"
+    before = load_tokenizer(damaged_checkpoint).encode("what is 12 + 1212?")
+    vocab = json.loads(file.read_text())["model"]["vocab"]
+    file.unlink()
+    (damaged_checkpoint / "vocab.json").write_text(json.dumps(vocab))
+    (damaged_checkpoint / "merges.txt").write_text("1 2\n")
+    edit_json(damaged_checkpoint / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    with pytest.raises(UserError) as error:
+        load_tokenizer(damaged_checkpoint)
+    exec(f"import transformers; {str(error.value).partition('Python: ')[2]}")
+    assert load_tokenizer(damaged_checkpoint).encode("what is 12 + 1212?") == before
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"truncation": dict(max_length=16, stride=0, strategy="LongestFirst", direction="Right")},
+        {
+            "padding": {
+                "strategy": {"Fixed": 128},
+                "direction": "Right",
+                "pad_to_multiple_of": None,
+                "pad_id": 0,
+                "pad_type_id": 0,
+                "pad_token": "<pad>",
+            }
+        },
+    ],
+    ids=["truncation", "padding"],
+)
+def test_truncation_and_padding_saved_with_a_tokenizer_are_off(damaged_checkpoint, saved):
+    text = ["1+1= " * 20, "2"]
+    before = load_tokenizer(damaged_checkpoint)(text).input_ids
+    edit_json(damaged_checkpoint / "tokenizer.json", **saved)
+    assert load_tokenizer(damaged_checkpoint)(text).input_ids == before
 
 
 def test_a_damaged_tokenizer_is_refused(tmp_path):
