@@ -21,7 +21,7 @@ EDGE = 3.0  # nats that `f_dpg`'s target adds to a chosen response and takes fro
 
 def read_pairs(data: Data) -> list[Record]:
     """The pairs of a data set, without empty responses if its settings say so."""
-    return list(read_records(data, data.path, data.split, PAIRS, Tally()))
+    return list(read_records(data, str(data.path), data.split, PAIRS, Tally()))
 
 
 def write_kinds(folder: Path, data: Data) -> dict[str, Data]:

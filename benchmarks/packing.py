@@ -94,7 +94,9 @@ def main() -> int:
         data = dataclasses.replace(data, limit=None, max_length=1024, max_prompt=768)
         make_tokenizer(Path(name) / "tokenizer", data, VOCAB)
         tokenizer = load_tokenizer(Path(name) / "tokenizer")
-        examples = load_examples(data, data.path, data.split, Encoder(tokenizer), PAIRS, seed=0)
+        examples = load_examples(
+            data, str(data.path), data.split, Encoder(tokenizer), PAIRS, seed=0
+        )
     prompts = sum(len(e.prompt) for e in examples)
     real = sum(e.length for e in examples)
     scored = examples.offsets[-1] / len(examples)

@@ -41,7 +41,7 @@ def make_tokenizer(folder: Path, data: Data, vocab: int) -> None:
 
 
 def _texts(data: Data) -> Iterator[str]:
-    for row in read_records(data, data.path, data.split, PAIRS, Tally()):
+    for row in read_records(data, str(data.path), data.split, PAIRS, Tally()):
         for field in (row.prompt, *row.responses):
             yield from _contents(field)
 

@@ -303,18 +303,21 @@ def _recipe(recipe: AnyRecipe, overrides: Overrides) -> Recipe:
         *parents, last = path.split(".")
         section: Any = values
         for key in parents:
-            section = _entry(section, key, path)
-        _entry(section, last, path)
-        section[last] = value
+            section = section[_key(section, key, path)]
+        section[_key(section, last, path)] = value
     return parse(values, "overrides")
 
 
-def _entry(section: Any, key: str, path: str) -> Any:
-    """A value of a section of a recipe; `path` is the whole path, for messages."""
-    if not isinstance(section, Mapping) or key not in section:
-        known = section if isinstance(section, Mapping) else ()
+def _key(section: Any, key: str, path: str) -> str | int:
+    """The key of a value in a section, or its place in a list; `path` is for messages."""
+    known: Sequence[str] = ()
+    if isinstance(section, Mapping):
+        known = list(section)
+    elif isinstance(section, list):
+        known = list(map(str, range(len(section))))
+    if key not in known:
         raise UserError(f"overrides: {path}: no '{key}'; {near_miss(key, known)}")
-    return section[key]
+    return int(key) if isinstance(section, list) else key
 
 
 def _stage(recipe: Recipe, name: str | None) -> str:

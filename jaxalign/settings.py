@@ -7,7 +7,7 @@ The records hold plain values and this module never imports jax, so that data co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen
@@ -71,11 +71,38 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """A data set, and how to tokenize and pack it."""
+class Source:
+    """One of the data sets of a mixture.
+
+    An epoch has all of its examples, or as many as `rows` or `share` say.
+    """
 
     path: Text
-    """A .jsonl, .jsonl.gz or .parquet file, or a data set on the hub."""
+    """A data set, as in `data.path`."""
+    share: Annotated[float, Interval(gt=0, le=1)] | None = None
+    """Fraction of the examples of an epoch. If every source has one they sum to 1, and the epoch is
+    the largest that repeats no example."""
+    rows: Count | None = None
+    """Number of examples in an epoch; more than the source has: some are repeated."""
+    split: Text | None = None
+    """Split to read if `path` is on the hub; none: `data.split`."""
+    limit: Count | None = None
+    """Maximum number of rows to read; none: `data.limit`."""
+    columns: Mapping[str, Text] | None = None
+    """Columns of the file under other names; none: `data.columns`."""
+    roles: Mapping[str, Text] | None = None
+    """Roles of messages under other names; none: `data.roles`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A data set, or a mixture of several, and how to tokenize and pack it."""
+
+    path: Text | None = None
+    """A .jsonl, .jsonl.gz or .parquet file, or a data set on the hub; none: give a mixture."""
+    mixture: tuple[Source, ...] | None = None
+    """Data sets that an epoch mixes, as [{path: a.jsonl, share: 0.7}, {path: b.jsonl, share: 0.3}];
+    instead of `path`."""
     split: str = "train"
     """Split to read if `path` is on the hub."""
     eval_path: str | None = None
@@ -116,6 +143,18 @@ class Data:
     doubled automatically until the longest example fits."""
     shapes: Count = 4
     """Maximum number of batch shapes. Each is compiled once; more shapes mean less padding."""
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The sources of the mixture; `path` alone is one."""
+        return self.mixture or (Source(path=self.path or ""),)
+
+    def of(self, source: Source) -> Data:
+        """The settings with which to read one of the sources."""
+        names = ("path", "split", "limit", "columns", "roles")
+        given = {name: getattr(source, name) for name in names}
+        own = {name: value for name, value in given.items() if value is not None}
+        return replace(self, mixture=None, **own)
 
 
 @dataclass(frozen=True, kw_only=True)

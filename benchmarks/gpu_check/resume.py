@@ -89,7 +89,7 @@ def main() -> None:
     turn()
     every = 3 if args.quick else 10
     names = ("killed", "whole")
-    paths = {name: recipe(folder, name, args.dtype, data.path, every) for name in names}
+    paths = {name: recipe(folder, name, args.dtype, str(data.path), every) for name in names}
     stages = {name: folder / name / "dpo" for name in paths}
     left = killed(paths["killed"], stages["killed"])
     if (stages["killed"] / "model").exists():

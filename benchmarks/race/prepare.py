@@ -75,7 +75,7 @@ def given_pairs(data: Data, tokenizer: Path, count: int, terms: work.Terms) -> l
     """
     data = dataclasses.replace(data, max_length=terms.length, max_prompt=terms.prompt)
     encoder = Encoder(load_tokenizer(tokenizer))
-    items = load_examples(data, data.path, data.split, encoder, PAIRS, seed=0)
+    items = load_examples(data, str(data.path), data.split, encoder, PAIRS, seed=0)
     if len(items) < count:
         raise SystemExit(f"--data: {len(items)} pairs are too few; {count} are needed")
     chosen = items[:: len(items) // count][:count]

@@ -6,13 +6,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
 
 from ..core.batch import Batch
 from .examples import Example
+from .mixture import Mixture, epoch_order, joined, whole
 from .pack import CachedStats, cell_size, pack, share_out
 from .rows import Shape, common_shapes
 from .store import Examples
@@ -25,20 +26,11 @@ LOOKED_AT = 256, 8192
 """The most batches, and the most examples in them, by which the shapes of batches are chosen."""
 
 
-@lru_cache(maxsize=4)
-def order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """[n] the order of n examples in an epoch: the same for the same arguments, everywhere."""
-    bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
-    permutation = np.random.Generator(bits).permutation(n)
-    permutation.setflags(write=False)
-    return permutation
-
-
 class Loader:
     """Batches of a data set; batch `step` depends on nothing but `step`.
 
     The epochs' orders are joined end to end and cut into batches, so that every example is seen
-    once an epoch, none is padding and none is left over.
+    once an epoch, or as often as its mixture says; none is padding and none is left over.
 
     Attributes:
       shapes_seen: shapes of the batches that the iterators have returned.
@@ -57,6 +49,7 @@ class Loader:
         chunks: int = 1,
         scores: int = 0,
         cached: CachedStats | None = None,
+        mixture: Mixture | None = None,
     ):
         """Check that the batch can be cut, and that `cached` belongs to the examples.
 
@@ -71,6 +64,7 @@ class Loader:
           chunks: parts of a cell whose logits exist one after another.
           scores: numbers that a reward head gives a response; 0: its tokens are scored.
           cached: statistics of the data set under frozen models.
+          mixture: how many examples of each source an epoch has; None: all examples once.
 
         Raises:
           UserError: B cannot be divided into microbatches and shards.
@@ -89,21 +83,21 @@ class Loader:
         self.microbatches, self.shards, self.row_length = microbatches, shards, row_length
         self.n_shapes = shapes
         self.chunks, self.scores = chunks, scores
+        self.mixture = mixture or whole(len(examples))
         self.shapes_seen: set[Shape] = set()
 
     def steps(self, epochs: float) -> int:
         """The least number of batches that covers `epochs` passes over the data."""
         # The tolerance keeps 0.1 * 30 / 3 from being a hair above 1.
-        return math.ceil(epochs * len(self.examples) / self.batch_size - 1e-9)
+        return math.ceil(epochs * self.mixture.epoch / self.batch_size - 1e-9)
 
     def indices(self, step: int) -> np.ndarray:
         """[B] the examples of batch `step`, counted from 0."""
-        n = len(self.examples)
-        at = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(at, n)
-        return np.concatenate(
-            [order(self.seed, int(e), n)[places[epochs == e]] for e in np.unique(epochs)]
-        )
+
+        def in_epoch(number: int) -> np.ndarray:
+            return epoch_order(self.mixture, self.seed, number)
+
+        return joined(in_epoch, self.mixture.epoch, step * self.batch_size, self.batch_size)
 
     def batch(self, step: int) -> Batch:
         """Batch `step` of the endless stream."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,11 +14,14 @@ import typing_extensions
 from ..core.objective import Objective
 from ..diagnostics import problem
 from ..errors import UserError, near_miss
-from ..settings import Recipe, Reference, Stage
+from ..settings import Data, Recipe, Reference, Stage
 from .diff import leaves
 from .own import Complaints
 from .renamed import new_name
 from .schema import objective_settings, reference_mode
+
+SHARE_ERROR = 1e-6
+"""How far from 1 the shares of all sources of a mixture may sum to."""
 
 
 def validate(
@@ -52,6 +56,7 @@ def _misfits(recipe: Recipe) -> Complaints:
     # Where an objective is wrong, the schema has said so, and no rule about objectives applies.
     named = all(dataclasses.is_dataclass(stage.objective) for stage in recipe.stages.values())
     for name, stage in recipe.stages.items():
+        found |= _misfit_sources(f"stages.{name}.data", stage.data)
         found |= _misfit_reference(f"stages.{name}", stage) if named else {}
         if wrong := _wrong_diagnostics(stage, named):
             found[f"stages.{name}.diagnostics"] = wrong
@@ -61,6 +66,29 @@ def _misfits(recipe: Recipe) -> Complaints:
             if "{world}" in str(value):
                 found[path] = f"only a recipe with a `world` has that folder (got {value!r})"
     return found
+
+
+def _misfit_sources(where: str, data: Data) -> Complaints:
+    """Complaints about the path, or the mixture, of a data set."""
+    if data.mixture is None:
+        return {} if data.path else {f"{where}.path": "missing; give a path, or data.mixture"}
+    if data.path is not None:
+        return {f"{where}.path": f"give a path or data.mixture, not both (got {data.path!r})"}
+    if not data.mixture:
+        return {f"{where}.mixture": "give at least one source, such as {path: a.jsonl} (got [])"}
+    for i, source in enumerate(data.mixture):
+        if source.share is not None and source.rows is not None:
+            return {
+                f"{where}.mixture.{i}.rows": f"give a share or rows, not both (got {source.rows})"
+            }
+    shares = [source.share for source in data.mixture if source.share is not None]
+    total = math.fsum(shares)
+    said = f"the shares sum to {total:.6g}"
+    if len(shares) == len(data.mixture) and abs(total - 1) > SHARE_ERROR:
+        return {f"{where}.mixture": f"{said}; where every source has one, they sum to 1"}
+    if len(shares) < len(data.mixture) and total >= 1:
+        return {f"{where}.mixture": f"{said}; next to sources without a share, to less than 1"}
+    return {}
 
 
 def _wrong_diagnostics(stage: Stage, named: bool) -> str:
@@ -150,18 +178,19 @@ def _locate(schema: type, location: Sequence[int | str]) -> tuple[str, Mapping[s
     path: list[str] = []
     siblings: Mapping[str, Any] = {}
     fields = _fields(schema)
-    for key in map(str, location):
+    for key in location:
         if not fields:
             break  # what follows names a branch of a union
-        path.append(key)
+        path.append(str(key))
+        if isinstance(key, int):
+            continue  # the place in a list of records
         siblings = fields
         fields = _fields(fields.get(key))
     return ".".join(path), siblings
 
 
 def _fields(kind: Any) -> Mapping[str, Any]:
-    """The fields of a record, or of the record in `record | None`; else nothing."""
-    for record in (kind, *typing.get_args(kind)):
-        if dataclasses.is_dataclass(record) or typing_extensions.is_typeddict(record):
-            return typing.get_type_hints(record)
-    return {}
+    """The fields of a record, or of the record in `record | None` or in a list; else nothing."""
+    if dataclasses.is_dataclass(kind) or typing_extensions.is_typeddict(kind):
+        return typing.get_type_hints(kind)
+    return next(filter(None, map(_fields, typing.get_args(kind))), {})

@@ -17,7 +17,7 @@ from ..settings import Recipe
 from .check import validate
 from .own import own_objectives
 from .renamed import refuse_renamed
-from .schema import schema
+from .schema import schema, with_mixtures
 
 BUILT_IN = {"quickstart": Path(__file__).parents[1] / "quickstart" / "recipe.yaml"}
 """Name of a recipe of the package -> its file."""
@@ -36,7 +36,9 @@ def read(path: str, argv: Sequence[str], *, prog: str | None = None) -> Recipe:
       SystemExit: a flag is unknown or cannot be parsed (code 2), or `--help` was asked (code 0).
     """
     refuse_renamed(argv)
-    values, own, complaints = own_objectives(recipe_values(path), file_of(path).parent)
+    values, own, complaints = own_objectives(
+        with_mixtures(recipe_values(path)), file_of(path).parent
+    )
     kind, complaints = schema(values, own, complaints)
     flagged = tyro.cli(
         kind,
@@ -63,7 +65,7 @@ def parse(values: Mapping[str, Any], where: str = "recipe", *, folder: Path = Pa
     Raises:
       UserError: a value is wrong; the message lists every complaint, each after `where`.
     """
-    values, own, complaints = own_objectives(values, folder)
+    values, own, complaints = own_objectives(with_mixtures(values), folder)
     kind, complaints = schema(values, own, complaints)
     return _plain(validate(kind, values, lambda path: f"{where}: {path}", complaints))
 
@@ -94,8 +96,8 @@ def recorded(path: str) -> dict[str, Any]:
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
-    """Every value of the recipe, with defaults, as plain dicts; `parse` reads them back."""
-    return dataclasses.asdict(recipe)
+    """Every value of the recipe, with defaults, as dicts and lists; `parse` reads them back."""
+    return _listed(dataclasses.asdict(recipe))
 
 
 def dump(recipe: Recipe) -> str:
@@ -106,6 +108,13 @@ def dump(recipe: Recipe) -> str:
 def _plain(recipe: Recipe) -> Recipe:
     """Convert an instance of a schema to `Recipe`, so that recipes with equal values are equal."""
     return Recipe(**{f.name: getattr(recipe, f.name) for f in dataclasses.fields(Recipe)})
+
+
+def _listed(value: Any) -> Any:
+    """Plain values with lists for tuples, as YAML holds them."""
+    if isinstance(value, dict):
+        return {k: _listed(v) for k, v in value.items()}
+    return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 class _Loader(yaml.SafeLoader):

@@ -71,6 +71,20 @@ def with_objects(values: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     return values
 
 
+def with_mixtures(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of a recipe; a list under `data` becomes a mixture."""
+    stages = values.get("stages")
+    if not isinstance(stages, Mapping):
+        return dict(values)
+    full = {
+        name: {**stage, "data": {"mixture": stage["data"]}}
+        if isinstance(stage, Mapping) and isinstance(stage.get("data"), list)
+        else stage
+        for name, stage in stages.items()
+    }
+    return {**values, "stages": full}
+
+
 @functools.cache
 def _stage(own: Own) -> type:
     """`Stage` with the section of one objective; cached, so that equal stages compare equal."""

@@ -163,7 +163,7 @@ def _settings(asked: Mapping[str, Any]) -> dict[str, str]:
     hyper = dict(objective) if isinstance(objective, dict) else {}
     found = {"objective": str(hyper.pop("name", ""))}
     found |= {f"objective: {name}": setting(value) for name, value in hyper.items()}
-    found["data"] = _at(asked, "data.path")
+    found["data"] = _at(asked, "data.path") or _at(asked, "data.mixture")
     found |= {name: _at(asked, place) for name, place in SETTINGS.items()}
     if asked.get("steps") is not None:
         found.pop("epochs")

@@ -144,7 +144,7 @@ def costliest_batch(stage: StageRun) -> Batch:
         ref=zeros if stage.reference_mode == "cached" else {},
         start=zeros if objective.uses_start else {},
     )
-    loader = stage.loader(stage.train, cached)
+    loader = stage.training_loader(cached)
     batch, shape = loader.batch(0), loader.shapes[-1]
 
     def zeros_of(*sizes: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import optax
@@ -17,8 +18,9 @@ from .. import settings
 from ..core.objective import Objective
 from ..core.sharding import batch_shards
 from ..data.encode import Encoder
-from ..data.examples import preview
+from ..data.examples import RowCounts, preview
 from ..data.loader import Loader
+from ..data.mixture import Mixture, mix
 from ..data.pack import CachedStats, cell_size, head_chunks
 from ..data.store import Examples
 from ..data.tokenize import load_examples
@@ -55,6 +57,8 @@ class StageRun:
     """The tokenizer with its chat template and stop tokens."""
     task: Task
     train: Examples
+    mixture: Mixture
+    """How many examples of each source of `train` an epoch has."""
     held_out: Examples | None
 
     @property
@@ -70,7 +74,7 @@ class StageRun:
     @functools.cached_property
     def updates(self) -> int:
         """Updates of the whole stage."""
-        return self.settings.steps or self.loader(self.train).steps(self.settings.epochs)
+        return self.settings.steps or self.training_loader().steps(self.settings.epochs)
 
     @functools.cached_property
     def tx(self) -> optax.GradientTransformation:
@@ -111,7 +115,16 @@ class StageRun:
         recipe = dataclasses.replace(self.recipe, stages=self.recipe.stages | {self.name: stage})
         return dataclasses.replace(self, recipe=recipe)
 
-    def loader(self, examples: Examples, cached: CachedStats | None = None) -> Loader:
+    def training_loader(self, cached: CachedStats | None = None) -> Loader:
+        """Batches of the training data, in the epochs of their mixture."""
+        return self.loader(self.train, cached, self.mixture)
+
+    def loader(
+        self,
+        examples: Examples,
+        cached: CachedStats | None = None,
+        mixture: Mixture | None = None,
+    ) -> Loader:
         """Batches of a data set, cut for this stage's mesh, microbatches and vocabulary."""
         size, microbatches = self.settings.batch_size, self.settings.microbatches
         assert microbatches != "auto", "plan.settled comes first"
@@ -129,6 +142,7 @@ class StageRun:
             shapes=self.settings.data.shapes,
             seed=self.recipe.run.seed,
             cached=cached,
+            mixture=mixture,
         )
 
 
@@ -173,7 +187,9 @@ def prepare(
     objective, hyper = objective_settings(stage)
     tokenizer = load_tokenizer(source)
     encoder = make_encoder(recipe, stage.data, source, tokenizer)
-    train, held_out = _read_data(recipe, stage, objective, encoder)
+    sources = stage.data.sources
+    read, held_out = _read_data(recipe, stage, objective, encoder)
+    train, mixture = mix(sources, read)
     both = [examples for examples in (train, held_out) if examples]
     branches = max(examples.branches for examples in both)
     model = describe_model(source, recipe.model, mesh, branches, objective.head(hyper))
@@ -183,7 +199,15 @@ def prepare(
     for examples in both:
         check_ids(examples, model, source)
         _check_columns(examples, objective)
-    show_data(console, name, train, held_out, encoder)
+    tables = [("training data", train.counts)]
+    if len(sources) > 1:
+        tables = [
+            (f"training data, {source.path}, {count:,} examples an epoch", examples.counts)
+            for source, examples, count in zip(sources, read, mixture.draws, strict=True)
+        ]
+    if held_out is not None:
+        tables.append(("held out data", held_out.counts))
+    show_data(console, name, tables, train, encoder)
     return StageRun(
         recipe=recipe,
         name=name,
@@ -195,6 +219,7 @@ def prepare(
         encoder=encoder,
         task=Task(objective, hyper, model.forward, seed=recipe.run.seed),
         train=train,
+        mixture=mixture,
         held_out=held_out,
     )
 
@@ -216,21 +241,26 @@ def _read_data(
     stage: settings.Stage,
     objective: Objective[...],
     encoder: Encoder,
-) -> tuple[Examples, Examples | None]:
-    """The training data of a stage, and the held-out data if it has any."""
+) -> tuple[list[Examples], Examples | None]:
+    """The sources of a stage's training data, and the held-out data if it has any."""
+
+    def read(data: settings.Data, path: str, split: str) -> Examples:
+        return load_examples(
+            data,
+            recipe.locate(path),
+            split,
+            encoder,
+            objective.layout,
+            seed=recipe.run.seed,
+            columns=objective.columns,
+        )
+
     data = stage.data
-    read = functools.partial(
-        load_examples,
-        data,
-        encoder=encoder,
-        layout=objective.layout,
-        seed=recipe.run.seed,
-        columns=objective.columns,
-    )
-    train = read(path=recipe.locate(data.path), split=data.split)
+    owned = [(source.path, data.of(source)) for source in data.sources]
+    train = [read(own, path, own.split) for path, own in owned]
     if data.eval_path is None:
         return train, None
-    return train, read(path=recipe.locate(data.eval_path), split=data.eval_split)
+    return train, read(data, data.eval_path, data.eval_split)
 
 
 def _adapted(recipe: settings.Recipe, name: str, model: Model) -> Adapted | None:
@@ -279,20 +309,28 @@ def _check_columns(examples: Examples, objective: Objective[...]) -> None:
 def show_data(
     console: Console,
     name: str,
+    counts: Sequence[tuple[str, RowCounts]],
     train: Examples,
-    held_out: Examples | None,
     encoder: Encoder,
 ) -> None:
-    """Print the rows kept, dropped and cut, and the first two examples with their scored tokens."""
-    for what, examples in (("training", train), ("held out", held_out)):
-        if examples is not None:
-            table = Table(title=f"{name}: {what} data", title_justify="left", box=None)
-            rows = examples.counts.table()
-            for column in rows[0]:
-                table.add_column(column, justify="left" if column == rows[0][0] else "right")
-            for row in rows[1:]:
-                table.add_row(*row)
-            console.print(table)
+    """Print the rows kept, dropped and cut, and the first two examples with their scored tokens.
+
+    Args:
+      console: where to print.
+      name: name of the stage.
+      counts: title and row counts of each data set.
+      train: the training data.
+      encoder: the tokenizer with its stop tokens.
+    """
+    for what, counted in counts:
+        console.print(Text(f"{name}: {what}", style="italic"), soft_wrap=True)
+        table = Table(box=None)
+        rows = counted.table()
+        for column in rows[0]:
+            table.add_column(column, justify="left" if column == rows[0][0] else "right")
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
     console.print(Text(f"stop tokens: {', '.join(encoder.stops)}", style="dim"))
     console.print(Text("first examples; scored tokens are in ⟦ ⟧", style="dim"))
     for example in train[:2]:

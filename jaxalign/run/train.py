@@ -128,7 +128,7 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
     """Train one stage to its end and export its model."""
     held_out = None
     with phases("reference pass"):
-        loader = stage.loader(stage.train, cached_reference(stage, "train", console))
+        loader = stage.training_loader(cached_reference(stage, "train", console))
         if stage.held_out is not None:
             held_out = stage.loader(stage.held_out, cached_reference(stage, "held_out", console))
     checkpoints = Checkpoints(stage.folder / "checkpoints", stage.settings.keep)

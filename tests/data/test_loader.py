@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from lib.packing import contexts, expected_contexts, hh_like, make_example
 
-from jaxalign.data.loader import AHEAD, Loader, order
+from jaxalign.data.loader import AHEAD, Loader
+from jaxalign.data.mixture import order
 from jaxalign.data.pack import CachedStats
 from jaxalign.data.store import Examples
 from jaxalign.errors import UserError
