@@ -165,7 +165,7 @@ def load_params(
 def placed(found: dict[Weight, list[Tensor]], model: Model, keep: Keep) -> Params:
     """Parameters on the mesh, from the tensors of each of their layers."""
     leaves = {
-        w.path: keep(w.path, _place(w, layers, w.of(model.abstract), model))
+        w.path: keep(w.path, place(w, layers, w.of(model.abstract), model))
         for w, layers in found.items()
     }
     return unflatten_dict(leaves)
@@ -224,10 +224,17 @@ def _equal(a: Tensor, b: Tensor, rows: int = 8192) -> bool:
     return all(np.array_equal(a.slices[part], b.slices[part]) for part in parts)
 
 
-def _place(
+def place(
     weight: Weight, layers: list[Tensor], leaf: jax.ShapeDtypeStruct, model: Model
 ) -> jax.Array:
-    """One parameter on the mesh, read by shards."""
+    """One parameter on the mesh, read by shards.
+
+    Args:
+      weight: the parameter.
+      layers: the tensor of each of its layers; one tensor if layers are not stacked.
+      leaf: shape, dtype and sharding of the parameter.
+      model: the decoder.
+    """
 
     @functools.cache  # devices with the same part share one read
     def read(*bounds: tuple[int, int]) -> np.ndarray:

@@ -134,7 +134,7 @@ def _write_weights(
     max_shard_bytes: float,
 ) -> None:
     """Gather each tensor, on all processes; write it if `folder` is given."""
-    plan = _plan(model, source, dtype)
+    plan = export_plan(model, source, dtype)
     files = _split({n: math.prod(s) * np.dtype(d).itemsize for n, s, d in plan}, max_shard_bytes)
     kinds = {name: kind for name, _, kind in plan}
     named = by_tensor(weights(model.config), model.config.layers)
@@ -170,8 +170,14 @@ def by_tensor(plan: Iterable[Weight], layers: int) -> Iterator[Named]:
         yield parts[0].name, 0, parts
 
 
-def _plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str, tuple, Any]]:
-    """Name, shape and dtype of every tensor to write, in order."""
+def export_plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str, tuple, Any]]:
+    """Name, shape and dtype of every tensor to write, in order.
+
+    Args:
+      model: the decoder.
+      source: the checkpoint that the run started from.
+      dtype: dtype of all tensors; None keeps the dtype of each tensor in `source`.
+    """
     kept = {}
     if dtype is None:
         with open_tensors(weight_files(source)) as tensors:

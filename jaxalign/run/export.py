@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+from rich.console import Console
+from rich.text import Text
 
 from ..errors import UserError
 from ..hf.peft import save_adapter
+from ..hf.rounding import Rounding, rounding
 from ..hf.save import save_checkpoint
 from ..models.decoder import Params
 from ..recipe.read import dump
@@ -21,6 +24,8 @@ from .checkpoint import Checkpoints
 from .stage import StageRun
 from .weights import fixed_weights
 
+EXACT = 0.01
+"""Share of the change of the weights that may be rounded away without a word in the log."""
 PACKAGES = ("jaxalign", "jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets")
 
 
@@ -54,12 +59,15 @@ def newest_state(stage: StageRun) -> tuple[int, TrainState]:
     return found
 
 
-def write_checkpoint(stage: StageRun, folder: Path, *, adapter: bool = False) -> int:
+def write_checkpoint(
+    stage: StageRun, folder: Path, console: Console, *, adapter: bool = False
+) -> int:
     """Export the newest training checkpoint of a stage.
 
     Args:
       stage: the stage.
       folder: the folder to write; it must not exist.
+      console: where to print.
       adapter: write the adapters alone, not merged.
 
     Returns:
@@ -76,7 +84,7 @@ def write_checkpoint(stage: StageRun, folder: Path, *, adapter: bool = False) ->
     if adapter:
         write_adapter(stage, state.params, folder, {})
     else:
-        write_model(stage, state.params, fixed_weights(stage).base, folder, {})
+        write_model(stage, state.params, fixed_weights(stage).base, folder, {}, console)
     return step
 
 
@@ -96,9 +104,16 @@ def _base_name(stage: StageRun) -> str:
 
 
 def write_model(
-    stage: StageRun, params: Params, base: Params | None, folder: Path, metrics: dict[str, float]
+    stage: StageRun,
+    params: Params,
+    base: Params | None,
+    folder: Path,
+    metrics: dict[str, float],
+    console: Console,
 ) -> None:
     """Export parameters with the starting checkpoint's config and tokenizer, and a model card.
+
+    It prints, and writes to the card, how much of the training the dtype of the export rounds away.
 
     Args:
       stage: the stage they belong to.
@@ -106,16 +121,22 @@ def write_model(
       base: the weights that adapters are merged into; None if all parameters were trained.
       folder: a new Hugging Face folder; it appears whole or not at all.
       metrics: held-out metrics for the card.
+      console: where to print.
     """
     if stage.adapted is not None and base is not None:
         params = stage.adapted.merged(base, params)
+    dtype = stage.recipe.model.export_dtype
+    rounded = rounding(params, stage.model, source=stage.source, dtype=dtype)
+    if rounded and abs(rounded.kept - 1) > EXACT:
+        text = f"{stage.name}: the export in {rounded}; set model.export_dtype to float32 for all"
+        console.print(Text(text), soft_wrap=True)
     save_checkpoint(
         folder,
         params,
         stage.model,
         source=stage.source,
-        dtype=stage.recipe.model.export_dtype,
-        card=model_card(stage, metrics),
+        dtype=dtype,
+        card=model_card(stage, metrics, rounded=rounded),
         pad=_pad(stage),
         stops=() if stage.model.config.scores else stage.encoder.all_stops(),
         template=stage.encoder.template,
@@ -129,11 +150,25 @@ def _pad(stage: StageRun) -> tuple[str, int] | None:
     return str(stage.tokenizer.pad_token), cast(int, stage.tokenizer.pad_token_id)
 
 
-def model_card(stage: StageRun, metrics: dict[str, float], library: str = "transformers") -> str:
-    """The README.md of an exported model, for the library that loads it."""
+def model_card(
+    stage: StageRun,
+    metrics: dict[str, float],
+    library: str = "transformers",
+    *,
+    rounded: Rounding | None = None,
+) -> str:
+    """The README.md of an exported model.
+
+    Args:
+      stage: the stage that trained it.
+      metrics: held-out metrics.
+      library: name of the library that loads it.
+      rounded: effect of the dtype of the export; None: no effect.
+    """
     objective = stage.task.objective
     hyper = "".join(f", {k} = {v}" for k, v in stage.task.hyper.items())
     rows = "".join(f"| {k} | {v:.6g} |\n" for k, v in metrics.items())
+    note = f"The export in {rounded}; metrics are of the weights before it.\n" if rounded else ""
     held_out = f"\n## Held-out metrics\n\n| metric | value |\n|---|---|\n{rows}" if rows else ""
     about = environment()
     versions = ", ".join(f"{k} {v}" for k, v in about["packages"].items())
@@ -145,7 +180,7 @@ tags: [jaxalign, {objective.name}]
 
 Made by jaxalign from `{stage.recipe.model.path}` with `{objective.name}`{hyper}.
 Source of the objective: {objective.source}.
-{held_out}
+{note}{held_out}
 ## Recipe
 
 ```yaml

@@ -136,4 +136,4 @@ def export_stage(
     """
     ready = open_stage(recipe, name, mesh, console)
     with jax.set_mesh(mesh):
-        return write_checkpoint(ready, folder, adapter=adapter)
+        return write_checkpoint(ready, folder, console, adapter=adapter)

@@ -153,7 +153,7 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
         with phases("exporting"):
             if stage.adapted is not None:
                 export.write_adapter(stage, state.params, out.with_name("adapter"), metrics)
-            export.write_model(stage, state.params, fixed.base, out, metrics)
+            export.write_model(stage, state.params, fixed.base, out, metrics, console)
     console.print(f"{stage.name}: model written to {out}")
 
 

@@ -2,14 +2,17 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
 from lib import runs as h
+from safetensors.numpy import save_file
 
 from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import RunError, UserError
@@ -133,6 +136,21 @@ def test_the_exported_model_loads_in_transformers(finished):
     for name, tensor in h.tensors(folder).items():
         np.testing.assert_array_equal(loaded[name].numpy(), tensor)
     assert transformers.AutoTokenizer.from_pretrained(folder).decode([16]) == "1"
+
+
+def test_an_export_that_rounds_the_training_away_says_so(inputs, tmp_path):
+    folder = h.copy_folder(inputs, tmp_path / "inputs")
+    model = folder / "model"
+    rounded = {k: v.astype(jnp.bfloat16) for k, v in h.tensors(model).items()}
+    save_file(rounded, model / "model.safetensors", metadata={"format": "pt"})
+    rate = {"stages__sft__optimizer__learning_rate": 1e-5}
+    printed = h.run(h.recipe(folder, tmp_path / "run", "sft", **rate), MESH)
+    kept = re.search(r"export in (bfloat16 keeps \S+ % of the change of the weights)", printed)
+    assert "set model.export_dtype to float32" in printed
+    assert kept[1] in (tmp_path / "run/sft/model/README.md").read_text()
+    exact = {"model__export_dtype": "float32"}
+    printed = h.run(h.recipe(folder, tmp_path / "exact", "sft", **rate, **exact), MESH)
+    assert "of the change" not in printed
 
 
 def test_the_recipe_in_the_folder_of_the_run_is_the_resolved_one(finished):

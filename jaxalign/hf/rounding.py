@@ -1,0 +1,92 @@
+"""How much of the change that training made to the weights an export keeps in its dtype."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ..core.types import Array
+from ..models.adapted import Merged
+from ..models.decoder import Model, Params
+from .load import Tensor, layers_of, open_tensors, place, weight_files
+from .save import export_plan
+from .weights import Weight, weights
+
+
+class Rounding(NamedTuple):
+    """What an export in a dtype keeps of a change of the weights."""
+
+    dtype: str
+    kept: float
+    """A share: 1 is all of the change, 0 is none of it."""
+
+    def __str__(self) -> str:
+        return f"{self.dtype} keeps {100 * self.kept:.3g} % of the change of the weights"
+
+
+def rounding(
+    params: Params, model: Model, *, source: Path, dtype: str | None = None
+) -> Rounding | None:
+    """How much of a change of the weights is left after rounding to the dtypes of an export.
+
+    With the change c, and the change d between the rounded weights, it is (d . c) / (c . c): to
+    first order, the share of the effect of the change on a loss. Every process of a run must call
+    this; one layer of one parameter is on the devices at a time.
+
+    Args:
+      params: parameters as in `model.abstract`; matrices may be `Merged`, and then only these have
+        changed.
+      model: the decoder.
+      source: the checkpoint of the weights before the change.
+      dtype: dtype of all exported tensors; None: the dtype of each tensor in `source`.
+
+    Returns:
+      None if the dtypes hold every weight exactly, or no weight has changed.
+    """
+    kinds = {name: kind for name, _, kind in export_plan(model, source, dtype)}
+    plan = [w for w in weights(model.config) if not (model.config.scores and w.path[0] == "head")]
+    plan = [w for w in plan if isinstance(w.of(params), Merged)] or plan
+    total, coarse = np.zeros(2), set()
+    with open_tensors(weight_files(source)) as tensors:
+        for weight in plan:
+            leaf, kind = weight.of(params), kinds[weight.name.format(0)]
+            if not isinstance(leaf, Merged) and jnp.promote_types(leaf.dtype, kind) == kind:
+                continue
+            coarse.add(jnp.dtype(kind).name)
+            for i, tensor in enumerate(layers_of(weight, tensors, model, Path(source))):
+                new = _layer(leaf, i) if weight.stacked else leaf
+                start = new.kernel if isinstance(new, Merged) else _start(weight, tensor, model)
+                ends = _rounded(start, kind), _rounded(new, kind)
+                total += np.array(jax.device_get(_sums(new, start, *ends)))
+    left, change = total.tolist()
+    return Rounding(" and ".join(sorted(coarse)), left / change) if change else None
+
+
+_layer = jax.jit(operator.getitem)
+_rounded = jax.jit(lambda x, kind: x.astype(kind), static_argnums=1)
+
+
+@jax.jit
+def _sums(new: Any, start: Any, rounded_start: Array, rounded: Array) -> tuple[Array, Array]:
+    """(d . c, c . c) of one matrix; rounding is done before, where XLA cannot leave it out."""
+    change = new.astype(jnp.float32) - start.astype(jnp.float32)
+    left = rounded.astype(jnp.float32) - rounded_start.astype(jnp.float32)
+    return jnp.vdot(left, change), jnp.vdot(change, change)
+
+
+def _start(weight: Weight, tensor: Tensor, model: Model) -> Array:
+    """One layer of a parameter of the starting checkpoint, on the mesh."""
+    leaf = weight.of(model.abstract)
+    if weight.stacked:
+        spec = PartitionSpec(*leaf.sharding.spec[1:])
+        sharding = NamedSharding(model.mesh, spec)
+        leaf = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
+        weight = dataclasses.replace(weight, name=tensor.name)
+    return place(weight, [tensor], leaf, model)
