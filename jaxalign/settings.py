@@ -39,6 +39,8 @@ class Run:
     compile_cache: str | None = None
     """Folder for compiled programs, or `off`; none: $JAX_COMPILATION_CACHE_DIR if set, else
     `compile_cache` next to `dir`."""
+    token_store: str | None = None
+    """Folder for tokenized data sets, which runs share; none: `token_store` next to `dir`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import hashlib
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -102,10 +104,28 @@ class Encoder:
         return _any_of(tuple(self._added))
 
     def all_stops(self) -> tuple[int, ...]:
-        """The ids at which generation stops, that by which the chat template ends a turn too."""
-        with contextlib.suppress(TemplateError):
-            self.drafter()
+        """The ids at which generation stops, by which chat templates end a turn among them."""
+        for tools in (None, [{}]):
+            with contextlib.suppress(TemplateError):
+                self.drafter(tools)
         return tuple(sorted(self.stops.values()))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that the token ids and spans of a record depend on."""
+        templates = self.template or self.tokenizer.chat_template
+        clock = (self._now or datetime.datetime.now()).isoformat()
+        about = {
+            "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
+            "special": {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()},
+            "templates": templates,
+            "variables": self._variables,
+            "generation_prompt": self._opening,
+            "only_last": self._only_last,
+            "stops": self.all_stops(),
+            "now": clock if "strftime_now" in str(templates) else None,
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def drafter(self, tools: object = None) -> Drafter:
         """The drafter of chats; of templates with names, the one for chats with or without tools.

@@ -32,11 +32,8 @@ def raw_records(path: str, split: str) -> Iterator[Row]:
       UserError: it is missing, broken or of another kind.
     """
     file = Path(path)
-    if glob.has_magic(path) and not file.exists():
-        found = sorted(glob.glob(path, recursive=True))
-        if not found:
-            raise UserError(f"{path}: no file has such a name; looked in {Path.cwd()}")
-        return itertools.chain.from_iterable(raw_records(name, split) for name in found)
+    if _is_glob(path):
+        return itertools.chain.from_iterable(raw_records(name, split) for name in _matching(path))
     if file.is_dir() and _saved_to_disk(file):
         return _datasets(path, split, lambda: _from_disk(path, split))
     if file.is_file() or path.endswith(tuple(FILES)):
@@ -44,11 +41,52 @@ def raw_records(path: str, split: str) -> Iterator[Row]:
     return _datasets(path, split, lambda: _from_hub(path, split))
 
 
-def _read(file: Path) -> Iterator[Row]:
+def local_files(path: str) -> list[Path] | None:
+    """The files that `raw_records` reads; None for a data set of the hub.
+
+    Raises:
+      UserError: a file is missing.
+    """
+    file = Path(path)
+    if _is_glob(path):
+        return list(map(Path, _matching(path)))
+    if file.is_dir() and _saved_to_disk(file):
+        return sorted(p for p in file.rglob("*") if p.is_file())
+    if file.is_file() or path.endswith(tuple(FILES)):
+        _check_file(file)
+        return [file]
+    return None
+
+
+def hub_fingerprint(path: str, split: str) -> str:
+    """The fingerprint that `datasets` gives a data set of the hub.
+
+    Raises:
+      UserError: there is no such data set.
+    """
+    return str(_loaded(path, split, lambda: _from_hub(path, split))._fingerprint)
+
+
+def _is_glob(path: str) -> bool:
+    return glob.has_magic(path) and not Path(path).exists()
+
+
+def _matching(path: str) -> list[str]:
+    found = sorted(glob.glob(path, recursive=True))
+    if not found:
+        raise UserError(f"{path}: no file has such a name; looked in {Path.cwd()}")
+    return found
+
+
+def _check_file(file: Path) -> None:
     if not file.is_file():
         siblings = [p.name for p in file.parent.glob("*") if p.name.endswith(tuple(FILES))]
         hint = f"; {near_miss(file.name, siblings)}" if siblings else ""
         raise UserError(f"{file}: no such file; looked for {file.absolute()}{hint}")
+
+
+def _read(file: Path) -> Iterator[Row]:
+    _check_file(file)
     kind = next((end for end in FILES if file.name.endswith(end)), None)
     if kind is None:
         raise UserError(f"{file}: cannot read this kind of file; wanted {', '.join(FILES)}")
@@ -189,15 +227,18 @@ def _from_hub(path: str, split: str) -> Any:
     return datasets.load_dataset(path, split=split)
 
 
-def _datasets(path: str, split: str, load: Callable[[], Any]) -> Iterator[Row]:
+def _loaded(path: str, split: str, load: Callable[[], Any]) -> Any:
     try:
-        rows = load()
+        return load()
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: no such file, and as a folder or a data set of the hub, split '{split}': "
             f"{error}; give a {', '.join(FILES)} file, or the name and split of a data set"
         ) from None
-    for number, record in enumerate(rows, 1):
+
+
+def _datasets(path: str, split: str, load: Callable[[], Any]) -> Iterator[Row]:
+    for number, record in enumerate(_loaded(path, split, load), 1):
         yield f"{path} [{split}] row {number}", _without_nulls(record)
 
 

@@ -16,21 +16,29 @@ import numpy as np
 
 from .examples import Branch, Example, RowCounts
 
+ROWS = 4096
+"""Rows of a part."""
 PROMPT = -1
 """The number of a prompt among the responses of its example."""
-READ_WHOLE = ("bounds", "response", "first", "weight", "scored_counts")
+READ_WHOLE = ("bounds", "response", "first", "weight", "scored_counts", "place_bounds")
 """Arrays of a part that are read when it is opened; the others are read in slices."""
 
 
 class OnDisk:
-    """An array in a .npy file. A slice is copied, so that the file takes no memory."""
+    """A flat array in a .npy file. A slice is read when asked for, so that it takes no memory."""
 
     def __init__(self, path: Path):
-        """Point at a file."""
-        self._path = path
+        """Point at a file.
+
+        Raises:
+          ValueError: the file is damaged.
+        """
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        self._path, self._dtype, self._offset = path, mapped.dtype, mapped.offset
 
     def __getitem__(self, at: slice) -> np.ndarray:
-        return np.array(np.load(self._path, mmap_mode="r", allow_pickle=False)[at])
+        start = self._offset + at.start * self._dtype.itemsize
+        return np.fromfile(self._path, self._dtype, at.stop - at.start, offset=start)
 
 
 class Summary(NamedTuple):
@@ -62,8 +70,10 @@ class Part:
     """[examples * R] int64: scored tokens of each response."""
     columns: dict[str, np.ndarray]
     """{name: [examples] or [examples, R] float64}."""
-    places: Sequence[str] | Path
-    """Where each example comes from, for messages, or the JSON file that says so."""
+    places: np.ndarray | OnDisk
+    """[bytes] uint8: where each example comes from, for messages, in UTF-8."""
+    place_bounds: np.ndarray
+    """[examples + 1] int64: where the place of each example begins in `places`."""
     summary: Summary
 
     @classmethod
@@ -80,11 +90,13 @@ class Part:
             "weight": np.array([item.weight for item in items], np.float32),
         }
         columns = {k: np.array([item.columns[k] for item in items]) for k in items[0].columns}
+        places = [item.where.encode() for item in items]
         return cls(
             **arrays,
             scored_counts=_scored_counts(**arrays),
             columns=columns,
-            places=tuple(item.where for item in items),
+            places=np.frombuffer(b"".join(places), np.uint8),
+            place_bounds=_edges([len(place) for place in places]),
             summary=_summary(arrays | columns),
         )
 
@@ -101,7 +113,7 @@ class Part:
             scored=OnDisk(folder / "scored.npy"),
             **{name: whole(name) for name in READ_WHOLE},
             columns={name: whole(f"column-{i}") for i, name in enumerate(about["columns"])},
-            places=folder / "places.json",
+            places=OnDisk(folder / "places.npy"),
             summary=Summary(**about["summary"]),
         )
 
@@ -110,11 +122,14 @@ class Part:
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        arrays: dict[str, Any] = {n: getattr(self, n) for n in ("tokens", "scored", *READ_WHOLE)}
+        names = ("tokens", "scored", "places", *READ_WHOLE)
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
         arrays |= {f"column-{i}": x for i, x in enumerate(self.columns.values())}
         for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array, allow_pickle=False)
-        (partial / "places.json").write_text(json.dumps(self.places), encoding="utf-8")
+            with (partial / f"{name}.npy").open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
         about = {"columns": list(self.columns), "summary": self.summary._asdict()}
         (partial / "part.json").write_text(json.dumps(about), encoding="utf-8")
         try:
@@ -138,16 +153,17 @@ class Part:
             Branch(tokens[at], scored[at], int(r))
             for at, r in zip(pieces[1:], self.response[first + 1 : end], strict=True)
         )
+        weight = float(self.weight[i])
+        return Example(tokens[pieces[0]], branches, self.columns_of(i), self.place(i), weight)
+
+    def columns_of(self, i: int) -> dict[str, float | tuple[float, ...]]:
+        """The columns of example i."""
         columns = {k: x[i].tolist() for k, x in self.columns.items()}
-        columns = {k: tuple(v) if isinstance(v, list) else v for k, v in columns.items()}
-        place, weight = self.place(i), float(self.weight[i])
-        return Example(tokens[pieces[0]], branches, columns, place, weight)
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in columns.items()}
 
     def place(self, i: int) -> str:
         """Where example i comes from."""
-        if isinstance(self.places, Path):
-            return json.loads(self.places.read_text(encoding="utf-8"))[i]
-        return self.places[i]
+        return self.places[slice(*self.place_bounds[i : i + 2])].tobytes().decode()
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from ..core.layouts import Layout
 from ..errors import UserError
 from ..settings import Data
+from .borrow import borrowed_parts, with_cut
 from .cut import Limits, make_example
 from .encode import Encoder
-from .examples import Branch, RowCounts
+from .examples import RowCounts
 from .fields import Raw
 from .read import fit_records
 from .sources import raw_records
-from .store import Examples, Part
+from .store import ROWS, Examples, Part
 from .tally import Tally
-from .workers import in_processes
 
 CHUNK = 1000
 """Rows tokenized in one call, so that the tokenizer's threads have work."""
-ROWS = 4096
-"""Rows of a part."""
-
 Rows = Sequence[tuple[str, Raw]]
-
-
-class Store(NamedTuple):
-    """A folder that keeps a tokenized data set, part by part: after a kill it goes on."""
-
-    folder: Path
-    """The folder of this data set, tokenizer and settings; others have other folders."""
-    processes: int = 1
-    """Processes that tokenize."""
-    host: int = 0
-    """The number of this host; the parts are shared out over the hosts."""
-    hosts: int = 1
-    """Number of hosts."""
-
-    def part(self, number: int) -> Path:
-        """The folder of a part."""
-        return self.folder / f"part-{number:06d}"
-
-    def counts(self, number: int) -> Path:
-        """The file with the counts of a part, which exists when the part is whole."""
-        return self.folder / f"counts-{number:06d}.json"
 
 
 def load_examples(
@@ -98,58 +69,13 @@ def make_examples(
       UserError: the data, the limits and the tokenizer do not fit together; says how.
     """
     job = Job(settings, Limits.of(settings), encoder, layout, tuple(columns))
-    made = [tokenize_part(job, part) for part in _in_parts(rows, settings.limit)]
+    made = [tokenize_part(job, part) for part in in_parts(rows, settings.limit)]
     parts = tuple(part for part, _ in made if part)
-    found = _checked(parts, RowCounts.merged([counts for _, counts in made]), where)
-    if layout.borrowed:
-        return _with_borrowed(found, settings.max_length, seed, where, layout.responses)
-    return found
-
-
-def store_examples(
-    settings: Data,
-    rows: Iterable[tuple[str, Raw]],
-    encoder: Encoder,
-    layout: Layout,
-    store: Store,
-    *,
-    columns: Collection[str] = (),
-) -> None:
-    """Tokenize the parts of a data set that are this host's and not in the store yet.
-
-    Arguments and errors are as for `make_examples`. `open_stored` opens the parts of all hosts.
-    """
-    job = Job(settings, Limits.of(settings), encoder, layout, tuple(columns))
-    count = 0
-
-    def tasks() -> Iterator[tuple[int, Rows]]:
-        nonlocal count
-        for number, part in enumerate(_in_parts(rows, settings.limit)):
-            count = number + 1
-            if number % store.hosts == store.host and not store.counts(number).exists():
-                yield number, part
-
-    for _ in in_processes(_store_part, (job, store), tasks(), store.processes):
-        pass
-    if store.host == 0:
-        (store.folder / "parts.json").write_text(json.dumps({"parts": count}))
-
-
-def open_stored(where: str, store: Store) -> Examples | None:
-    """The data set of a store; None if it is not whole yet.
-
-    Raises:
-      UserError: no example is left of the data set, or its rows do not fit together.
-    """
-    index = store.folder / "parts.json"
-    if not index.exists():
-        return None
-    numbers = range(json.loads(index.read_text())["parts"])
-    if not all(store.counts(i).exists() for i in numbers):
-        return None
-    counts = [RowCounts(**json.loads(store.counts(i).read_text())) for i in numbers]
-    folders = (store.part(i) for i, part in zip(numbers, counts, strict=True) if part.kept)
-    return _checked(tuple(map(Part.open, folders)), RowCounts.merged(counts), where)
+    found = checked(parts, RowCounts.merged([counts for _, counts in made]), where)
+    if not layout.borrowed:
+        return found
+    parts, cut = zip(*borrowed_parts(found, settings.max_length, seed, where), strict=True)
+    return Examples(parts, with_cut(found.counts, layout, sum(cut)))
 
 
 class Job(NamedTuple):
@@ -174,19 +100,7 @@ def tokenize_part(job: Job, rows: Rows) -> tuple[Part | None, RowCounts]:
     return Part.of(items) if items else None, tally.counts(len(items), names)
 
 
-def _store_part(shared: tuple[Job, Store], task: tuple[int, Rows]) -> None:
-    """Tokenize a part into the store; its counts come last and say that it is whole."""
-    (job, store), (number, rows) = shared, task
-    part, counts = tokenize_part(job, rows)
-    if part:
-        part.save(store.part(number))
-    file = store.counts(number)
-    partial = file.with_suffix(f".{number}.tmp")
-    partial.write_text(json.dumps(dataclasses.asdict(counts)))
-    partial.replace(file)
-
-
-def _in_parts(rows: Iterable[tuple[str, Raw]], limit: int | None) -> Iterator[Rows]:
+def in_parts(rows: Iterable[tuple[str, Raw]], limit: int | None) -> Iterator[Rows]:
     """The rows of each part, at least one part."""
     rows = itertools.islice(rows, limit)
     yield list(itertools.islice(rows, ROWS))
@@ -194,7 +108,7 @@ def _in_parts(rows: Iterable[tuple[str, Raw]], limit: int | None) -> Iterator[Ro
         yield part
 
 
-def _checked(parts: tuple[Part, ...], counts: RowCounts, where: str) -> Examples:
+def checked(parts: tuple[Part, ...], counts: RowCounts, where: str) -> Examples:
     """The parts as a data set, at least one example, all with the same number of responses."""
     if not parts:
         reasons = ", ".join(f"{n} dropped: {reason}" for reason, n in counts.dropped.items())
@@ -207,41 +121,3 @@ def _checked(parts: tuple[Part, ...], counts: RowCounts, where: str) -> Examples
                 "set has the same number in every row"
             )
     return Examples(parts, counts)
-
-
-def _with_borrowed(
-    own: Examples, max_length: int, seed: int, where: str, names: Sequence[str]
-) -> Examples:
-    """Give every example, as second response, the response to another prompt."""
-    partners = _partners([item.prompt.tobytes() for item in own], seed)
-    if partners is None:
-        raise UserError(
-            f"{where}: the mismatched responses of this objective come from other prompts, but "
-            f"all {len(own)} examples have the same prompt; give data with several prompts"
-        )
-    items, cut = [], 0
-    for item, partner in zip(own, partners, strict=True):
-        borrowed = own[partner].branches[0]
-        room = max_length - len(item.prompt)
-        cut += room < len(borrowed.ids)
-        given = Branch(borrowed.ids[:room], borrowed.scored[:room], 1)
-        items.append(item._replace(branches=(*item.branches, given)))
-    parts = tuple(Part.of(items[i : i + ROWS]) for i in range(0, len(items), ROWS))
-    counts = own.counts
-    counts = dataclasses.replace(counts, response_cut=counts.response_cut | {names[-1]: cut})
-    return Examples(parts, counts)
-
-
-def _partners(prompts: Sequence[bytes], seed: int) -> list[int] | None:
-    """For each example the next one, around a random ring, whose prompt differs; None if none."""
-    if len(set(prompts)) < 2:
-        return None
-    ring = np.random.default_rng(seed).permutation(len(prompts)).tolist()
-    partner = list(range(len(prompts)))
-    after = ring[0]
-    # Backwards, so that an example with its neighbour's prompt takes its neighbour's partner; the
-    # second round settles those whose search passes the ring's seam.
-    for i in ring[::-1] * 2:
-        partner[i] = after if prompts[after] != prompts[i] else partner[after]
-        after = i
-    return partner

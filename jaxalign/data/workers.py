@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import pickle
 import subprocess
 import sys
@@ -55,7 +56,11 @@ class _Worker:
 
     def __enter__(self) -> _Worker:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # The processes share the cores; threads of each would compete for them.
+            env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
         )
         self.send(self._start)
         return self

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import optax
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from transformers import PreTrainedTokenizerFast
 
 from .. import settings
 from ..core.objective import Objective
 from ..core.sharding import batch_shards
 from ..data.encode import Encoder
-from ..data.examples import RowCounts, preview
 from ..data.loader import Loader
 from ..data.mixture import Mixture, mix
 from ..data.pack import CachedStats, cell_size, head_chunks
 from ..data.store import Examples
-from ..data.tokenize import load_examples
 from ..errors import UserError
-from ..files import read_text
 from ..hf import load
 from ..hf.peft import low_rank
 from ..hf.reward import with_scores
-from ..hf.tokenizer import load_tokenizer, pad_token, stop_tokens
+from ..hf.tokenizer import load_tokenizer, pad_token
 from ..models.adapted import Adapted, adapt
 from ..models.decoder import Model, build
 from ..models.families import read_config
@@ -38,6 +32,7 @@ from ..recipe.schema import objective_settings, reference_mode
 from ..update.forward import Task
 from ..update.optimizer import optimizer
 from ..update.state import TrainState, abstract_state
+from .read_data import make_encoder, read_data, show_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +183,7 @@ def prepare(
     tokenizer = load_tokenizer(source)
     encoder = make_encoder(recipe, stage.data, source, tokenizer)
     sources = stage.data.sources
-    read, held_out = _read_data(recipe, stage, objective, encoder)
+    read, held_out = read_data(recipe, stage, objective, encoder, console)
     train, mixture = mix(sources, read)
     both = [examples for examples in (train, held_out) if examples]
     branches = max(examples.branches for examples in both)
@@ -222,45 +217,6 @@ def prepare(
         mixture=mixture,
         held_out=held_out,
     )
-
-
-def make_encoder(
-    recipe: settings.Recipe, data: settings.Data, source: Path, tokenizer: PreTrainedTokenizerFast
-) -> Encoder:
-    """The tokenizer of a checkpoint with its stop tokens and the chat template of a stage.
-
-    Raises:
-      UserError: the file of the template cannot be read.
-    """
-    template = data.chat_template and read_text(Path(recipe.locate(data.chat_template)))
-    return Encoder(tokenizer, data, stops=stop_tokens(source, tokenizer), template=template)
-
-
-def _read_data(
-    recipe: settings.Recipe,
-    stage: settings.Stage,
-    objective: Objective[...],
-    encoder: Encoder,
-) -> tuple[list[Examples], Examples | None]:
-    """The sources of a stage's training data, and the held-out data if it has any."""
-
-    def read(data: settings.Data, path: str, split: str) -> Examples:
-        return load_examples(
-            data,
-            recipe.locate(path),
-            split,
-            encoder,
-            objective.layout,
-            seed=recipe.run.seed,
-            columns=objective.columns,
-        )
-
-    data = stage.data
-    owned = [(source.path, data.of(source)) for source in data.sources]
-    train = [read(own, path, own.split) for path, own in owned]
-    if data.eval_path is None:
-        return train, None
-    return train, read(data, data.eval_path, data.eval_split)
 
 
 def _adapted(recipe: settings.Recipe, name: str, model: Model) -> Adapted | None:
@@ -300,41 +256,8 @@ def _check_columns(examples: Examples, objective: Objective[...]) -> None:
     """Refuse an example whose columns the objective cannot use."""
     if objective.check is None:
         return
-    for example in examples:
-        if wrong := objective.check(example.columns):
-            got = ", ".join(f"{name} {value}" for name, value in example.columns.items())
-            raise UserError(f"{example.where}: {wrong}; got {got}; correct or drop the row")
-
-
-def show_data(
-    console: Console,
-    name: str,
-    counts: Sequence[tuple[str, RowCounts]],
-    train: Examples,
-    encoder: Encoder,
-) -> None:
-    """Print the rows kept, dropped and cut, and the first two examples with their scored tokens.
-
-    Args:
-      console: where to print.
-      name: name of the stage.
-      counts: title and row counts of each data set.
-      train: the training data.
-      encoder: the tokenizer with its stop tokens.
-    """
-    for what, counted in counts:
-        console.print(Text(f"{name}: {what}", style="italic"), soft_wrap=True)
-        table = Table(box=None)
-        rows = counted.table()
-        for column in rows[0]:
-            table.add_column(column, justify="left" if column == rows[0][0] else "right")
-        for row in rows[1:]:
-            table.add_row(*row)
-        console.print(table)
-    console.print(Text(f"stop tokens: {', '.join(encoder.stops)}", style="dim"))
-    console.print(Text("first examples; scored tokens are in ⟦ ⟧", style="dim"))
-    for example in train[:2]:
-        text = Text()
-        for piece, scored in preview(example, encoder.tokenizer):
-            text.append(f"⟦{piece}⟧" if scored else piece, style="green" if scored else "")
-        console.print(text, soft_wrap=True)
+    for part in examples.parts:
+        for i in range(len(part)):
+            if wrong := objective.check(columns := part.columns_of(i)):
+                got = ", ".join(f"{name} {value}" for name, value in columns.items())
+                raise UserError(f"{part.place(i)}: {wrong}; got {got}; correct or drop the row")

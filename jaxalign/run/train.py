@@ -37,14 +37,16 @@ from .checkpoint import Checkpoints
 from .evaluate import HeldOut, evaluator, means
 from .phases import Phases
 from .plan import settled
+from .read_data import begin
 from .reference import cached_reference
 from .stage import StageRun, prepare
 from .tracking import Tracker
 from .weights import first_state, fixed_weights
 
 FREE_TO_CHANGE = ("run.dir", "run.log_every", "run.tensorboard", "run.wandb", "run.compile_cache",
-                  "run.distributed", "mesh.")  # fmt: skip
-CLAIM = {f"{name}{end}" for name in ("recipe.yaml", "environment.json") for end in ("", ".tmp")}
+                  "run.token_store", "run.distributed", "mesh.")  # fmt: skip
+CLAIM = {f"{name}{end}" for name in ("recipe.yaml", "environment.json", "began.txt")
+         for end in ("", ".tmp")}  # fmt: skip
 """Files of a run's folder before its first stage has written anything."""
 
 
@@ -115,6 +117,7 @@ def claim(recipe: Recipe) -> None:
     # Every host has looked before the first one writes.
     multihost_utils.sync_global_devices("claim")
     write_whole(path, dump(recipe))
+    begin(folder)
     write_whole(folder / "environment.json", json.dumps(export.environment(), indent=1))
 
 

@@ -1,5 +1,10 @@
 """Examples in memory and on disk."""
 
+import datetime
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,12 +12,14 @@ from hypothesis import strategies as st
 from lib.packing import in_spans, make_example
 from lib.rows import PLAIN
 
-from jaxalign.core.layouts import PAIRS
-from jaxalign.data import tokenize
+from jaxalign.core.layouts import DEMOS, MISMATCHED, PAIRS
+from jaxalign.data import borrow, tokenize
 from jaxalign.data.encode import Encoder
 from jaxalign.data.examples import RowCounts
 from jaxalign.data.store import Examples, Part
-from jaxalign.errors import UserError
+from jaxalign.data.stored import Store, stored_examples
+from jaxalign.data.tokenize import load_examples
+from jaxalign.errors import RunError, UserError
 from jaxalign.settings import Data
 
 TOKENS = st.integers(1, 500)
@@ -94,57 +101,127 @@ def test_a_slice_of_a_part_on_disk_is_a_copy(tmp_path):
     assert found.tolist() == [1, 2]
 
 
-# Tokenized into a store
+# Tokenized once, by processes and hosts
 
-ROWS = [(f"row {i}", {"prompt": "Hi", "chosen": " yes" * i, "rejected": " no"}) for i in range(12)]
+SETTINGS = Data(path="rows", skip_empty=True)
+ROWS = [{"prompt": f"Hi {i % 3}", "chosen": " yes" * i, "rejected": " no"} for i in range(12)]
 
 
-def stored(folder, rows=ROWS, **options):
-    settings = Data(path="rows", skip_empty=True)
-    store = tokenize.Store(folder, **options)
-    encoder = Encoder(PLAIN, settings)
-    tokenize.store_examples(settings, rows, encoder, PAIRS, store)
-    return tokenize.open_stored("rows", store)
+def write_rows(path, rows=ROWS):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return write_rows(tmp_path / "rows.jsonl")
+
+
+def stored(folder, path, *, layout=PAIRS, settings=SETTINGS, tokenizer=PLAIN, seed=0, **options):
+    store = Store(folder, **{"processes": 1} | options)
+    encoder = Encoder(tokenizer, settings, now=datetime.datetime(2026, 1, 2))
+    return stored_examples(settings, path, "train", encoder, layout, store, seed=seed)
+
+
+def in_memory(path, layout=PAIRS):
+    return load_examples(SETTINGS, path, "train", Encoder(PLAIN, SETTINGS), layout, seed=0)
 
 
 @pytest.fixture
 def parts_of_5(monkeypatch):
-    monkeypatch.setattr(tokenize, "ROWS", 5)
+    for module in (tokenize, borrow):
+        monkeypatch.setattr(module, "ROWS", 5)
+
+
+def token_files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("tokens.npy")}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_store_holds_what_memory_holds(tmp_path, parts_of_5, processes):
-    settings = Data(path="rows", skip_empty=True)
-    encoder = Encoder(PLAIN, settings)
-    wanted = tokenize.make_examples(settings, ROWS, "rows", encoder, PAIRS, seed=0)
-    found = stored(tmp_path, processes=processes)
+def test_a_store_holds_what_memory_holds(tmp_path, path, parts_of_5, processes):
+    wanted = in_memory(path)
+    found = stored(tmp_path / "store", path, processes=processes)
     assert (len(found.parts), len(found)) == (3, 11)
     assert found.fingerprint == wanted.fingerprint
     assert found.counts == wanted.counts
-    assert found.counts.first == {"empty response": "row 0"}
+    assert found.counts.first == {"empty response": f"{path} line 1"}
+    assert [item.where for item in found] == [item.where for item in wanted]
 
 
-def test_a_killed_store_goes_on_at_the_first_missing_part(tmp_path, parts_of_5):
-    def killed():
-        yield from ROWS[:10]
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("layout", [DEMOS, MISMATCHED])
+def test_a_store_holds_every_layout(tmp_path, parts_of_5, layout):
+    rows = [{"prompt": f"Hi {i % 3}", "completion": " yes" * (i + 1)} for i in range(12)]
+    rows = [row | ({"label": i % 2 == 0} if layout.borrowed else {}) for i, row in enumerate(rows)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    wanted, found = in_memory(path, layout), stored(tmp_path / "store", path, layout=layout)
+    assert (found.fingerprint, found.counts) == (wanted.fingerprint, wanted.counts)
+
+
+def test_a_second_start_tokenizes_nothing(tmp_path, path, parts_of_5, monkeypatch):
+    before = stored(tmp_path / "store", path)
+    monkeypatch.setattr(Encoder, "encode", None)
+    assert stored(tmp_path / "store", path).fingerprint == before.fingerprint
+
+
+def test_a_killed_store_goes_on_at_the_first_missing_part(tmp_path, path, parts_of_5):
+    def stop(where, before, rows):
+        if rows == 10:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stored(tmp_path, killed())
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/tokens.npy")}
+        stored(tmp_path / "store", path, said=stop)
+    kept = token_files(tmp_path)
     assert len(kept) == 2
-    found = stored(tmp_path)
+    found = stored(tmp_path / "store", path)
     assert len(found) == 11
-    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert token_files(tmp_path).items() > kept.items()
 
 
-def test_hosts_share_the_parts(tmp_path, parts_of_5):
-    assert stored(tmp_path, host=0, hosts=2) is None
-    assert len(list(tmp_path.glob("part-*"))) == 2
-    assert len(stored(tmp_path, host=1, hosts=2)) == 11
+def test_hosts_share_the_parts(tmp_path, path, parts_of_5):
+    folder, waited = tmp_path / "store", []
+
+    def as_the_other_host(what):
+        waited.append(what)
+        if what.startswith("tokenized") and len(waited) == 2:
+            assert len(token_files(tmp_path)) == 2
+            stored(folder, path, host=1, hosts=2)
+
+    assert len(stored(folder, path, hosts=2, wait=as_the_other_host)) == 11
+    assert waited == [f"digests of {path}", f"tokenized {path}"]
 
 
 def test_an_error_in_a_process_names_the_row(tmp_path, parts_of_5):
-    rows = [*ROWS[1:], ("row 12", {"prompt": 3, "chosen": "a", "rejected": "b"})]
-    with pytest.raises(UserError, match="row 12: 'prompt' is neither text nor messages"):
-        stored(tmp_path, rows, processes=2)
+    rows = [*ROWS[1:], {"prompt": 3, "chosen": "a", "rejected": "b"}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match="line 12: 'prompt' is neither text nor messages"):
+        stored(tmp_path / "store", path, processes=2)
+
+
+def test_a_damaged_part_is_refused_by_its_folder(tmp_path, path):
+    stored(tmp_path / "store", path)
+    (file,) = token_files(tmp_path)
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(RunError, match=r"damaged.*delete this folder"):
+        stored(tmp_path / "store", path)
+
+
+def test_other_rows_settings_and_templates_have_other_tokens(tmp_path, path):
+    folder = tmp_path / "store"
+    before = stored(folder, path)
+    assert stored(folder, path, settings=replace(SETTINGS, max_length=12)).longest < before.longest
+    renamed = replace(SETTINGS, columns={"chosen": "rejected", "rejected": "chosen"})
+    assert stored(folder, path, settings=renamed).fingerprint != before.fingerprint
+    assert len(stored(folder, path, settings=replace(SETTINGS, limit=3))) == 2
+    write_rows(Path(path), ROWS[:5])
+    assert len(stored(folder, path)) == 4
+
+
+def test_only_a_template_with_a_clock_depends_on_the_date():
+    days = [datetime.datetime(2026, 1, day) for day in (1, 2)]
+
+    def keys(template):
+        return {Encoder(PLAIN, SETTINGS, template=template, now=day).fingerprint for day in days}
+
+    plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert len(keys(plain)) == 1
+    assert len(keys(plain + "{{ strftime_now('%d') }}")) == 2
