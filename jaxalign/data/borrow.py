@@ -28,7 +28,7 @@ def borrowed_parts(
     Raises:
       UserError: all examples have the same prompt.
     """
-    partners = _partners([hashlib.sha256(item.prompt).digest() for item in own], seed)
+    partners = _partners([hashlib.sha256(item.prompt.tobytes()).digest() for item in own], seed)
     if partners is None:
         raise UserError(
             f"{where}: the mismatched responses of this objective come from other prompts, but "

@@ -114,9 +114,10 @@ class Encoder:
     def fingerprint(self) -> str:
         """SHA-256 over everything that the token ids and spans of a record depend on."""
         templates = self.template or self.tokenizer.chat_template
+        backend: Any = self.tokenizer
         clock = (self._now or datetime.datetime.now()).isoformat()
         about = {
-            "tokenizer": self.tokenizer.backend_tokenizer.to_str(),
+            "tokenizer": backend.backend_tokenizer.to_str(),
             "special": {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()},
             "templates": templates,
             "variables": self._variables,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ..core.layouts import Layout
-from ..files import sha256
 from ..settings import Data
 from .encode import Encoder
 from .sources import hub_fingerprint, local_files
@@ -83,7 +82,7 @@ def _kept_sha256(file: Path, folder: Path) -> str:
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["state"] == state:
             return found["sha256"]
-    digest = sha256(file)
+    digest = _sha256(file)
     folder.mkdir(parents=True, exist_ok=True)
     partial = kept.with_suffix(f".{_digest(state)[:8]}.tmp")
     partial.write_text(json.dumps({"state": state, "sha256": digest}), encoding="utf-8")
@@ -96,11 +95,16 @@ def _code() -> str:
     """A digest of the programs that make tokens: this package, and those it calls."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     libraries = [version(name) for name in ("tokenizers", "transformers", "jinja2")]
-    return _digest([[sha256(file) for file in files], libraries])
+    return _digest([[_sha256(file) for file in files], libraries])
 
 
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else value
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(value: Any) -> str:

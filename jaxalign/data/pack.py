@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core.batch import Batch
 from ..errors import UserError
+from .disk import Joined
 from .examples import Example
 from .rows import Demand, Place, Shape, lay_out
 
@@ -25,9 +26,9 @@ class CachedStats:
     `Examples.offsets`; empty where nothing is cached.
     """
 
-    ref: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    ref: Mapping[str, np.ndarray | Joined] = dataclasses.field(default_factory=dict)
     """Statistics under the reference."""
-    start: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    start: Mapping[str, np.ndarray | Joined] = dataclasses.field(default_factory=dict)
     """Statistics under the weights that the stage starts from."""
 
 
@@ -273,7 +274,7 @@ def _fill(
 def _fill_cached(
     cell: Batch,
     into: Mapping[str, np.ndarray],
-    cached: Mapping[str, np.ndarray],
+    cached: Mapping[str, np.ndarray | Joined],
     offsets: np.ndarray,
 ) -> None:
     """Write the cached statistics of one cell's scored tokens, in place."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from .disk import OnDisk
 from .examples import Branch, Example, RowCounts
 
 ROWS = 4096
@@ -22,23 +23,6 @@ PROMPT = -1
 """The number of a prompt among the responses of its example."""
 READ_WHOLE = ("bounds", "response", "first", "weight", "scored_counts", "place_bounds")
 """Arrays of a part that are read when it is opened; the others are read in slices."""
-
-
-class OnDisk:
-    """A flat array in a .npy file. A slice is read when asked for, so that it takes no memory."""
-
-    def __init__(self, path: Path):
-        """Point at a file.
-
-        Raises:
-          ValueError: the file is damaged.
-        """
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        self._path, self._dtype, self._offset = path, mapped.dtype, mapped.offset
-
-    def __getitem__(self, at: slice) -> np.ndarray:
-        start = self._offset + at.start * self._dtype.itemsize
-        return np.fromfile(self._path, self._dtype, at.stop - at.start, offset=start)
 
 
 class Summary(NamedTuple):
@@ -109,11 +93,11 @@ class Part:
             return np.load(folder / f"{name}.npy", allow_pickle=False)
 
         return cls(
-            tokens=OnDisk(folder / "tokens.npy"),
-            scored=OnDisk(folder / "scored.npy"),
+            tokens=OnDisk.npy(folder / "tokens.npy"),
+            scored=OnDisk.npy(folder / "scored.npy"),
             **{name: whole(name) for name in READ_WHOLE},
             columns={name: whole(f"column-{i}") for i, name in enumerate(about["columns"])},
-            places=OnDisk(folder / "places.npy"),
+            places=OnDisk.npy(folder / "places.npy"),
             summary=Summary(**about["summary"]),
         )
 

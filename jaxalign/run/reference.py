@@ -23,6 +23,7 @@ from rich.console import Console
 
 from ..core.batch import Batch
 from ..core.sharding import put_batch, replicated
+from ..data.disk import Joined, OnDisk, npz_arrays
 from ..data.loader import Loader
 from ..data.pack import CachedStats
 from ..errors import UserError
@@ -47,7 +48,7 @@ def cached(
     loader: Loader,
     compute: Callable[[], Compute],
     progress: Callable[[int, int], None],
-) -> dict[str, np.ndarray]:
+) -> dict[str, Joined]:
     """The reference statistics of a data set, from disk where they are there.
 
     Args:
@@ -82,7 +83,7 @@ def cached(
     if missing:
         multihost_utils.sync_global_devices(f"reference {folder}")
     parts = [_read(_part(folder, start)) for start in starts]
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    return {k: Joined([p[k] for p in parts]) for k in parts[0]}
 
 
 def _claim(folder: Path, fingerprint: dict[str, str]) -> None:
@@ -117,10 +118,9 @@ def _scored(batch: Batch, stats: Mapping[str, jax.Array]) -> dict[str, np.ndarra
     return {k: np.asarray(v).reshape(-1, *v.shape[3:])[order][mask] for k, v in stats.items()}
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def _read(path: Path) -> dict[str, OnDisk]:
     try:
-        with np.load(path, allow_pickle=False) as part:
-            return {k: part[k] for k in part.files}
+        return npz_arrays(path)
     except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as e:
         raise UserError(
             f"reference cache: {path} is damaged ({e}); delete this file to compute it again"
@@ -139,8 +139,8 @@ def cached_reference(stage: StageRun, split: str, console: Console) -> CachedSta
       Statistics under the reference and under the weights that the stage starts from; None if the
       objective reads neither from disk.
     """
-    found: dict[str, np.ndarray] = {}
-    start: dict[str, np.ndarray] = {}
+    found: dict[str, Joined] = {}
+    start: dict[str, Joined] = {}
     if stage.reference_mode == "cached":
         found = _pass(stage, split, reference_source(stage), "reference", console)
     if stage.task.objective.uses_start:
@@ -151,7 +151,7 @@ def cached_reference(stage: StageRun, split: str, console: Console) -> CachedSta
 
 def _pass(
     stage: StageRun, split: str, source: Path, name: str, console: Console
-) -> dict[str, np.ndarray]:
+) -> dict[str, Joined]:
     """The statistics of a data set under a checkpoint, kept in the stage's folder `name`."""
     examples = stage.train if split == "train" else stage.held_out
     assert examples is not None

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,9 @@ from ..core.batch import Batch
 from ..core.sharding import put_batch
 from ..data.loader import Loader
 from ..data.pack import TokenCounts, token_counts
+from ..data.store import Examples
 from ..errors import RunError, UserError
-from ..files import first_process, write_whole
+from ..files import first_process, read_json, write_whole
 from ..hf import load
 from ..recipe.diff import differences
 from ..recipe.read import dump, recorded, resolved
@@ -140,6 +142,7 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
         fixed = fixed_weights(stage)
         start, state = found or (0, first_state(stage))
         if found is not None:
+            _check_data(stage, start)
             console.print(f"{stage.name}: resumes after update {start} of {stage.updates}")
         evaluate = _evaluation(stage, fixed, held_out)
         if start < stage.updates:
@@ -160,12 +163,33 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
     console.print(f"{stage.name}: model written to {out}")
 
 
-def _record_data(stage: StageRun) -> None:
-    """Write data.json: the updates of the stage, and the row counts of its data sets."""
+def _data_sets(stage: StageRun) -> dict[str, Examples]:
     sets = {"train": stage.train, "held_out": stage.held_out}
-    counts = {k: dataclasses.asdict(v.counts) for k, v in sets.items() if v is not None}
-    text = json.dumps({"updates": stage.updates} | counts, indent=1)
-    write_whole(stage.folder / "data.json", text)
+    return {name: examples for name, examples in sets.items() if examples is not None}
+
+
+def _record_data(stage: StageRun) -> None:
+    """Write data.json: the updates of the stage, row counts and fingerprints of its data sets."""
+    sets = _data_sets(stage)
+    record: dict[str, Any] = {"updates": stage.updates}
+    record |= {name: dataclasses.asdict(examples.counts) for name, examples in sets.items()}
+    record["fingerprints"] = {name: examples.fingerprint for name, examples in sets.items()}
+    write_whole(stage.folder / "data.json", json.dumps(record, indent=1))
+
+
+def _check_data(stage: StageRun, step: int) -> None:
+    """Refuse to resume on other data than the stage began with."""
+    path = stage.folder / "data.json"
+    before = read_json(path).get("fingerprints", {}) if path.exists() else {}
+    for name, examples in _data_sets(stage).items():
+        if before.get(name, examples.fingerprint) != examples.fingerprint:
+            data = stage.settings.data
+            file = data.path if name == "train" else data.eval_path
+            raise UserError(
+                f"{stage.name}: the tokens of {file} have changed since update {step}: other rows, "
+                "another tokenizer or another chat template; put the old ones back, or start a run "
+                "in another run.dir"
+            )
 
 
 def _record_errors(stage: StageRun, step: int, metrics: HeldOut) -> None:

@@ -94,13 +94,6 @@ def test_a_part_that_another_process_wrote_first_is_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["part"]
 
 
-def test_a_slice_of_a_part_on_disk_is_a_copy(tmp_path):
-    Part.of([make_example([1], [2, 3])]).save(tmp_path / "part")
-    found = Part.open(tmp_path / "part").tokens[0:2]
-    assert not isinstance(found, np.memmap)
-    assert found.tolist() == [1, 2]
-
-
 # Tokenized once, by processes and hosts
 
 SETTINGS = Data(path="rows", skip_empty=True)
@@ -118,7 +111,7 @@ def path(tmp_path):
 
 
 def stored(folder, path, *, layout=PAIRS, settings=SETTINGS, tokenizer=PLAIN, seed=0, **options):
-    store = Store(folder, **{"processes": 1} | options)
+    store = Store(folder, processes=1)._replace(**options)
     encoder = Encoder(tokenizer, settings, now=datetime.datetime(2026, 1, 2))
     return stored_examples(settings, path, "train", encoder, layout, store, seed=seed)
 

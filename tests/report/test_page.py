@@ -60,7 +60,6 @@ class Checker(html.parser.HTMLParser):
         "4,096",  # examples kept
         "dropped: empty response",
         "chosen cut on the right",
-        "chosen lost its end token",
         "0.10.2",  # jax
         "1 x cpu",
         "0123abc",
