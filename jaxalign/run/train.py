@@ -184,7 +184,8 @@ def _check_data(stage: StageRun, step: int) -> None:
     for name, examples in _data_sets(stage).items():
         if before.get(name, examples.fingerprint) != examples.fingerprint:
             data = stage.settings.data
-            file = data.path if name == "train" else data.eval_path
+            paths = [source.path for source in data.sources]
+            file = ", ".join(paths) if name == "train" else data.eval_path
             raise UserError(
                 f"{stage.name}: the tokens of {file} have changed since update {step}: other rows, "
                 "another tokenizer or another chat template; put the old ones back, or start a run "
