@@ -15,7 +15,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Run, density, evaluate, export, generate, open, reference, train
+    from .api import (
+        Run,
+        density,
+        evaluate,
+        export,
+        generate,
+        inspect,
+        inspect_row,
+        open,
+        reference,
+        train,
+    )
     from .core.objective import Objective, objective
     from .core.stats import response
     from .core.types import Loss, Pairs
@@ -38,6 +49,8 @@ _HOME = {
     "evaluate": "api",
     "export": "api",
     "generate": "api",
+    "inspect": "api",
+    "inspect_row": "api",
     "objective": "core.objective",
     "open": "api",
     "reference": "api",
@@ -60,6 +73,8 @@ __all__ = [
     "evaluate",
     "export",
     "generate",
+    "inspect",
+    "inspect_row",
     "objective",
     "open",
     "reference",

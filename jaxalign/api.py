@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,24 +21,21 @@ from . import settings
 from .collect.density import Density, write_ratios
 from .collect.sample import Answers, Prompt, Sampling, sample
 from .core.sharding import make_mesh
+from .data.inspection import Inspection, RowInspection
 from .errors import UserError, near_miss
 from .files import first_process
 from .hf.load import resolve
 from .language_model import LanguageModel, precision
 from .quickstart.show import show
 from .quickstart.start import make_world
-from .recipe.read import file_of, parse, recipe_values, resolved
-from .recipe.schema import objective_settings, with_objects
+from .recipe.overrides import AnyRecipe, Overrides, given_recipe, stage_name
+from .recipe.read import recipe_values
+from .recipe.schema import objective_settings
 from .report import write_report
 from .report.metrics import read_metrics
+from .run import inspect as inspecting
 from .run import open_stage
 from .run.train import train as train_stages
-from .settings import Recipe
-
-AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe
-"""The path of a YAML file or the name of a built-in recipe, plain values, or a checked recipe."""
-Overrides = Mapping[str, Any] | None
-"""{"stages.slpo.steps": 100}: values by the dotted path of their setting."""
 
 
 class Series(NamedTuple):
@@ -122,7 +119,7 @@ def train(recipe: AnyRecipe, overrides: Overrides = None) -> Run:
       RunError: a loss is not finite, or a checkpoint could not be saved.
       Stopped: Ctrl-C or SIGTERM; the state is saved and the same call resumes from it.
     """
-    chosen = _recipe(recipe, overrides)
+    chosen = given_recipe(recipe, overrides)
     with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
         make_world(chosen, mesh)
         train_stages(chosen, mesh, console)
@@ -160,8 +157,8 @@ def evaluate(
     Raises:
       UserError: a name, a checkpoint or the data does not fit, or the stage is not trained yet.
     """
-    chosen = _recipe(recipe, overrides)
-    name = _stage(chosen, stage)
+    chosen = given_recipe(recipe, overrides)
+    name = stage_name(chosen, stage)
     with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
         return open_stage.evaluate_stage(
             chosen,
@@ -188,8 +185,8 @@ def reference(recipe: AnyRecipe, stage: str | None = None, *, overrides: Overrid
     Raises:
       UserError: the objective of the stage reads no cached reference.
     """
-    chosen = _recipe(recipe, overrides)
-    name = _stage(chosen, stage)
+    chosen = given_recipe(recipe, overrides)
+    name = stage_name(chosen, stage)
     with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
         return open_stage.compute_reference(chosen, name, mesh, console)
 
@@ -217,8 +214,8 @@ def export(
     Raises:
       UserError: the folder exists, or the stage has no checkpoint or no adapters.
     """
-    chosen = _recipe(recipe, overrides)
-    name = _stage(chosen, stage)
+    chosen = given_recipe(recipe, overrides)
+    name = stage_name(chosen, stage)
     with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
         return open_stage.export_stage(chosen, name, mesh, console, Path(out), adapter=adapter)
 
@@ -289,45 +286,51 @@ def density(how: Density) -> int:
         return write_ratios(folder, how, mesh)
 
 
-def _recipe(recipe: AnyRecipe, overrides: Overrides) -> Recipe:
-    """Check a recipe, with other values in it."""
-    if isinstance(recipe, str | os.PathLike):
-        path = os.fspath(recipe)
-        recipe = parse(recipe_values(path), path, folder=file_of(path).parent)
-    if isinstance(recipe, Mapping):
-        recipe = parse(recipe)
-    if not overrides:
-        return recipe
-    values = with_objects(resolved(recipe), recipe)
-    for path, value in overrides.items():
-        *parents, last = path.split(".")
-        section: Any = values
-        for key in parents:
-            section = section[_key(section, key, path)]
-        section[_key(section, last, path)] = value
-    return parse(values, "overrides")
+def inspect(
+    data: AnyRecipe,
+    *,
+    stage: str | None = None,
+    examples: int = 2,
+    overrides: Overrides = None,
+    **settings: Any,
+) -> Inspection:
+    """Read data as training would, and describe what becomes of it; no weights are read.
+
+    Args:
+      data: the path or hub name of a data set, or a recipe, whose training data is read.
+      stage: the name of the stage of a recipe; none: the last.
+      examples: number of examples to show.
+      overrides: values to use instead of those in the recipe.
+      settings: without a recipe, the fields of `run.inspect.DataSet`: `model`, and if needed
+        `objective`, `batch_size`, `seed` and the settings of the data.
+
+    Raises:
+      UserError: a setting, a row or the checkpoint does not fit.
+    """
+    return inspecting.inspect(inspecting.open_given(data, stage, overrides, settings), examples)
 
 
-def _key(section: Any, key: str, path: str) -> str | int:
-    """The key of a value in a section, or its place in a list; `path` is for messages."""
-    known: Sequence[str] = ()
-    if isinstance(section, Mapping):
-        known = list(section)
-    elif isinstance(section, list):
-        known = list(map(str, range(len(section))))
-    if key not in known:
-        raise UserError(f"overrides: {path}: no '{key}'; {near_miss(key, known)}")
-    return int(key) if isinstance(section, list) else key
+def inspect_row(
+    data: AnyRecipe,
+    row: int,
+    *,
+    stage: str | None = None,
+    overrides: Overrides = None,
+    **settings: Any,
+) -> RowInspection:
+    """Describe what becomes of one row, which may be a row that training refuses.
 
+    Args:
+      data: the data, as for `inspect`.
+      row: the number of the row in its file, as in messages, from 1.
+      stage: the name of the stage of a recipe; none: the last.
+      overrides: values to use instead of those in the recipe.
+      settings: settings as for `inspect`.
 
-def _stage(recipe: Recipe, name: str | None) -> str:
-    """The name of a stage of the recipe; by default the last."""
-    if name is None:
-        return list(recipe.stages)[-1]
-    if name not in recipe.stages:
-        miss = near_miss(name, recipe.stages)
-        raise UserError(f"stage {name}: the recipe has no such stage; {miss}")
-    return name
+    Raises:
+      UserError: a setting or the checkpoint does not fit, or there is no such row.
+    """
+    return inspecting.inspect_row(inspecting.open_given(data, stage, overrides, settings), row)
 
 
 @contextlib.contextmanager

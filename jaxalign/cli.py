@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 the run failed (a full disk, a loss of NaN); 2 a mistake i
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -192,6 +193,48 @@ def _density(argv: list[str]) -> int:
     return 0
 
 
+def _inspect(argv: list[str]) -> int:
+    """Show what data becomes in training: columns, rows, lengths, packing, repeats, examples."""
+    from .recipe.read import is_recipe
+
+    if argv and is_recipe(argv[0]):
+        own, recipe = _recipe(
+            "inspect",
+            argv,
+            STAGE,
+            ("--examples", {"type": int, "default": 2, "help": "number of examples to show"}),
+            ("--row", {"type": int, "help": "show only this row of the file; none: all of it"}),
+            ("--json", {"action": "store_true", "help": "print one JSON object"}),
+        )
+        data, values = recipe, {"stage": own.stage}
+    else:
+        import tyro
+
+        from .run.inspect import Flags
+
+        about = f"{_inspect.__doc__} No weights are read."
+        own = tyro.cli(Flags, args=argv, prog="jaxalign inspect", description=about)
+        values = dataclasses.asdict(own)
+        data = values.pop("path")
+        values = {k: v for k, v in values.items() if k not in ("examples", "row", "json")}
+    from rich.console import Console
+
+    from . import api
+    from .run.inspect_terminal import row_terminal, terminal
+
+    if own.row is None:
+        found = api.inspect(data, examples=own.examples, **values)
+        shown = terminal(found)
+    else:
+        found = api.inspect_row(data, own.row, **values)
+        shown = row_terminal(found)
+    if own.json:
+        print(json.dumps(found.to_json(), default=str))
+    else:
+        Console(soft_wrap=True, highlight=False).print(shown)
+    return 0
+
+
 def _report(argv: list[str]) -> int:
     """Write the report of a run, finished or not, from its folder: curves, metrics, answers."""
     parser = argparse.ArgumentParser("jaxalign report", description=_report.__doc__)
@@ -220,6 +263,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "generate": _generate,
     "export": _export,
     "density": _density,
+    "inspect": _inspect,
     "report": _report,
 }
 

@@ -53,32 +53,44 @@ def fit_records(
         column.
     """
     fit = FITS[layout]
-    wanted = [name for name in columns if name not in OWN]
     width = None
     for where, row in rows:
-        raw = _renamed(row, settings.columns, where)
-        record = recognize(raw, where, settings.roles)
-        if record is None:
-            tally.dropped.add("prompts differ", where)
-            continue
-        if record.repeated:
-            tally.noted.add("prompt repeated by the response, and cut", where)
-        weight = number(raw, "weight", where) if "weight" in raw else 1.0
-        if weight < 0:
-            raise UserError(f"{where}: 'weight' is {weight:g}; wanted 0 or more")
-        if weight == 0:
-            tally.dropped.add("weight is 0", where)
-            continue
-        record = record._replace(columns=_columns(raw, record, wanted), weight=weight)
-        if fit.best_first and "scores" not in wanted:
-            _check_order(raw, record)
-        for fitted in fit.split(record, tally.dropped):
-            fitted = _with_extra(raw, fitted, fit)
-            width = _checked_width(fitted, layout, width)
-            if _all_filled(fitted, settings.skip_empty):
-                yield fit.prompts(fitted) if fit.prompts else fitted
+        raw = renamed(row, settings.columns, where)
+        for record in fit_row(raw, where, settings, fit, tally, columns):
+            width = _checked_width(record, layout, width)
+            if _all_filled(record, settings.skip_empty):
+                yield fit.prompts(record) if fit.prompts else record
             else:
                 tally.dropped.add("empty response", where)
+
+
+def fit_row(
+    raw: Raw,
+    where: str,
+    settings: Data,
+    fit: Fit,
+    tally: Tally,
+    columns: Collection[str] = (),
+) -> Iterator[Record]:
+    """The records of one row, whose columns are `renamed`; see `fit_records`."""
+    record = recognize(raw, where, settings.roles)
+    if record is None:
+        tally.dropped.add("prompts differ", where)
+        return
+    if record.repeated:
+        tally.noted.add("prompt repeated by the response, and cut", where)
+    weight = number(raw, "weight", where) if "weight" in raw else 1.0
+    if weight < 0:
+        raise UserError(f"{where}: 'weight' is {weight:g}; wanted 0 or more")
+    if weight == 0:
+        tally.dropped.add("weight is 0", where)
+        return
+    wanted = [name for name in columns if name not in OWN]
+    record = record._replace(columns=_columns(raw, record, wanted), weight=weight)
+    if fit.best_first and "scores" not in wanted:
+        _check_order(raw, record)
+    for fitted in fit.split(record, tally.dropped):
+        yield _with_extra(raw, fitted, fit)
 
 
 def prompts_of(path: str) -> list[Field]:
@@ -90,7 +102,7 @@ def prompts_of(path: str) -> list[Field]:
     return [field(raw, "prompt", where) for where, raw in raw_records(path, "")]
 
 
-def _renamed(row: Raw, names: Mapping[str, str], where: str) -> Raw:
+def renamed(row: Raw, names: Mapping[str, str], where: str) -> Raw:
     """A row without nulls, its columns renamed: {our name: name in the file}."""
     raw = {k: v for k, v in row.items() if v is not None}
     for ours, theirs in names.items():

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
 import typing_extensions
@@ -18,7 +18,9 @@ from ..settings import Data, Recipe, Reference, Stage
 from .diff import leaves
 from .own import Complaints
 from .renamed import new_name
-from .schema import objective_settings, reference_mode
+from .schema import STRICT, objective_settings, reference_mode
+
+Record = TypeVar("Record")
 
 SHARE_ERROR = 1e-6
 """How far from 1 the shares of all sources of a mixture may sum to."""
@@ -46,8 +48,33 @@ def validate(
     if recipe is not None:
         complaints = complaints | _misfits(recipe)
     if recipe is None or complaints:
-        raise UserError("\n".join(f"{place(path)}: {what}" for path, what in complaints.items()))
+        raise _refused(complaints, place)
     return recipe
+
+
+def validate_record(kind: type[Record], values: Mapping[str, Any], where: str) -> Record:
+    """Check the values of a record by itself, outside a recipe.
+
+    Args:
+      kind: a dataclass.
+      values: its values by name.
+      where: the name of the record in messages.
+
+    Raises:
+      UserError: a value is wrong; the message lists every complaint.
+    """
+    names = {"__doc__": kind.__doc__, "__pydantic_config__": STRICT}
+    strict = dataclasses.make_dataclass(
+        kind.__name__, (), bases=(kind,), frozen=True, kw_only=True, namespace=names
+    )
+    try:
+        return pydantic.TypeAdapter(strict).validate_python(values)
+    except pydantic.ValidationError as e:
+        raise _refused(_complaints(kind, e), lambda path: f"{where}: {path}") from None
+
+
+def _refused(complaints: Complaints, place: Callable[[str], str]) -> UserError:
+    return UserError("\n".join(f"{place(path)}: {what}" for path, what in complaints.items()))
 
 
 def _misfits(recipe: Recipe) -> Complaints:
@@ -148,7 +175,7 @@ def _misfit_heads(stages: Mapping[str, Stage]) -> Complaints:
     return found
 
 
-def _complaints(schema: type[Recipe], error: pydantic.ValidationError) -> Complaints:
+def _complaints(schema: type, error: pydantic.ValidationError) -> Complaints:
     """The errors of pydantic in our words, one for each setting."""
     wanted: dict[str, list[str]] = {}
     got: dict[str, str] = {}

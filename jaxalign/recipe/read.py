@@ -140,6 +140,11 @@ def file_of(path: str) -> Path:
     return Path(path) if Path(path).is_file() else BUILT_IN.get(path, Path(path))
 
 
+def is_recipe(name: str) -> bool:
+    """Whether a name belongs to a recipe: a YAML file, or one of `BUILT_IN`."""
+    return name in BUILT_IN or Path(name).suffix in (".yaml", ".yml")
+
+
 def recipe_values(path: str) -> dict[str, Any]:
     """The plain values in the YAML file of a recipe.
 

@@ -21,6 +21,8 @@ from ..settings import Recipe, Stage
 from .own import Complaints, Own
 
 _typed_dict: Any = typing_extensions.TypedDict  # to a type checker its keys must be literals
+STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
+"""How pydantic checks a record and the records in it."""
 _STAGE_NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 
 
@@ -145,13 +147,12 @@ def schema(
         if name.replace("_", "-") in (other.replace("_", "-") for other in kinds):
             complaints[f"stages.{name}"] = "flags do not distinguish - and _; choose another name"
         kinds[name] = _stage_kind(f"stages.{name}", given, own.get(name), complaints)
-    config = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
     made = dataclasses.make_dataclass(
         "Recipe",
         [("stages", _typed_dict("Stages", kinds))],
         bases=(Recipe,),
         frozen=True,
         kw_only=True,
-        namespace={"__doc__": Recipe.__doc__, "__pydantic_config__": config},
+        namespace={"__doc__": Recipe.__doc__, "__pydantic_config__": STRICT},
     )
     return made, complaints

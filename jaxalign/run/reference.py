@@ -183,7 +183,7 @@ def reference_forward(stage: StageRun, source: Path) -> Compute:
     model = describe_model(source, stage.recipe.model, stage.mesh, stage.model.branches)
     for examples in (stage.train, stage.held_out):
         if examples is not None:
-            check_ids(examples, model, source)
+            check_ids(examples, model.config, source)
     own = source == stage.source
     params = starting_params(stage) if own else load.load_params(source, model)
     task = dataclasses.replace(stage.task, forward=model.forward)

@@ -25,6 +25,7 @@ from ..hf.peft import low_rank
 from ..hf.reward import with_scores
 from ..hf.tokenizer import load_tokenizer, pad_token
 from ..models.adapted import Adapted, adapt
+from ..models.config import ModelConfig
 from ..models.decoder import Model, build
 from ..models.families import read_config
 from ..models.quantized import Kind
@@ -192,8 +193,8 @@ def prepare(
         tokenizer.pad_token = pad_token(tokenizer, both, model.config)
     adapted = _adapted(recipe, name, model)
     for examples in both:
-        check_ids(examples, model, source)
-        _check_columns(examples, objective)
+        check_ids(examples, model.config, source)
+        check_columns(examples, objective)
     tables = [("training data", train.counts)]
     if len(sources) > 1:
         tables = [
@@ -232,13 +233,13 @@ def _adapted(recipe: settings.Recipe, name: str, model: Model) -> Adapted | None
     return adapt(model, low_rank(stage.lora, model.config, f"stages.{name}.lora"))
 
 
-def check_ids(examples: Examples, model: Model, source: Path) -> None:
+def check_ids(examples: Examples, config: ModelConfig, source: Path) -> None:
     """Refuse tokens and positions that the model does not have; jax would clamp them in silence.
 
     Raises:
       UserError: names the token or the length, and the model.
     """
-    vocab, positions = model.config.vocab, model.config.max_positions
+    vocab, positions = config.vocab, config.max_positions
     if examples.longest > positions:
         raise UserError(
             f"data.max_length: a prompt with its response has {examples.longest} tokens, but "
@@ -252,8 +253,12 @@ def check_ids(examples: Examples, model: Model, source: Path) -> None:
         )
 
 
-def _check_columns(examples: Examples, objective: Objective[...]) -> None:
-    """Refuse an example whose columns the objective cannot use."""
+def check_columns(examples: Examples, objective: Objective[...]) -> None:
+    """Refuse an example whose columns the objective cannot use.
+
+    Raises:
+      UserError: names the example and the columns.
+    """
     if objective.check is None:
         return
     for part in examples.parts:
