@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from ..core.layouts import Layout
 from ..errors import UserError
@@ -120,4 +123,8 @@ def checked(parts: tuple[Part, ...], counts: RowCounts, where: str) -> Examples:
                 f"{part.place(0)}: has {responses} responses; the rows before have {first}; a data "
                 "set has the same number in every row"
             )
+    labels = {float(x) for part in parts for x in np.unique(part.columns.get("label", ()))}
+    if len(labels) == 1:
+        noted = {f"all labels are {labels.pop():g}": counts.kept}
+        counts = dataclasses.replace(counts, noted=counts.noted | noted)
     return Examples(parts, counts)

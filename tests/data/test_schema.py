@@ -16,6 +16,12 @@ def test_a_pair_has_its_prompt_and_both_responses(tmp_path):
     assert row[:4] == ("Q", (" yes", " no"), ("chosen", "rejected"), None)
 
 
+def test_a_byte_order_mark_and_the_ends_of_lines_of_windows_are_no_text(tmp_path):
+    lines = [json.dumps(PAIR), json.dumps(PAIR | {"chosen": "a\u2028b"}, ensure_ascii=False)]
+    (tmp_path / "a.jsonl").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    assert [r.responses[0] for r in read(str(tmp_path / "a.jsonl"))] == [" yes", "a\u2028b"]
+
+
 def test_blank_lines_are_skipped_but_counted_in_line_numbers(tmp_path):
     rows = read(write(tmp_path, PAIR, "", "  ", PAIR))
     assert [row.where.rsplit("/")[-1] for row in rows] == ["data.jsonl line 1", "data.jsonl line 4"]
@@ -267,9 +273,17 @@ def test_a_misspelt_column_names_the_known_one(tmp_path):
         one(tmp_path, {"prompt": "Q", "completions": "a"})
 
 
-def test_a_label_that_is_neither_0_nor_1_is_refused(tmp_path):
-    with pytest.raises(UserError, match="line 1: 'label' is 'good'; wanted true, false, 1 or 0"):
-        one(tmp_path, LABELED | {"label": "good"}, layouts.LABELED)
+@pytest.mark.parametrize("label", ["true", "desirable", -1, 0.7, [1]])
+def test_a_label_that_is_neither_0_nor_1_is_refused(tmp_path, label):
+    with pytest.raises(UserError, match=r"line 1: 'label' is .*; wanted true, false, 1 or 0"):
+        one(tmp_path, LABELED | {"label": label}, layouts.LABELED)
+
+
+@pytest.mark.parametrize("record", [LABELED | {"label": None}, DEMO | {"prompt": None}])
+def test_null_where_a_value_is_needed_is_refused(tmp_path, record):
+    missing = next(name for name, value in record.items() if value is None)
+    with pytest.raises(UserError, match=rf"line 1: .*'{missing}'"):
+        one(tmp_path, record, layouts.LABELED)
 
 
 @pytest.mark.parametrize("value", [3, ["a"], [{"who": "human"}, 3]])

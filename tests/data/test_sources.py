@@ -8,8 +8,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, ipc, parquet
 
+from jaxalign.core import layouts
+from jaxalign.data.read import read_records
 from jaxalign.data.sources import raw_records
+from jaxalign.data.tally import Tally
 from jaxalign.errors import UserError
+from jaxalign.settings import Data
 
 ROWS = [
     {"prompt": "12", "completion": 'a, "b"\nc', "label": True, "margin": 0.5},
@@ -107,6 +111,32 @@ def test_nulls_that_arrow_adds_are_left_out(tmp_path):
     rows = [{"messages": CHAT, "tools": [{"a": 1}]}, {"messages": CHAT[:1], "tools": [{"b": 2}]}]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert rows_of(tmp_path / "a.parquet") == rows
+
+
+def test_pairs_of_chats_with_columns_of_scores_and_nulls_are_read(tmp_path):
+    def chat(answer):
+        return [{"role": "user", "content": "Q"}, {"role": "assistant", "content": answer}]
+
+    rows = [
+        {
+            "prompt": "Q",
+            "prompt_id": "1",
+            "chosen": chat("yes"),
+            "rejected": chat("no"),
+            "messages": None,
+            "score_chosen": 8.5,
+            "score_rejected": score,
+        }
+        for score in (3.0, None)
+    ]
+    path = str(tmp_path / "a.parquet")
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+    settings = Data(path=path, limit=1)
+    (record,) = read_records(settings, path, "", layouts.PAIRS, Tally(), ["scores"])
+    assert record.columns == {"scores": (8.5, 3.0)}
+    assert [turn["content"] for (turn,) in record.responses] == ["yes", "no"]
+    with pytest.raises(UserError, match="row 2: no 'score_rejected'"):
+        list(read_records(Data(path=path), path, "", layouts.PAIRS, Tally(), ["scores"]))
 
 
 def test_json_text_in_a_csv_file_is_read(tmp_path):

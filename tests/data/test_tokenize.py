@@ -222,6 +222,14 @@ def test_labeled_examples_carry_their_label(tmp_path):
     assert [item.columns for item in data] == [{"label": 1.0}, {"label": 0.0}]
 
 
+def test_labels_of_one_kind_only_are_noted(tmp_path):
+    record = {"prompt": "Hi", "completion": " yes", "label": True}
+    data = load(tmp_path, record, record | {"completion": " no"}, layout=layouts.LABELED)
+    assert data.counts.noted == {"all labels are 1": 2}
+    both = load(tmp_path, record, record | {"label": False}, layout=layouts.LABELED)
+    assert both.counts.noted == {}
+
+
 def test_demos_carry_no_label(tmp_path):
     record = {"prompt": "Hi", "completion": " yes", "label": True}
     assert load(tmp_path, record, layout=layouts.DEMOS)[0].columns == {}

@@ -20,6 +20,7 @@ from lib.checkpoints import (
 )
 from safetensors.numpy import save_file
 
+from jaxalign.data.encode import Encoder
 from jaxalign.errors import UserError
 from jaxalign.hf import load as hf_load
 from jaxalign.hf.load import (
@@ -190,6 +191,26 @@ def test_a_missing_tensor_is_named(damaged_checkpoint):
         load(damaged_checkpoint)
 
 
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: "" if name == "lm_head.weight" else name,
+        lambda name: f"_orig_mod.{name}",
+        lambda name: name.removeprefix("model."),
+    ],
+    ids=["no head", "compiled", "body alone"],
+)
+def test_a_checkpoint_with_other_names_of_tensors_is_refused(damaged_checkpoint, rename):
+    def edit(tensors):
+        for name in [*tensors]:
+            tensors[rename(name)] = tensors.pop(name)
+        tensors.pop("", None)
+
+    edit_tensors(damaged_checkpoint, edit)
+    with pytest.raises(UserError, match=r"tensor '\S+' is missing; .* does config.json belong"):
+        load(damaged_checkpoint)
+
+
 def test_an_unexpected_tensor_is_named(damaged_checkpoint):
     extra = {"model.layers.0.self_attn.q_norm.weight": np.ones(8, np.float32)}
     edit_tensors(damaged_checkpoint, lambda t: t.update(extra))
@@ -315,6 +336,37 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_off(damaged_checkpoin
     before = load_tokenizer(damaged_checkpoint)(text).input_ids
     edit_json(damaged_checkpoint / "tokenizer.json", **saved)
     assert load_tokenizer(damaged_checkpoint)(text).input_ids == before
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"extra_special_tokens": ["<|user|>"]},
+        {"extra_special_tokens": {"user_token": "<|user|>"}},
+        {"tokenizer_class": "SomeTokenizerOfTheFuture"},
+    ],
+)
+def test_settings_of_a_tokenizer_that_change_no_ids_are_accepted(damaged_checkpoint, keys):
+    text = "<|user|>what is 12?"
+    before = load_tokenizer(damaged_checkpoint)(text).input_ids
+    edit_json(damaged_checkpoint / "tokenizer_config.json", **keys)
+    assert load_tokenizer(damaged_checkpoint)(text).input_ids == before
+
+
+@pytest.mark.parametrize("named", [{}, {"add_bos_token": True}, {"add_bos_token": False}])
+@pytest.mark.parametrize("written", [False, True])
+def test_bos_is_where_transformers_puts_it(damaged_checkpoint, named, written):
+    file = damaged_checkpoint / "tokenizer.json"
+    plain = tokenizers.Tokenizer.from_file(str(file))
+    if written:
+        plain.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+    plain.save(str(file))
+    edit_json(damaged_checkpoint / "tokenizer_config.json", **named)
+    wanted = transformers.AutoTokenizer.from_pretrained(damaged_checkpoint)("1+1=").input_ids
+    (found,) = Encoder(load_tokenizer(damaged_checkpoint)).prompts(["1+1="], "")
+    assert found.tolist() == wanted
 
 
 def test_a_damaged_tokenizer_is_refused(tmp_path):

@@ -89,6 +89,13 @@ def test_a_scaling_kind_may_be_spelt_type():
     assert read_config(raw).rope == Rope(10_000.0, 8, "linear", 4.0)
 
 
+@pytest.mark.parametrize("kind", [{"type": "linear", "rope_type": "linear"}, {}])
+def test_a_scaling_kind_may_be_given_twice_or_left_out(kind):
+    raw = LLAMA | {"rope_scaling": {"factor": 4.0} | kind}
+    expected = Rope(10_000.0, 8, "linear", 4.0) if kind else Rope(10_000.0, 8)
+    assert read_config(raw).rope == expected
+
+
 def test_llama3_scaling_falls_back_to_the_context_length():
     scaling = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
     assert read_config(LLAMA | {"rope_parameters": scaling}).rope.original_positions == 128
@@ -155,7 +162,7 @@ REFUSED = {
     "rope factor": (LLAMA | {"rope_scaling": {"type": "linear"}}, "'linear' needs factor"),
     **{
         kind: (LLAMA | {"rope_scaling": {"rope_type": kind, "factor": 2.0}}, f"rope_type '{kind}'")
-        for kind in ("yarn", "dynamic", "longrope")
+        for kind in ("yarn", "dynamic", "longrope", "mrope")
     },
 }
 
