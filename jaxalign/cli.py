@@ -212,7 +212,10 @@ def _inspect(argv: list[str]) -> int:
 
         from .run.inspect import Flags
 
-        about = f"{_inspect.__doc__} No weights are read."
+        about = (
+            f"{_inspect.__doc__} No weights are read. For the training data of a recipe: "
+            "jaxalign inspect RECIPE [--stage STAGE] [--examples N] [--row N] [--json]."
+        )
         own = tyro.cli(Flags, args=argv, prog="jaxalign inspect", description=about)
         values = dataclasses.asdict(own)
         data = values.pop("path")

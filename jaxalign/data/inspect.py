@@ -263,18 +263,23 @@ def _packing(loader: Loader, sizes: _Sizes) -> Packing:
 
 
 def _keys(examples: Examples, bos: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """[N] numbers that tell prompts apart, 0 for an empty one, and [N] that tell examples apart."""
+    """[N] numbers that tell prompts apart, and [N] that tell examples apart.
+
+    An empty prompt is 0, and so is the prompt of a row that the row's example before has too.
+    """
     prompts, wholes = np.zeros((2, len(examples)), np.int64)
     empty = {b"", np.array([bos] if bos is not None else [], np.int32).tobytes()}
     n = 0
     for part in examples.parts:
         tokens = part.tokens[0 : int(part.bounds[-1])]
-        for first, end in itertools.pairwise(part.first.tolist()):
+        for i, (first, end) in enumerate(itertools.pairwise(part.first.tolist())):
             edges = part.bounds[first : end + 1]
-            prompt, whole = (tokens[edges[0] : edges[i]].tobytes() for i in (1, -1))
+            prompt, whole = (tokens[edges[0] : edges[k]].tobytes() for k in (1, -1))
             shape = np.diff(edges).tobytes(), part.response[first:end].tobytes()
             prompts[n] = 0 if prompt in empty else hash(prompt)
             wholes[n] = hash((whole, *shape))
+            if i and prompts[n] == prompts[n - 1] and part.place(i) == part.place(i - 1):
+                prompts[n] = 0
             n += 1
     return prompts, wholes
 

@@ -136,7 +136,8 @@ class Inspection:
     same_example: Repeats
     """Examples with the prompt and responses of an earlier one."""
     same_prompt: Repeats
-    """Examples with the prompt of an earlier one; those without a prompt are not counted."""
+    """Examples with the prompt of an earlier one; those without a prompt are not counted,
+    and a row that becomes two examples counts once."""
     stop_tokens: dict[str, int]
     """Ids of the tokens at which generation stops."""
     stopped: int

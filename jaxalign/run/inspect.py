@@ -39,7 +39,7 @@ class DataSet(settings.Data):
     path: Annotated[settings.Text, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = (
         dataclasses.field()  # without the default that it has in `Data`
     )
-    """A file, a glob, a folder or a data set on the hub; `RECIPE --help`: the same of a recipe."""
+    """A file, a glob, a folder or a data set on the hub."""
     model: settings.Text
     """Hugging Face folder or hub repository with the tokenizer; no weights are read."""
     objective: str | None = None

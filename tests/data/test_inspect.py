@@ -161,6 +161,11 @@ def test_a_repeated_example_names_the_earlier_one(tmp_path):
     assert str(found.same_prompt.first).endswith("line 3")
 
 
+def test_a_pair_of_labeled_responses_is_no_repeat(tmp_path):
+    found = inspected(tmp_path, pair("Hi"), pair("no"), layout=layouts.LABELED)
+    assert (found.same_prompt.count, found.same_prompt.distinct) == (0, 2)
+
+
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_an_empty_prompt_repeats_no_other(tmp_path, adds_bos):
     rows = [{"text": "Hi there"}, {"text": "no yes"}]
