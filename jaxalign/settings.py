@@ -105,6 +105,9 @@ class Data:
     mixture: tuple[Source, ...] | None = None
     """Data sets that an epoch mixes, as [{path: a.jsonl, share: 0.7}, {path: b.jsonl, share: 0.3}];
     instead of `path`."""
+    streaming: bool = False
+    """Tokenize while training and keep no tokens on disk, for data too large for it. Rows are
+    shuffled within parts of 4,096; the number of `steps` must be given."""
     split: str = "train"
     """Split to read if `path` is on the hub."""
     eval_path: str | None = None

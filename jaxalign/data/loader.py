@@ -14,11 +14,13 @@ import numpy as np
 from ..core.batch import Batch
 from .examples import Example
 from .mixture import Mixture, epoch_order, joined, whole
-from .pack import CachedStats, cell_size, pack, share_out
-from .rows import Shape, common_shapes
+from .pack import CachedStats, cell_size, most_scored, pack, share_out
+from .rows import Shape, common_shapes, round_up
 from .store import Examples
 
 Batches = Generator[Batch, None, None]
+Numbered = Generator[tuple[int, Example], None, None]
+"""Examples, each with its number in the data set."""
 
 AHEAD = 2
 """Batches packed while the device is busy with another."""
@@ -101,11 +103,32 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """Batch `step` of the endless stream."""
-        return self._pack(self.indices(step), self.shapes)
+        return self._pack_these(self.indices(step), self.shapes)
 
     def batches(self, start: int, stop: int) -> Batches:
         """Batches `start` to `stop - 1`, packed ahead in a thread that ends with the iterator."""
         return self._ahead(self.batch, range(start, stop))
+
+    def streamed(self, examples: Numbered, start: int, stop: int) -> Batches:
+        """Batches `start` to `stop - 1` of a stream whose first part is this loader's data set.
+
+        A batch with longer responses than the first part has a T of its own.
+
+        Args:
+          examples: the stream from the first example of batch `start` on; it is closed at the end.
+          start: the first batch.
+          stop: the batch after the last.
+        """
+
+        def make(_: int) -> Batch:
+            numbers, items = zip(*islice(examples, self.batch_size), strict=True)
+            max_scored = max(self.examples.max_scored, round_up(most_scored(items), 16))
+            return self._pack(items, np.array(numbers), self.shapes, max_scored)
+
+        try:
+            yield from self._ahead(make, range(start, stop))
+        finally:
+            examples.close()
 
     def sequential(self, start: int = 0, stop: int | None = None) -> Batches:
         """Examples `start` to `stop - 1`, by default all, once each and in the order of the data.
@@ -115,7 +138,7 @@ class Loader:
         stop = len(self.examples) if stop is None else stop
 
         def make(first: int) -> Batch:
-            return self._pack(self._in_order(first, stop), self.shapes_in_order)
+            return self._pack_these(self._in_order(first, stop), self.shapes_in_order)
 
         return self._ahead(make, range(start, stop, self.batch_size))
 
@@ -148,9 +171,18 @@ class Loader:
     def _items(self, indices: np.ndarray) -> list[Example | None]:
         return [self.examples[i] if i >= 0 else None for i in indices.tolist()]
 
-    def _pack(self, indices: np.ndarray, shapes: Sequence[Shape]) -> Batch:
+    def _pack_these(self, indices: np.ndarray, shapes: Sequence[Shape]) -> Batch:
+        return self._pack(self._items(indices), indices, shapes, self.examples.max_scored)
+
+    def _pack(
+        self,
+        items: Sequence[Example | None],
+        indices: np.ndarray,
+        shapes: Sequence[Shape],
+        max_scored: int,
+    ) -> Batch:
         return pack(
-            self._items(indices),
+            items,
             indices,
             shapes=shapes,
             responses=self.examples.responses,
@@ -158,7 +190,7 @@ class Loader:
             shards=self.shards,
             chunks=self.chunks,
             row_length=self.row_length,
-            max_scored=self.examples.max_scored,
+            max_scored=max_scored,
             scores=self.scores,
             cached=self.cached,
             offsets=self.examples.offsets,

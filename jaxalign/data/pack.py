@@ -76,7 +76,8 @@ def pack(
       UserError: B cannot be divided into cells.
     """
     b = cell_size(len(items), microbatches, shards)
-    _check_scored(items, max_scored)
+    if (most := most_scored(items)) > max_scored:
+        raise ValueError(f"a response has {most} scored tokens, over max_scored {max_scored}")
     cells, asked = share_out(items, microbatches * shards, chunks, scores)
     shape, places = lay_out(asked, row_length, shapes)
     batch = _empty(
@@ -140,6 +141,12 @@ def head_chunks(cell: int, scored: float, vocab: int) -> int:
     return next(fitting, cell)
 
 
+def most_scored(items: Iterable[Example | None]) -> int:
+    """The most scored tokens of a response."""
+    scored = (len(item.scored(r)) for item in items if item for r in range(item.responses))
+    return max(scored, default=0)
+
+
 def token_counts(batch: Batch) -> TokenCounts:
     """How many tokens a batch holds, costs, scores, and would hold if it shared no prompt."""
     real = batch.segment > 0
@@ -150,12 +157,6 @@ def token_counts(batch: Batch) -> TokenCounts:
         scored=int(batch.mask.sum()),
         unshared=int(real.sum()) + (batch.mask.shape[3] - 1) * prompts,
     )
-
-
-def _check_scored(items: Sequence[Example | None], limit: int) -> None:
-    scored = (len(item.scored(r)) for item in items if item for r in range(item.responses))
-    if (most := max(scored, default=0)) > limit:
-        raise ValueError(f"a response has {most} scored tokens, over max_scored {limit}")
 
 
 def _scored(item: Example | None, scores: int) -> int:
@@ -279,8 +280,8 @@ def _fill_cached(
 ) -> None:
     """Write the cached statistics of one cell's scored tokens, in place."""
     n_responses = cell.mask.shape[1]
-    for e in np.flatnonzero(cell.weight):
-        for r in range(n_responses):
-            first, end = offsets[cell.example[e] * n_responses + r :][:2]
-            for name, values in cached.items():
+    for name, values in cached.items():
+        for e in np.flatnonzero(cell.weight):
+            for r in range(n_responses):
+                first, end = offsets[cell.example[e] * n_responses + r :][:2]
                 into[name][e, r, : end - first] = values[first:end]

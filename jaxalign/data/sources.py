@@ -20,13 +20,14 @@ JSON_COLUMNS = (*CHATS, "tools", "chat_template_kwargs")
 """Columns of a .csv file that hold JSON text."""
 
 
-def raw_records(path: str, split: str) -> Iterator[Row]:
+def raw_records(path: str, split: str, *, streaming: bool = False) -> Iterator[Row]:
     """(where, raw record) of every row of a data set.
 
     Args:
       path: a file of `FILES`, a glob of such files (read in the order of their names), a folder
         that `datasets.save_to_disk` wrote, or an argument of `datasets.load_dataset`.
       split: the split to read, where the path is no file and no glob.
+      streaming: whether a data set of the hub is read over the network, without a copy on disk.
 
     Raises:
       UserError: it is missing, broken or of another kind.
@@ -38,7 +39,7 @@ def raw_records(path: str, split: str) -> Iterator[Row]:
         return _datasets(path, split, lambda: _from_disk(path, split))
     if file.is_file() or path.endswith(tuple(FILES)):
         return _read(file)
-    return _datasets(path, split, lambda: _from_hub(path, split))
+    return _datasets(path, split, lambda: _from_hub(path, split, streaming))
 
 
 def local_files(path: str) -> list[Path] | None:
@@ -64,7 +65,7 @@ def hub_fingerprint(path: str, split: str) -> str:
     Raises:
       UserError: there is no such data set.
     """
-    return str(_loaded(path, split, lambda: _from_hub(path, split))._fingerprint)
+    return str(_loaded(path, split, lambda: _from_hub(path, split, False))._fingerprint)
 
 
 def _is_glob(path: str) -> bool:
@@ -221,10 +222,10 @@ def _from_disk(path: str, split: str) -> Any:
     return found[split]
 
 
-def _from_hub(path: str, split: str) -> Any:
+def _from_hub(path: str, split: str, streaming: bool) -> Any:
     import datasets
 
-    return datasets.load_dataset(path, split=split)
+    return datasets.load_dataset(path, split=split, streaming=streaming)
 
 
 def _loaded(path: str, split: str, load: Callable[[], Any]) -> Any:

@@ -84,6 +84,7 @@ def _misfits(recipe: Recipe) -> Complaints:
     named = all(dataclasses.is_dataclass(stage.objective) for stage in recipe.stages.values())
     for name, stage in recipe.stages.items():
         found |= _misfit_sources(f"stages.{name}.data", stage.data)
+        found |= _misfit_stream(f"stages.{name}", stage, named) if stage.data.streaming else {}
         found |= _misfit_reference(f"stages.{name}", stage) if named else {}
         if wrong := _wrong_diagnostics(stage, named):
             found[f"stages.{name}.diagnostics"] = wrong
@@ -116,6 +117,32 @@ def _misfit_sources(where: str, data: Data) -> Complaints:
     if len(shares) < len(data.mixture) and total >= 1:
         return {f"{where}.mixture": f"{said}; next to sources without a share, to less than 1"}
     return {}
+
+
+def _misfit_stream(where: str, stage: Stage, named: bool) -> Complaints:
+    """Complaints about a stage that cannot be trained on data that are never there as a whole."""
+    found: Complaints = {}
+    if stage.data.mixture is not None:
+        found[f"{where}.data.mixture"] = "data.streaming reads one data set; give a path or a glob"
+    if stage.steps is None:
+        said = "data.streaming has no count of examples, so epochs have no length"
+        found[f"{where}.steps"] = f"missing; {said}; give the number of steps"
+    if not named:
+        return found
+    chosen, _ = objective_settings(stage)
+    needs_all = {
+        "responses to other prompts of the data": chosen.layout.borrowed,
+        "statistics of the start, computed before training": chosen.uses_start,
+        "a pad token chosen by all of the data": chosen.scores is not None,
+    }
+    for what, wanted in needs_all.items():
+        if wanted:
+            said = f"{chosen.name} needs {what}; set it to false"
+            found[f"{where}.data.streaming"] = f"{said} (got True)"
+    if reference_mode(stage) == "cached":
+        said = "data.streaming has no examples to compute it of before training; set it to live"
+        found[f"{where}.reference.mode"] = f"{said} (got 'cached')"
+    return found
 
 
 def _wrong_diagnostics(stage: Stage, named: bool) -> str:

@@ -17,6 +17,7 @@ from ..data.encode import Encoder
 from ..data.inspection import Inspection, RowInspection, Source
 from ..data.loader import Loader
 from ..data.mixture import mix
+from ..data.stream import only_first
 from ..data.tokenize import load_examples
 from ..errors import UserError, near_miss
 from ..files import read_text
@@ -29,7 +30,7 @@ from ..recipe.check import validate_record
 from ..recipe.overrides import AnyRecipe, Overrides, given_recipe, stage_name
 from ..recipe.read import is_recipe
 from ..recipe.schema import objective_settings
-from .stage import check_columns, check_ids
+from .check_data import check_columns, check_ids
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,6 +229,8 @@ def _opened(
     batch_size: int,
     seed: int,
 ) -> Opened:
+    if given.streaming:
+        given = only_first(given)
     tokenizer = load_tokenizer(folder)
     template = given.chat_template and read_text(Path(given.chat_template))
     encoder = Encoder(tokenizer, given, stops=stop_tokens(folder, tokenizer), template=template)

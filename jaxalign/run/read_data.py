@@ -16,13 +16,20 @@ from transformers import PreTrainedTokenizerFast
 
 from .. import settings
 from ..core.objective import Objective
+from ..data.cut import Limits
 from ..data.encode import Encoder
 from ..data.examples import RowCounts, preview
+from ..data.sources import raw_records
 from ..data.store import Examples
 from ..data.stored import Store, stored_examples
+from ..data.stream import Stream, only_first
+from ..data.tokenize import Job, load_examples
 from ..errors import UserError
-from ..files import read_text, write_whole
+from ..files import read_json, read_text, write_whole
 from ..hf.tokenizer import stop_tokens
+from ..models.decoder import Model
+from ..recipe.schema import objective_settings
+from .check_data import check_branches, check_columns, check_ids
 
 SAID_EVERY = 100_000
 """Rows between two lines of progress."""
@@ -73,6 +80,8 @@ def read_data(
 ) -> tuple[list[Examples], Examples | None]:
     """The sources of a stage's training data, and the held-out data if it has any.
 
+    Of data that are streamed, the first part.
+
     Raises:
       UserError: the data, the limits and the tokenizer do not fit together.
     """
@@ -98,10 +107,69 @@ def read_data(
 
     data = stage.data
     owned = [(source.path, data.of(source)) for source in data.sources]
-    train = [read(own, path, own.split) for path, own in owned]
+    if data.streaming:
+        train = [_first_part(recipe, data, objective, encoder)]
+    else:
+        train = [read(own, path, own.split) for path, own in owned]
     if data.eval_path is None:
         return train, None
     return train, read(data, data.eval_path, data.eval_split)
+
+
+def _first_part(
+    recipe: settings.Recipe, data: settings.Data, objective: Objective[...], encoder: Encoder
+) -> Examples:
+    """The examples of the first rows of data that are streamed, which are kept in memory."""
+    return load_examples(
+        only_first(data),
+        recipe.locate(data.path or ""),
+        data.split,
+        encoder,
+        objective.layout,
+        seed=recipe.run.seed,
+        columns=objective.columns,
+    )
+
+
+def open_stream(
+    recipe: settings.Recipe,
+    name: str,
+    encoder: Encoder,
+    first: Examples,
+    model: Model,
+    source: Path,
+) -> Stream:
+    """The training data of a stage that streams them.
+
+    Args:
+      recipe: the recipe.
+      name: name of the stage.
+      encoder: the tokenizer and its chat template.
+      first: the examples of the first part.
+      model: the model, which each part is checked against.
+      source: folder of the checkpoint of the model, for messages.
+    """
+    data = recipe.stages[name].data
+    objective, _ = objective_settings(recipe.stages[name])
+    path = recipe.locate(data.path or "")
+    file = Path(recipe.run.dir) / name / "stream.json"
+
+    def check(examples: Examples) -> None:
+        check_ids(examples, model.config, source)
+        check_columns(examples, objective)
+        if model.mesh.devices.flat[0].platform == "tpu":
+            check_branches(examples, model)
+
+    return Stream(
+        job=Job(data, Limits.of(data), encoder, objective.layout, tuple(objective.columns)),
+        rows=functools.partial(raw_records, path, data.split, streaming=True),
+        where=path,
+        first=first,
+        seed=recipe.run.seed,
+        check=check,
+        kept=read_json(file) if file.exists() else None,
+        keep=functools.partial(write_whole, file),
+    )
 
 
 def _say(console: Console, path: str, before: int, rows: int) -> None:

@@ -33,7 +33,8 @@ from ..hf.tokenizer import tokenizer_fingerprint
 from ..models.decoder import Params
 from ..models.families import read_config
 from ..update.forward import sequence_stats
-from .stage import StageRun, check_ids, describe_model
+from .check_data import check_ids
+from .stage import StageRun, describe_model
 from .weights import reference_source, starting_params
 
 PART = 1024  # examples per part, rounded up to whole batches

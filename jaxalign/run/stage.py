@@ -12,20 +12,19 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from .. import settings
-from ..core.objective import Objective
 from ..core.sharding import batch_shards
 from ..data.encode import Encoder
-from ..data.loader import Loader
+from ..data.loader import Batches, Loader
 from ..data.mixture import Mixture, mix
 from ..data.pack import CachedStats, cell_size, head_chunks
-from ..data.store import Examples
+from ..data.store import ROWS, Examples
+from ..data.stream import Stream
 from ..errors import UserError
 from ..hf import load
 from ..hf.peft import low_rank
 from ..hf.reward import with_scores
 from ..hf.tokenizer import load_tokenizer, pad_token
 from ..models.adapted import Adapted, adapt
-from ..models.config import ModelConfig
 from ..models.decoder import Model, build
 from ..models.families import read_config
 from ..models.quantized import Kind
@@ -33,7 +32,8 @@ from ..recipe.schema import objective_settings, reference_mode
 from ..update.forward import Task
 from ..update.optimizer import optimizer
 from ..update.state import TrainState, abstract_state
-from .read_data import make_encoder, read_data, show_data
+from .check_data import check_columns, check_ids
+from .read_data import make_encoder, open_stream, read_data, show_data
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ class StageRun:
     mixture: Mixture
     """How many examples of each source of `train` an epoch has."""
     held_out: Examples | None
+    stream: Stream | None = None
+    """All training data, if they are not kept; `train` is their first part then."""
 
     @property
     def settings(self) -> settings.Stage:
@@ -114,6 +116,13 @@ class StageRun:
     def training_loader(self, cached: CachedStats | None = None) -> Loader:
         """Batches of the training data, in the epochs of their mixture."""
         return self.loader(self.train, cached, self.mixture)
+
+    def batches(self, loader: Loader, start: int) -> Batches:
+        """The batches of the updates from `start` on, by the training loader."""
+        if self.stream is None:
+            return loader.batches(start, self.updates)
+        examples = self.stream.examples(start * self.settings.batch_size)
+        return loader.streamed(examples, start, self.updates)
 
     def loader(
         self,
@@ -195,7 +204,10 @@ def prepare(
     for examples in both:
         check_ids(examples, model.config, source)
         check_columns(examples, objective)
-    tables = [("training data", train.counts)]
+    streaming = stage.data.streaming
+    stream = open_stream(recipe, name, encoder, train, model, source) if streaming else None
+    first = f", the first {ROWS:,} rows" if streaming else ""
+    tables = [(f"training data{first}", train.counts)]
     if len(sources) > 1:
         tables = [
             (f"training data, {source.path}, {count:,} examples an epoch", examples.counts)
@@ -217,6 +229,7 @@ def prepare(
         train=train,
         mixture=mixture,
         held_out=held_out,
+        stream=stream,
     )
 
 
@@ -231,38 +244,3 @@ def _adapted(recipe: settings.Recipe, name: str, model: Model) -> Adapted | None
             "adapters is their frozen base; leave path out, or use mode: cached"
         )
     return adapt(model, low_rank(stage.lora, model.config, f"stages.{name}.lora"))
-
-
-def check_ids(examples: Examples, config: ModelConfig, source: Path) -> None:
-    """Refuse tokens and positions that the model does not have; jax would clamp them in silence.
-
-    Raises:
-      UserError: names the token or the length, and the model.
-    """
-    vocab, positions = config.vocab, config.max_positions
-    if examples.longest > positions:
-        raise UserError(
-            f"data.max_length: a prompt with its response has {examples.longest} tokens, but "
-            f"{source} was made for {positions} positions; set data.max_length to {positions} or "
-            "less"
-        )
-    if (top := examples.largest_token) >= vocab:
-        raise UserError(
-            f"{source}: the data has token {top}, but this model's vocabulary has {vocab}; "
-            "does the tokenizer belong to the model?"
-        )
-
-
-def check_columns(examples: Examples, objective: Objective[...]) -> None:
-    """Refuse an example whose columns the objective cannot use.
-
-    Raises:
-      UserError: names the example and the columns.
-    """
-    if objective.check is None:
-        return
-    for part in examples.parts:
-        for i in range(len(part)):
-            if wrong := objective.check(columns := part.columns_of(i)):
-                got = ", ".join(f"{name} {value}" for name, value in columns.items())
-                raise UserError(f"{part.place(i)}: {wrong}; got {got}; correct or drop the row")

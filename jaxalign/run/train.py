@@ -148,7 +148,7 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
         if start < stage.updates:
             _record_data(stage)
             log = tracker(stage, start, console, phases)
-            batches = loader.batches(start, stage.updates)
+            batches = stage.batches(loader, start)
             state, metrics = _updates(
                 stage, start, state, fixed, batches, evaluate, checkpoints, log
             )

@@ -7,6 +7,7 @@ import pytest
 from lib.rows import CHAT_A, CHAT_B, CHAT_Q, DEMO, LABELED, PAIR, one, read, write
 
 from jaxalign.core import layouts
+from jaxalign.data.sources import raw_records
 from jaxalign.data.tally import Tally
 from jaxalign.errors import UserError
 
@@ -47,15 +48,17 @@ def test_columns_that_hold_null_count_as_missing(tmp_path):
     assert one(tmp_path, record, layouts.DEMOS).responses == (" yes",)
 
 
-def test_any_other_path_is_a_data_set_of_the_hub(monkeypatch):
+@pytest.mark.parametrize("streams", [False, True])
+def test_any_other_path_is_a_data_set_of_the_hub(monkeypatch, streams):
     import datasets
 
-    def load(path, split):
-        assert (path, split) == ("owner/name", "test")
-        return [PAIR]
+    def load(path, split, streaming):
+        assert (path, split, streaming) == ("owner/name", "test", streams)
+        return iter([PAIR])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert read("owner/name", split="test")[0].where == "owner/name [test] row 1"
+    rows = raw_records("owner/name", "test", streaming=streams)
+    assert list(rows) == [("owner/name [test] row 1", PAIR)]
 
 
 def test_limit_stops_reading(tmp_path):
@@ -244,7 +247,7 @@ def test_a_file_of_another_kind_names_the_kinds_that_can_be_read(tmp_path):
 def test_a_data_set_the_hub_does_not_have_is_told_with_its_split(monkeypatch):
     import datasets
 
-    def load(path, split):
+    def load(path, split, streaming):
         raise FileNotFoundError("not there")
 
     monkeypatch.setattr(datasets, "load_dataset", load)

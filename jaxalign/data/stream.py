@@ -1,0 +1,140 @@
+"""A data set that is tokenized, part by part, while it is trained on; no tokens are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+from ..settings import Data
+from .fields import Raw
+from .loader import Numbered
+from .mixture import order
+from .store import ROWS, Examples, Part
+from .tokenize import Job, Rows, checked, in_parts, tokenize_part
+
+
+class _Shuffled(NamedTuple):
+    """A part of a pass."""
+
+    first: int  # the number of its first example in the data set
+    part: Part
+    order: np.ndarray  # of its examples, those that are left of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """The endless stream of a data set's examples: the same for the same data and seed.
+
+    Parts are in the order of the data in every pass; each is shuffled by itself, in another order
+    in each pass. No more than the first part, the current one and the next are in memory.
+    """
+
+    job: Job
+    rows: Callable[[], Iterable[tuple[str, Raw]]]
+    """Begins to read the data set."""
+    where: str
+    """The name of the data set in messages."""
+    first: Examples
+    """The examples of the first part."""
+    seed: int
+    check: Callable[[Examples], None]
+    """Raises a UserError for a part that the model or the objective cannot use."""
+    kept: Mapping[str, Any] | None
+    """The sizes of parts that an earlier process kept, so that whole parts are skipped; or none."""
+    keep: Callable[[str], object]
+    """Keeps the sizes, as JSON text, for a process that resumes."""
+
+    def examples(self, place: int) -> Numbered:
+        """The examples of the stream from a place on; the next part is tokenized ahead.
+
+        Raises:
+          UserError: a part does not fit, or the data have changed since an earlier process.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as pool:
+            parts = self._parts(place)
+            coming = pool.submit(next, parts)
+            while True:
+                shuffled = coming.result()
+                coming = pool.submit(next, parts)
+                for i in shuffled.order.tolist():
+                    yield shuffled.first + i, shuffled.part.example(i)
+
+    def _parts(self, place: int) -> Iterator[_Shuffled]:
+        """The parts of all passes, from the one with this place of the stream on."""
+        sizes = _Sizes(self.kept, self.keep, self.where)
+        begun = place // sum(sizes.known) if sizes.whole else 0
+        done = begun * sum(sizes.known)
+        for number_of_pass in itertools.count(begun):
+            first = count = 0
+            for number, rows in enumerate(in_parts(self.rows(), self.job.settings.limit)):
+                size = sizes.known[number] if number < len(sizes.known) else None
+                if size is None or done + size > place:
+                    part = self._part(number, rows)
+                    size = len(part) if part else 0
+                    sizes.add(number, size)
+                    if part and done + size > place:
+                        shuffled = order(self.seed, number_of_pass, size, number)
+                        yield _Shuffled(first, part, shuffled[max(place - done, 0) :])
+                first, done, count = first + size, done + size, number + 1
+            sizes.end(count)
+
+    def _part(self, number: int, rows: Rows) -> Part | None:
+        if number == 0:
+            return self.first.parts[0]
+        part, counts = tokenize_part(self.job, rows)
+        if part:
+            checked((self.first.parts[0], part), counts, self.where)
+            self.check(Examples((part,), counts))
+        return part
+
+
+def only_first(data: Data) -> Data:
+    """The settings with which to read the first part of a data set."""
+    return dataclasses.replace(data, limit=min(data.limit or ROWS, ROWS))
+
+
+class _Sizes:
+    """The number of examples of each part of a data set, as far as it is known.
+
+    Attributes:
+      known: sizes of the first parts.
+      whole: whether these are all parts.
+    """
+
+    def __init__(self, kept: Mapping[str, Any] | None, keep: Callable[[str], object], where: str):
+        self._keep, self._where = keep, where
+        self.known: list[int] = list(kept["sizes"]) if kept else []
+        self.whole: bool = bool(kept and kept["whole"])
+
+    def add(self, number: int, size: int) -> None:
+        """Keep the size of a part, or compare it with the one that is known."""
+        if number < len(self.known):
+            self._require(self.known[number] == size, f"part {number} has {size} examples")
+        else:
+            self._require(not self.whole, f"it has more than {len(self.known)} parts")
+            self.known.append(size)
+            self._write()
+
+    def end(self, count: int) -> None:
+        """Keep the number of parts, or compare it with the one that is known."""
+        self._require(count == len(self.known), f"it has {count} parts")
+        if not self.whole:
+            self.whole = True
+            self._write()
+
+    def _require(self, same: bool, found: str) -> None:
+        if not same:
+            raise UserError(
+                f"{self._where}: {found}, unlike before, so the run would go on with other "
+                "batches; restore the data, or train in another run.dir"
+            )
+
+    def _write(self) -> None:
+        self._keep(json.dumps({"sizes": self.known, "whole": self.whole}))
