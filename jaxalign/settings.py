@@ -117,16 +117,17 @@ class Data:
     limit: Count | None = None
     """Maximum number of rows to read from each file; none: all."""
     columns: Mapping[str, Text] = field(default_factory=dict)
-    """Columns of the file under other names, as {prompt: question}."""
+    """Columns of the file under other names, as {prompt: question}; as a flag: `prompt question`,
+    or `--....columns.prompt question` if the recipe renames columns."""
     roles: Mapping[str, Text] = field(default_factory=dict)
-    """Roles of messages under other names, as {bot: assistant}."""
+    """Roles of messages under other names, as {bot: assistant}; flags are as for columns."""
     turns: Literal["all", "last"] = "all"
     """Turns of the assistant that are scored, of a response or of `messages`."""
     chat_template: str | None = None
     """File with a chat template; none: the tokenizer's."""
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Values that the chat template reads, as {enable_thinking: false}; a column of this name
-    overrides them."""
+    overrides them, and so does a flag, if the recipe has the value."""
     generation_prompt: Literal["match", "rendered"] | None = None
     """What precedes a scored answer where the chat template opens its answers (`<think>`) but
     renders them without: `match`, the generation prompt, as for a sampler; `rendered`, the text

@@ -8,6 +8,7 @@ from lib.recipes import with_stage
 
 import jaxalign
 from jaxalign.errors import UserError
+from jaxalign.recipe.overrides import given_recipe
 from jaxalign.recipe.read import dump, parse, read, resolved
 from jaxalign.settings import Data, Source
 
@@ -165,3 +166,23 @@ def test_a_flag_changes_a_value_of_the_chat_template(recipe_file):
 def test_an_override_reaches_a_source_of_a_mixture(path, message):
     with pytest.raises(UserError, match=message):
         jaxalign.train(with_stage(data=MIXTURE), {f"stages.dpo.data.mixture.{path}": 2})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("columns", {"prompt": "question"}),
+        ("roles", {"bot": "assistant"}),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+    ],
+)
+def test_an_override_gives_a_whole_mapping(path, value):
+    recipe = given_recipe(with_stage(data={"path": "p"}), {f"stages.dpo.data.{path}": value})
+    assert getattr(data(recipe), path) == value
+
+
+def test_an_override_may_turn_a_path_into_a_mixture():
+    overrides = {"stages.dpo.data": MIXTURE}
+    assert given_recipe(with_stage(data={"path": "p"}), overrides) == parse(
+        with_stage(data=MIXTURE)
+    )
