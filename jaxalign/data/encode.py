@@ -21,6 +21,7 @@ from .spans import Chat, Draft, Drafter, Opening
 from .tally import Reasons
 from .template import ChatTemplate, TemplateError, Turns
 from .turns import Turn, read_turns
+from .words import Words, cuts_at_edges, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,7 +85,7 @@ class Encoder:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the compiled chat templates, which are compiled again where they are needed."""
-        return self.__dict__ | {"_drafters": {}}
+        return {k: v for k, v in self.__dict__.items() if k != "_words"} | {"_drafters": {}}
 
     @functools.cached_property
     def _prefix(self) -> Ids:
@@ -297,15 +298,13 @@ class Encoder:
     def _with_bos(self, ids: Ids) -> Ids:
         return ids if ids[:1] == self._prefix else self._prefix + ids
 
+    @functools.cached_property
+    def _words(self) -> Words | None:
+        """What tokenizes texts by their words; None for tokenizers that are no BPE by words."""
+        return Words(self.tokenizer) if cuts_at_edges(self.tokenizer) else None
+
     def _ids(self, texts: list[str]) -> list[Ids]:
-        encoded: Any = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return encoded["input_ids"]
+        return self._words.ids(texts) if self._words else plain_ids(self.tokenizer, texts)
 
 
 @contextlib.contextmanager
