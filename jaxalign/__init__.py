@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import (
-        Run,
         density,
         evaluate,
         export,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from .core.types import Loss, Pairs
     from .errors import RunError, UserError
     from .language_model import LanguageModel
+    from .run.folder import Run
     from .run.train import Stopped
 
     __version__: str
@@ -41,7 +41,7 @@ _HOME = {
     "Loss": "core.types",
     "Objective": "core.objective",
     "Pairs": "core.types",
-    "Run": "api",
+    "Run": "run.folder",
     "RunError": "errors",
     "Stopped": "run.train",
     "UserError": "errors",

@@ -7,104 +7,35 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from rich.console import Console
 
 from . import settings
+from .collect.chat import Chatting, converse, replier
 from .collect.density import Density, write_ratios
 from .collect.sample import Answers, Prompt, Sampling, sample
 from .core.sharding import make_mesh
+from .data.ask import PromptRow
 from .data.inspection import Inspection, RowInspection
-from .errors import UserError, near_miss
+from .errors import UserError
 from .files import first_process
 from .hf.load import resolve
 from .language_model import LanguageModel, precision
 from .quickstart.show import show
 from .quickstart.start import make_world
 from .recipe.overrides import AnyRecipe, Overrides, given_recipe, stage_name
-from .recipe.read import recipe_values
 from .recipe.schema import objective_settings
 from .report import write_report
-from .report.metrics import read_metrics
 from .run import inspect as inspecting
 from .run import open_stage
+from .run.folder import Run
 from .run.train import train as train_stages
-
-
-class Series(NamedTuple):
-    """A metric over a stage; `plt.plot(*series)` draws it."""
-
-    steps: np.ndarray  # [n] int: updates made
-    values: np.ndarray  # [n] float64
-
-
-class Run:
-    """The folder of a run that has been trained, or that is being trained."""
-
-    def __init__(self, folder: str | os.PathLike[str]):
-        """Open the folder of a run.
-
-        Raises:
-          UserError: the folder holds no run.
-        """
-        self.folder = Path(folder)
-        path = self.folder / "recipe.yaml"
-        if not path.is_file():
-            raise UserError(f"{self.folder}: no run is here (no recipe.yaml); train first")
-        self._stages = tuple(recipe_values(str(path)).get("stages", {}))
-
-    def __repr__(self) -> str:
-        return f"<Run {self.folder}: {', '.join(self.stages)}>"
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The names of the stages, in order."""
-        return self._stages
-
-    def metrics(self, stage: str) -> dict[str, Series]:
-        """The metrics of a stage by name.
-
-        Training metrics have a value for each logged update. Held-out metrics, whose names begin
-        with `eval/`, have one for each evaluation; so every metric has steps of its own.
-
-        Raises:
-          UserError: the run has no such stage, or the stage has not begun.
-        """
-        lines = read_metrics(self._file(stage, "metrics.jsonl"))
-        names = dict.fromkeys(name for line in lines for name in line if name != "step")
-        found = {}
-        for name in names:
-            pairs = [(line["step"], line[name]) for line in lines if name in line]
-            steps, values = zip(*pairs, strict=True)
-            found[name] = Series(np.array(steps), np.array(values, np.float64))
-        return found
-
-    def model(self, stage: str | None = None) -> Path:
-        """The Hugging Face folder of the model of a stage; none: of the last stage.
-
-        Raises:
-          UserError: the run has no such stage, or the stage has not finished.
-        """
-        return self._file(stage or self._stages[-1], "model")
-
-    def report(self) -> Path:
-        """Write the report of the run; returns the path of its page."""
-        return write_report(self.folder)
-
-    def _file(self, stage: str, name: str) -> Path:
-        if stage not in self._stages:
-            raise UserError(f"{self.folder}: no stage '{stage}'; {near_miss(stage, self._stages)}")
-        path = self.folder / stage / name
-        if not path.exists():
-            raise UserError(f"{path}: not there yet; train the stage first")
-        return path
 
 
 def train(recipe: AnyRecipe, overrides: Overrides = None) -> Run:
@@ -257,16 +188,38 @@ def generate(
     return opened.generate(prompts, **how)
 
 
-def sample_answers(how: Sampling, prompts: Sequence[Prompt]) -> Answers:
+def sample_answers(how: Sampling, rows: Sequence[PromptRow]) -> Answers:
     """Sample one answer to each prompt, as text and as tokens.
 
     Args:
       how: the model, the devices and how to draw.
-      prompts: texts, or lists of messages for the chat template.
+      rows: the prompts.
+
+    Raises:
+      UserError: the model, a prompt or a setting does not fit.
     """
     folder = resolve(how.model, "model")
-    with _devices(how.mesh, how.dtype) as (mesh, _):
-        return sample(folder, how, mesh, prompts)
+    with _devices(how.mesh, how.dtype) as (mesh, console):
+        console.stderr = True
+        return sample(folder, how, mesh, rows, console)
+
+
+def chat(how: Chatting, lines: Iterable[str], say: Callable[[str], None], *, patient: bool) -> None:
+    """Chat with a model, line by line.
+
+    Args:
+      how: the model, the devices and how to draw.
+      lines: the messages of the user and the commands, as they are typed.
+      say: what prints an answer.
+      patient: whether a mistake in a line is said and the chat goes on; otherwise it is an error.
+
+    Raises:
+      UserError: the model or a setting does not fit, or a line does not and `patient` is off.
+    """
+    folder = resolve(how.model, "model")
+    with _devices(how.mesh, how.dtype) as (mesh, console):
+        console.stderr = True
+        converse(replier(folder, how, mesh), lines, say, console, how.system, patient=patient)
 
 
 def density(how: Density) -> int:

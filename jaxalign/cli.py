@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -164,11 +165,11 @@ def _generate(argv: list[str]) -> int:
     from .diagnostics import diversity
 
     how = tyro.cli(Sampling, args=argv, prog="jaxalign generate", description=_generate.__doc__)
-    prompts = read_prompts(how)
-    answers = api.sample_answers(how, prompts)
+    rows = read_prompts(how)
+    answers = api.sample_answers(how, rows)
     lines = [
-        json.dumps({"prompt": p, "answer": a}, ensure_ascii=False) + "\n"
-        for p, a in zip(prompts, answers.texts, strict=True)
+        json.dumps({"prompt": r.given, "answer": a}, ensure_ascii=False, default=str) + "\n"
+        for r, a in zip(rows, answers.texts, strict=True)
     ]
     if how.out is None:
         sys.stdout.writelines(lines)
@@ -177,6 +178,23 @@ def _generate(argv: list[str]) -> int:
     if how.diversity:
         measured = diversity([ids.tolist() for ids in answers.tokens], answers.vocab)
         print(_table(measured), file=sys.stderr)
+    return 0
+
+
+def _chat(argv: list[str]) -> int:
+    """Chat with a model in the terminal; other standard input has one message per line."""
+    import tyro
+
+    from . import api
+    from .collect.chat import Chatting, lines_of
+
+    how = tyro.cli(Chatting, args=argv, prog="jaxalign chat", description=_chat.__doc__)
+    try:
+        say = functools.partial(print, flush=True)
+        api.chat(how, lines_of(sys.stdin), say, patient=sys.stdin.isatty())
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
     return 0
 
 
@@ -247,7 +265,7 @@ def _report(argv: list[str]) -> int:
 
     from .report import terminal, write_report
 
-    # Not by `api.Run`, which needs a recipe: a damaged run has a report too.
+    # Not by `Run`, which needs a recipe: a damaged run has a report too.
     page = write_report(Path(own.run))
     Console().print(terminal(Path(own.run)))
     print(f"report: {page}")
@@ -264,6 +282,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "reference": _reference,
     "evaluate": _evaluate,
     "generate": _generate,
+    "chat": _chat,
     "export": _export,
     "density": _density,
     "inspect": _inspect,

@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 
 from . import settings
 from .collect.decode import refuse_scores
-from .collect.sample import Prompt, answer
+from .collect.sample import Prompt, answer, prompt_ids
 from .core.batch import Batch
 from .core.layouts import DEMOS
 from .core.objective import objective
 from .core.sharding import batch_shards, put_batch, replicated
 from .core.stats import logit, logp
 from .core.types import Demos, Loss, Metrics, SequenceStats, per_example
+from .data.ask import prompt_row
 from .data.encode import Encoder
 from .data.loader import Loader
 from .data.store import Examples
@@ -103,6 +104,8 @@ class LanguageModel:
         self,
         prompts: Sequence[Prompt],
         *,
+        chat: bool = False,
+        system: str | None = None,
         max_new: int = 128,
         temperature: float = 1.0,
         top_k: int = 0,
@@ -114,6 +117,9 @@ class LanguageModel:
 
         Args:
           prompts: the prompts.
+          chat: whether a text becomes the message of a user, by the chat template; otherwise it
+            goes to the model as it is. Messages are always a chat.
+          system: text of a system message before each chat.
           max_new: maximum number of new tokens.
           temperature: divisor of the logits; 0 takes the most likely token.
           top_k: sample from this many most likely tokens; 0: from all.
@@ -127,10 +133,15 @@ class LanguageModel:
         refuse_scores(self._model.config)
         if isinstance(prompts, str):
             raise UserError("generate: prompts is a list; put the text into one")
+        encoder = Encoder(self.tokenizer, stops=self._opened.stop)
+        rows = [prompt_row({"prompt": _plain(p)}, f"prompts[{i}]") for i, p in enumerate(prompts)]
+        ids = prompt_ids(encoder, rows, chat=chat, system=system)
         with precision(self.dtype):
             return answer(
-                self._opened,
-                prompts,
+                self._model,
+                self._params,
+                encoder,
+                ids,
                 max_new=max_new,
                 temperature=temperature,
                 top_k=top_k,

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..core.sharding import constrain
 from ..core.types import Array
+from ..data.rows import round_up
 from ..errors import UserError
 from ..models.config import ModelConfig
 from ..models.decoder import Cache, Model, Params
@@ -56,7 +57,7 @@ def generate(
 
     The tokens drawn for a prompt depend on `seed` and its place in `prompts`, not on the other
     prompts of its batch (up to rounding). Prompts of similar length are batched together and padded
-    to a multiple of 64 tokens; each such length compiles one program.
+    to 64 * (1, 2, 3, 4, 6, 8, 12, ...) tokens; each such length compiles one program.
 
     Args:
       model: the decoder.
@@ -148,7 +149,7 @@ def _batch(
     """
     filled = chosen + [chosen[0]] * (rows - len(chosen))
     longest = max(len(prompts[i]) for i in chosen)
-    width = -(-longest // PROMPT_STEP) * PROMPT_STEP
+    width = round_up(longest, PROMPT_STEP)
     ids = np.zeros((rows, width), np.int32)
     for row, i in enumerate(filled):
         ids[row, width - len(prompts[i]) :] = prompts[i]

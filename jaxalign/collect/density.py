@@ -26,6 +26,7 @@ from ..core.types import Array
 from ..data.encode import Encoder
 from ..data.read import read_records
 from ..data.records import Record
+from ..data.spans import Chat
 from ..data.tally import Tally
 from ..errors import UserError
 from ..hf.open import open_model
@@ -80,7 +81,7 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
         )
     opened = open_model(folder, mesh, dtype=settings.dtype)
     encoder = Encoder(opened.tokenizer, stops=opened.stop)
-    prompts = encoder.prompts([row.prompt for row in rows], settings.data)
+    prompts = encoder.prompts([(row.where, _prompt(row)) for row in rows])
     longest = min(settings.max_prompt, opened.model.config.max_positions)
     cut = [_checked(ids[-longest:], row) for ids, row in zip(prompts, rows, strict=True)]
     embedded = embeddings(opened.model, opened.params, cut, settings.batch_size)
@@ -93,6 +94,10 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     Path(settings.out).write_text(text, encoding="utf-8")
     return len(lines)
+
+
+def _prompt(row: Record) -> str | Chat:
+    return row.prompt if isinstance(row.prompt, str) else Chat(row.prompt, row.tools, row.variables)
 
 
 def _checked(ids: np.ndarray, row: Record) -> np.ndarray:

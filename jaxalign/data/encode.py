@@ -19,14 +19,16 @@ from .fields import Field
 from .records import Record
 from .spans import Chat, Draft, Drafter, Opening
 from .tally import Reasons
-from .template import ChatTemplate, TemplateError, Turns
-from .turns import Turn, read_turns
+from .template import ChatTemplate, TemplateError
+from .turns import Turn
 from .words import Words, cuts_at_edges, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids = list[int]
+RENDERED = "rendered by the chat template"
+"""What is noted of a row that is a chat."""
 
 
 class Encoded(NamedTuple):
@@ -104,6 +106,11 @@ class Encoder:
         """A special token in a text."""
         return _any_of(tuple(self._added))
 
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template, the tokenizer's or another."""
+        return bool(self.template or self.tokenizer.chat_template)
+
     def all_stops(self) -> tuple[int, ...]:
         """The ids at which generation stops, by which chat templates end a turn among them."""
         for tools in (None, [{}]):
@@ -172,20 +179,22 @@ class Encoder:
         stops = tuple(stop for stop in self.stops if stop in self._added)
         return Drafter(template, stops, end, self._opening)
 
-    def prompts(self, prompts: Sequence[str | Turns], where: str) -> list[np.ndarray]:
+    def prompts(self, prompts: Iterable[tuple[str, str | Chat]]) -> list[np.ndarray]:
         """Prompts to be answered, each [length] int32, with the special tokens of training.
+
+        Args:
+          prompts: texts and chats, each after its place, for messages.
 
         Raises:
           UserError: the chat template is missing or refuses the messages.
         """
         encoded = []
-        for prompt in prompts:
+        for where, prompt in prompts:
             if isinstance(prompt, str):
                 ids = self._with_bos(*self._ids([prompt]))
             else:
                 with _named(where):
-                    turns = read_turns(prompt, {}, where)
-                    (ids,) = self._ids([self.drafter().prompt(Chat(turns))])
+                    (ids,) = self._ids([self.drafter(prompt.tools).prompt(prompt)])
             encoded.append(np.array(ids, np.int32))
         return encoded
 
@@ -220,6 +229,8 @@ class Encoder:
                 assert isinstance(response, list)
                 out += [(r, draft) for draft in self._chat_drafts(record, prompt, response, noted)]
         said = (record.prompt, *record.responses)
+        if not isinstance(record.prompt, str):
+            noted.add(RENDERED, record.where)
         if any(self._typed(x) for x in said):
             noted.add("control tokens in the text", record.where)
         return out

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from ..core.layouts import Layout
 from ..errors import UserError
 from ..settings import Data
-from .fields import Field, Raw, field, listed, number, scores
+from .fields import Raw, listed, number, scores
 from .fit import FITS, Fit
 from .records import PAIR, Columns, Record, make_record, recognize
 from .sources import raw_records
@@ -91,15 +91,6 @@ def fit_row(
         _check_order(raw, record)
     for fitted in fit.split(record, tally.dropped):
         yield _with_extra(raw, fitted, fit)
-
-
-def prompts_of(path: str) -> list[Field]:
-    """The column `prompt` of a .jsonl, .jsonl.gz or .parquet file.
-
-    Raises:
-      UserError: the file is missing or broken, or a row has no prompt.
-    """
-    return [field(raw, "prompt", where) for where, raw in raw_records(path, "")]
 
 
 def renamed(row: Raw, names: Mapping[str, str], where: str) -> Raw:

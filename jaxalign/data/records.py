@@ -81,12 +81,21 @@ def recognize(raw: Raw, where: str, roles: Roles = NO_ROLES) -> Record | None:
     record = _recognize(raw, where, roles)
     if record is None:
         return None
+    return record._replace(**for_template(raw, where))
+
+
+def for_template(raw: Raw, where: str) -> dict[str, Any]:
+    """The `tools` and `variables` that a raw record gives the chat template, where it has them.
+
+    Raises:
+      UserError: a column is of the wrong kind.
+    """
+    found: dict[str, Any] = {}
     if "tools" in raw:
-        record = record._replace(tools=read_json(raw["tools"], list, f"{where}: 'tools'"))
+        found["tools"] = read_json(raw["tools"], list, f"{where}: 'tools'")
     if VARIABLES in raw:
-        given = read_json(raw[VARIABLES], dict, f"{where}: '{VARIABLES}'")
-        record = record._replace(variables=given)
-    return record
+        found["variables"] = read_json(raw[VARIABLES], dict, f"{where}: '{VARIABLES}'")
+    return found
 
 
 def _recognize(raw: Raw, where: str, roles: Roles) -> Record | None:

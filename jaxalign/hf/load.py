@@ -23,7 +23,10 @@ from .weights import Weight, heads, hf_shape, names_of, read_part, weights
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DOWNLOADED = ("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "merges.txt")
+DOWNLOADED = (
+    *("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "merges.txt"),
+    "README.md",
+)
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 Keep = Callable[[tuple[str, ...], jax.Array], Any]

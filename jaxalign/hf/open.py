@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jax.sharding import Mesh
 
+from ..data.encode import Encoder
 from ..models.config import ModelConfig
 from ..models.decoder import Model, Params, build
 from ..models.families import read_config
@@ -57,6 +58,27 @@ def open_model(folder: Path, mesh: Mesh, *, dtype: str = "bfloat16") -> Opened:
       UserError: a file is missing, damaged or not supported; names the file and the remedy.
     """
     base = base_folder(folder)
-    model = build(open_config(folder), mesh, dtype=dtype, param_dtype=dtype)
     tokenizer = load_tokenizer(base)
-    return Opened(model, load_merged(folder, model), tokenizer, stop_tokens(base, tokenizer))
+    stop = stop_tokens(base, tokenizer)
+    return Opened(*open_weights(folder, mesh, dtype=dtype), tokenizer, stop)
+
+
+def open_encoder(folder: Path, template: str | None = None) -> Encoder:
+    """The tokenizer of a checkpoint, or of the base model of an adapter, with its stop tokens.
+
+    Args:
+      folder: the folder of the checkpoint or of the adapter.
+      template: a chat template instead of the tokenizer's.
+
+    Raises:
+      UserError: a file of the tokenizer is missing or damaged.
+    """
+    base = base_folder(folder)
+    tokenizer = load_tokenizer(base)
+    return Encoder(tokenizer, stops=stop_tokens(base, tokenizer), template=template)
+
+
+def open_weights(folder: Path, mesh: Mesh, *, dtype: str) -> tuple[Model, Params]:
+    """The decoder and its weights; arguments and errors as for `open_model`."""
+    model = build(open_config(folder), mesh, dtype=dtype, param_dtype=dtype)
+    return model, load_merged(folder, model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from ..collect.sample import Sampling, sample
 from ..core.layouts import PAIRS
 from ..core.sharding import batch_shards
+from ..data.ask import prompt_rows
 from ..data.encode import Encoder
 from ..data.loader import Loader
 from ..data.tokenize import load_examples
@@ -49,12 +49,20 @@ def show(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
     folder, names = Path(recipe.run.dir), list(recipe.stages)
     before, after = (model_folder(recipe, name) for name in (names[0], names[-1]))
     held_out = Path(recipe.world_dir) / "held_out.jsonl"
-    prompts = [json.loads(line)["prompt"] for line in held_out.read_text().splitlines()]
-    how = Sampling(model="", max_new=LONGEST, dtype="float32", seed=recipe.run.seed, batch_size=256)
+    rows = prompt_rows(str(held_out))
+    prompts = [str(row.prompt) for row in rows]
+    how = Sampling(
+        model="",
+        chat=False,
+        max_new=LONGEST,
+        dtype="float32",
+        seed=recipe.run.seed,
+        batch_size=256,
+    )
     samples = with_rewards(
         prompts,
-        sample(before, how, mesh, prompts).texts,
-        sample(after, how, mesh, prompts).texts,
+        sample(before, how, mesh, rows, console).texts,
+        sample(after, how, mesh, rows, console).texts,
         world.reward,
     )
     last = read_metrics(folder / names[-1] / "metrics.jsonl")[-1]

@@ -18,12 +18,22 @@ def visible(text: object, keep: str = "") -> str:
       keep: control characters to leave, such as a line break.
     """
     full = str(text)
-    shown = "".join(
-        c if c.isprintable() or c in JOINERS or c in keep else c.encode("unicode_escape").decode()
-        for c in full[:LONGEST]
-    )
+    shown = escaped(full[:LONGEST], keep)
     more = len(full) - LONGEST
     return shown if more <= 0 else f"{shown} … ({more:,} more characters)"
+
+
+def escaped(text: str, keep: str = "") -> str:
+    """Escape control characters, which a page or a terminal would obey.
+
+    Args:
+      text: the text to show.
+      keep: control characters to leave, such as a line break.
+    """
+    return "".join(
+        c if c.isprintable() or c in JOINERS or c in keep else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def short(value: float) -> str:

@@ -13,7 +13,9 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
+from ..data.encode import RENDERED
 from ..errors import UserError
+from ..hf.card import CONVERSATIONAL
 from ..hf.peft import save_adapter
 from ..hf.rounding import Rounding, rounding
 from ..hf.save import save_checkpoint
@@ -171,10 +173,13 @@ def model_card(
     note = f"The export in {rounded}; metrics are of the weights before it.\n" if rounded else ""
     held_out = f"\n## Held-out metrics\n\n| metric | value |\n|---|---|\n{rows}" if rows else ""
     about = environment()
+    tags = ["jaxalign", objective.name]
+    if stage.train.counts.noted.get(RENDERED):
+        tags.append(CONVERSATIONAL)
     versions = ", ".join(f"{k} {v}" for k, v in about["packages"].items())
     return f"""---
 library_name: {library}
-tags: [jaxalign, {objective.name}]
+tags: [{", ".join(tags)}]
 ---
 # {Path(stage.recipe.run.dir).name}: {stage.name}
 

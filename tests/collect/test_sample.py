@@ -5,6 +5,7 @@ import pytest
 from lib import runs as h
 
 from jaxalign.collect.sample import Sampling, read_prompts, sample
+from jaxalign.data.ask import prompt_row
 from jaxalign.errors import UserError
 from jaxalign.hf.tokenizer import load_tokenizer, stop_tokens
 
@@ -23,15 +24,20 @@ def sampling(**options):
     return Sampling(model="", **(HOW | options))
 
 
+def read(**options):
+    return [row.prompt for row in read_prompts(sampling(**options))]
+
+
 def answers(folder, prompts, **options):
-    return sample(folder, sampling(**options), MESH, prompts).texts
+    rows = [prompt_row({"prompt": p}, f"prompts[{i}]") for i, p in enumerate(prompts)]
+    return sample(folder, sampling(**options), MESH, rows, h.QUIET).texts
 
 
 # Prompts
 
 
 def test_one_prompt_is_text():
-    assert read_prompts(sampling(prompt="1+1=")) == ["1+1="]
+    assert read(prompt="1+1=") == ["1+1="]
 
 
 @pytest.mark.parametrize(
@@ -45,13 +51,13 @@ def test_one_prompt_is_text():
 )
 def test_a_file_of_prompts_is_read(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    assert read_prompts(sampling(prompts=str(tmp_path / name))) == PROMPTS
+    assert read(prompts=str(tmp_path / name)) == PROMPTS
 
 
 def test_a_prompt_may_be_messages(tmp_path):
     messages = [{"role": "user", "content": "1+1="}]
     h.write_rows(tmp_path / "prompts.jsonl", [{"prompt": messages}])
-    assert read_prompts(sampling(prompts=str(tmp_path / "prompts.jsonl"))) == [messages]
+    assert read(prompts=str(tmp_path / "prompts.jsonl")) == [messages]
 
 
 @pytest.mark.parametrize("options", [{}, {"prompt": "a", "prompts": "b"}])

@@ -67,6 +67,13 @@ def test_generate_stops_after_the_answer(trained):
     assert model.generate([CHAT[:1]], max_new=20, temperature=0) == ["2"]
 
 
+def test_a_text_is_a_message_by_default(trained, jaxalign_command):
+    how = ("--max-new", 20, "--temperature", 0, "--dtype", "float32")
+    code, out, err = jaxalign_command("generate", trained[1], "--prompt", "1+1=", *how)
+    assert (code, json.loads(out)) == (0, {"prompt": "1+1=", "answer": "2"})
+    assert err.startswith("chat: on, the tokenizer has a chat template and the model card has")
+
+
 def test_a_template_from_a_file_is_exported(trained, tmp_path):
     folder = trained[1].parents[2]
     (tmp_path / "mine.jinja").write_text(CHATML.replace("user|>", "user|> "))
