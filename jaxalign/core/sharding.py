@@ -102,10 +102,17 @@ def batch_layout(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, BATCH))
 
 
+def held_shards(mesh: Mesh) -> frozenset[int]:
+    """The shards of a batch that the devices of this process hold."""
+    shards = batch_shards(mesh)
+    slices = batch_layout(mesh).addressable_devices_indices_map((1, shards)).values()
+    return frozenset(i for _, held in slices for i in range(*held.indices(shards)))
+
+
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """A batch of host arrays [n, S, ...] -> the same on the mesh, S cut over its batch axes.
 
-    Every host packs the whole batch and copies only the part of its own devices.
+    Every host copies only the part of its own devices.
     """
     layout = batch_layout(mesh)
     return jax.tree.map(

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -62,9 +62,59 @@ class Example(NamedTuple):
         """Tokens of the prompt and its longest branch."""
         return len(self.prompt) + max(len(branch.ids) for branch in self.branches)
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt)
+
+    @property
+    def scored_counts(self) -> list[int]:
+        """Scored tokens of each response."""
+        counts = [0] * self.responses
+        for branch in self.branches:
+            counts[branch.response] += int(branch.scored.sum())
+        return counts
+
+    def read(self) -> Example:
+        """The example itself, as it is in memory."""
+        return self
+
     def scored(self, r: int) -> np.ndarray:
         """The scored tokens of response r, [length] int32."""
         return np.concatenate([b.ids[b.scored] for b in self.branches if b.response == r])
+
+
+class Item(Protocol):
+    """An example, its tokens in memory or not."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and all branches."""
+        ...
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        ...
+
+    @property
+    def scored_counts(self) -> Sequence[int]:
+        """Scored tokens of each response."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """The weight of its loss."""
+        ...
+
+    @property
+    def columns(self) -> dict[str, float | tuple[float, ...]]:
+        """What the objective reads besides responses."""
+        ...
+
+    def read(self) -> Example:
+        """The example."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

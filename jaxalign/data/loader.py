@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 
 from ..core.batch import Batch
-from .examples import Example
+from .examples import Example, Item
 from .mixture import Mixture, epoch_order, joined, whole
 from .pack import CachedStats, cell_size, most_scored, pack, share_out
 from .rows import Shape, common_shapes, round_up
@@ -52,6 +52,7 @@ class Loader:
         scores: int = 0,
         cached: CachedStats | None = None,
         mixture: Mixture | None = None,
+        held: Collection[int] | None = None,
     ):
         """Check that the batch can be cut, and that `cached` belongs to the examples.
 
@@ -67,6 +68,7 @@ class Loader:
           scores: numbers that a reward head gives a response; 0: its tokens are scored.
           cached: statistics of the data set under frozen models.
           mixture: how many examples of each source an epoch has; None: all examples once.
+          held: the shards that this process holds; None: all.
 
         Raises:
           UserError: B cannot be divided into microbatches and shards.
@@ -84,7 +86,7 @@ class Loader:
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.microbatches, self.shards, self.row_length = microbatches, shards, row_length
         self.n_shapes = shapes
-        self.chunks, self.scores = chunks, scores
+        self.chunks, self.scores, self.held = chunks, scores, held
         self.mixture = mixture or whole(len(examples))
         self.shapes_seen: set[Shape] = set()
 
@@ -168,15 +170,15 @@ class Loader:
         indices = np.arange(first, first + self.batch_size)
         return np.where(indices < stop, indices, -1)
 
-    def _items(self, indices: np.ndarray) -> list[Example | None]:
-        return [self.examples[i] if i >= 0 else None for i in indices.tolist()]
+    def _items(self, indices: np.ndarray) -> list[Item | None]:
+        return [self.examples.item(i) if i >= 0 else None for i in indices.tolist()]
 
     def _pack_these(self, indices: np.ndarray, shapes: Sequence[Shape]) -> Batch:
         return self._pack(self._items(indices), indices, shapes, self.examples.max_scored)
 
     def _pack(
         self,
-        items: Sequence[Example | None],
+        items: Sequence[Item | None],
         indices: np.ndarray,
         shapes: Sequence[Shape],
         max_scored: int,
@@ -194,6 +196,7 @@ class Loader:
             scores=self.scores,
             cached=self.cached,
             offsets=self.examples.offsets,
+            held=self.held,
         )
 
     def _ahead(self, make: Callable[[int], Batch], keys: Sequence[int]) -> Batches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from ..core.batch import Batch
 from ..errors import UserError
 from .disk import Joined
-from .examples import Example
+from .examples import Example, Item
 from .rows import Demand, Place, Shape, lay_out
 
 LOGITS_BYTES = 2**28
@@ -42,7 +42,7 @@ class TokenCounts(NamedTuple):
 
 
 def pack(
-    items: Sequence[Example | None],
+    items: Sequence[Item | None],
     indices: Sequence[int] | np.ndarray,
     *,
     responses: int,
@@ -55,6 +55,7 @@ def pack(
     cached: CachedStats | None = None,
     offsets: np.ndarray | None = None,
     shapes: Sequence[Shape] = (),
+    held: Collection[int] | None = None,
 ) -> Batch:
     """Pack the examples of one update; the same arguments give the same batch.
 
@@ -71,6 +72,7 @@ def pack(
       cached: statistics of the data set under frozen models.
       offsets: [N * R + 1] `Examples.offsets` of the data set; needed with `cached`.
       shapes: those that it is to have if one holds it, cheapest first; else it has its own.
+      held: the shards to fill; None: all. The others have an outline, as `_outline` says.
 
     Raises:
       UserError: B cannot be divided into cells.
@@ -89,15 +91,17 @@ def pack(
     )
     for c, cell in enumerate(cells):
         view = _map(batch, lambda x, c=c: x[c])
-        _fill(view, [items[i] for i in cell], [int(indices[i]) for i in cell], places[c], scores)
-        if cached and offsets is not None:
-            _fill_cached(view, view.ref, cached.ref, offsets)
-            _fill_cached(view, view.start, cached.start, offsets)
+        own = [items[i] for i in cell]
+        _outline(view, own, [int(indices[i]) for i in cell], places[c], scores)
+        if held is None or c % shards in held:
+            _fill(view, [item and item.read() for item in own], places[c], scores)
+            if cached and offsets is not None:
+                _fill_cached(view, cached, offsets)
     return _map(batch, lambda x: x.reshape(microbatches, shards, *x.shape[1:]))
 
 
 def share_out(
-    items: Sequence[Example | None], count: int, chunks: int, scores: int
+    items: Sequence[Item | None], count: int, chunks: int, scores: int
 ) -> tuple[list[list[int]], Demand]:
     """Which items are in each of `count` cells, chunk after chunk, and what they ask of a shape."""
     lengths = [item.length if item else 0 for item in items]
@@ -141,10 +145,9 @@ def head_chunks(cell: int, scored: float, vocab: int) -> int:
     return next(fitting, cell)
 
 
-def most_scored(items: Iterable[Example | None]) -> int:
+def most_scored(items: Iterable[Item | None]) -> int:
     """The most scored tokens of a response."""
-    scored = (len(item.scored(r)) for item in items if item for r in range(item.responses))
-    return max(scored, default=0)
+    return max((count for item in items if item for count in item.scored_counts), default=0)
 
 
 def token_counts(batch: Batch) -> TokenCounts:
@@ -159,10 +162,10 @@ def token_counts(batch: Batch) -> TokenCounts:
     )
 
 
-def _scored(item: Example | None, scores: int) -> int:
+def _scored(item: Item | None, scores: int) -> int:
     if item is None:
         return 0
-    return scores * item.responses or sum(int(branch.scored.sum()) for branch in item.branches)
+    return scores * len(item.scored_counts) or sum(item.scored_counts)
 
 
 def _balance(
@@ -225,29 +228,46 @@ def _map(batch: Batch, fn: Callable[[np.ndarray], np.ndarray]) -> Batch:
     return Batch(*map(fn, batch[:10]), columns=columns, ref=ref, start=start)
 
 
-def _fill(
+def _outline(
     cell: Batch,
-    items: Sequence[Example | None],
+    items: Sequence[Item | None],
     indices: Sequence[int],
     places: Sequence[Place],
     scores: int,
 ) -> None:
-    """Write the examples of one cell, in place."""
-    ids, positions, segment, branch = (x.reshape(-1) for x in cell[:4])
+    """Write the places of one cell's examples, by which metrics count tokens and name examples.
+
+    They are in `segment`, `branch` (here 1 after every prompt), `mask`, `weight` and `example`.
+    """
+    segment, branch = cell.segment.reshape(-1), cell.branch.reshape(-1)
+    for e, (item, index, place) in enumerate(zip(items, indices, places, strict=True)):
+        if item is None:
+            continue
+        cell.weight[e], cell.example[e] = item.weight, index
+        start = place.row * cell.ids.shape[1] + place.offset
+        segment[start : start + item.length] = place.segment
+        branch[start + item.prompt_length : start + item.length] = 1
+        for r, count in enumerate(item.scored_counts):
+            cell.mask[e, r, : scores or count] = True
+
+
+def _fill(
+    cell: Batch, items: Sequence[Example | None], places: Sequence[Place], scores: int
+) -> None:
+    """Write the tokens of one cell's examples, after their places."""
+    ids, positions, _, branch = (x.reshape(-1) for x in cell[:4])
     row_length, (b, n_responses, max_scored) = cell.ids.shape[1], cell.mask.shape
     per_chunk = b // len(cell.source)
     done = 0
-    for e, (item, index, place) in enumerate(zip(items, indices, places, strict=True)):
+    for e, (item, place) in enumerate(zip(items, places, strict=True)):
         chunk, e_in_chunk = divmod(e, per_chunk)
         done = done if e_in_chunk else 0
         if item is None:
             continue
-        cell.weight[e], cell.example[e] = item.weight, index
         for name, value in item.columns.items():
             cell.columns[name][e] = value
         start = place.row * row_length + place.offset
         prompt = len(item.prompt)
-        segment[start : start + item.length] = place.segment
         ids[start : start + prompt] = item.prompt
         positions[start : start + prompt] = np.arange(prompt)
         at = start + prompt
@@ -267,21 +287,16 @@ def _fill(
             span = chunk, slice(done, done + len(source))
             cell.source[span], cell.target[span] = source, target
             cell.slot[span] = (e_in_chunk * n_responses + r) * max_scored + slots
-            cell.mask[e, r, slots] = True
             filled[r] += len(source)
             at, done = at + n, done + len(source)
 
 
-def _fill_cached(
-    cell: Batch,
-    into: Mapping[str, np.ndarray],
-    cached: Mapping[str, np.ndarray | Joined],
-    offsets: np.ndarray,
-) -> None:
+def _fill_cached(cell: Batch, cached: CachedStats, offsets: np.ndarray) -> None:
     """Write the cached statistics of one cell's scored tokens, in place."""
     n_responses = cell.mask.shape[1]
-    for name, values in cached.items():
-        for e in np.flatnonzero(cell.weight):
-            for r in range(n_responses):
-                first, end = offsets[cell.example[e] * n_responses + r :][:2]
-                into[name][e, r, : end - first] = values[first:end]
+    for into, stats in ((cell.ref, cached.ref), (cell.start, cached.start)):
+        for name, values in stats.items():
+            for e in np.flatnonzero(cell.weight):
+                for r in range(n_responses):
+                    first, end = offsets[cell.example[e] * n_responses + r :][:2]
+                    into[name][e, r, : end - first] = values[first:end]

@@ -140,6 +140,18 @@ class Part:
         weight = float(self.weight[i])
         return Example(tokens[pieces[0]], branches, self.columns_of(i), self.place(i), weight)
 
+    def item(self, i: int) -> Held:
+        """Example i, its tokens left where they are."""
+        responses = len(self.scored_counts) // len(self)
+        first, end = self.bounds[self.first[i : i + 2]]
+        return Held(
+            self,
+            i,
+            length=int(end - first),
+            prompt_length=int(self.bounds[self.first[i] + 1] - first),
+            scored_counts=self.scored_counts[i * responses : (i + 1) * responses].tolist(),
+        )
+
     def columns_of(self, i: int) -> dict[str, float | tuple[float, ...]]:
         """The columns of example i."""
         columns = {k: x[i].tolist() for k, x in self.columns.items()}
@@ -153,6 +165,30 @@ class Part:
     def lengths(self) -> np.ndarray:
         """[examples] int64: tokens of the prompt and all branches."""
         return np.diff(self.bounds[self.first])
+
+
+class Held(NamedTuple):
+    """An example of a part."""
+
+    part: Part
+    number: int
+    length: int
+    prompt_length: int
+    scored_counts: list[int]
+
+    @property
+    def weight(self) -> float:
+        """The weight of its loss."""
+        return float(self.part.weight[self.number])
+
+    @property
+    def columns(self) -> dict[str, float | tuple[float, ...]]:
+        """What the objective reads besides responses."""
+        return self.part.columns_of(self.number)
+
+    def read(self) -> Example:
+        """The example, from disk if its tokens are there."""
+        return self.part.example(self.number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +218,13 @@ class Examples(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
+        return self.item(index).read()
+
+    def item(self, index: int) -> Held:
+        """An example, its tokens left where they are."""
         at = range(len(self))[index]
         p = int(np.searchsorted(self._starts, at, side="right")) - 1
-        return self.parts[p].example(at - int(self._starts[p]))
+        return self.parts[p].item(at - int(self._starts[p]))
 
     def __iter__(self) -> Iterator[Example]:
         for part in self.parts:

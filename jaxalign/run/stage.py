@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from .. import settings
-from ..core.sharding import batch_shards
+from ..core.sharding import batch_shards, held_shards
 from ..data.encode import Encoder
 from ..data.loader import Batches, Loader
 from ..data.mixture import Mixture, mix
@@ -148,6 +148,7 @@ class StageRun:
             seed=self.recipe.run.seed,
             cached=cached,
             mixture=mixture,
+            held=held_shards(self.mesh),
         )
 
 

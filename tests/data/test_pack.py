@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import chex
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -105,6 +106,26 @@ def test_packing_is_deterministic(call):
         pack(items, indices, row_length=row_length, **options),
         pack(items, indices, row_length=row_length, **options),
     )
+
+
+@given(calls(), st.data())
+@settings(max_examples=30, deadline=None)
+def test_only_held_shards_are_filled_and_the_others_outlined(call, data):
+    items, indices, row_length, options = call
+    shards = range(options["shards"])
+    held = data.draw(st.sets(st.sampled_from(shards)))
+    whole = pack(items, indices, row_length=row_length, **options)
+    batch = pack(items, indices, row_length=row_length, held=held, **options)
+    for s in shards:
+        ours, wanted = (jax.tree.map(lambda x, s=s: x[:, s], x) for x in (batch, whole))
+        if s in held:
+            chex.assert_trees_all_equal(ours, wanted)
+        else:
+            assert not ours.ids.any()
+            assert not ours.target.any()
+    for name in ("segment", "mask", "weight", "example"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(whole, name))
+    assert token_counts(batch) == token_counts(whole)
 
 
 @given(calls())
