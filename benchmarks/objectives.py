@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,9 +186,9 @@ def first_batch(stage: StageRun, cached: CachedStats) -> Rows:
     return Rows(logp, mask.sum(-1), np.where(label > 0.5, 1, -1))
 
 
-def pair_logps(stage: StageRun, ref: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def pair_logps(stage: StageRun, logp: np.ndarray) -> dict[str, np.ndarray]:
     """By index of the pair, the log-probabilities of its two responses under the reference."""
-    sums = np.add.reduceat(ref["logp"].astype(np.float64), stage.train.offsets[:-1])
+    sums = np.add.reduceat(logp.astype(np.float64), stage.train.offsets[:-1])
     items = stage.train
     return {item.where: sums[2 * i : 2 * i + 2] for i, item in enumerate(items)}
 
@@ -266,7 +266,7 @@ def main() -> int:
             with jax.set_mesh(stage.mesh):
                 cached = cached_reference(stage, "train", Console(quiet=True))
             assert cached is not None
-            logps = pair_logps(stage, cached.ref)
+            logps = pair_logps(stage, cached.ref["logp"][:])
             kinds[SAMPLED] = write_samples(folder / "kinds", kinds[""], logps)
 
         def run(name: str) -> tuple[list[str], bool]:

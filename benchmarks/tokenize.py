@@ -11,6 +11,7 @@ set is tokenized, opened again, and read by a loader, each in a process of its o
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import resource
@@ -101,8 +102,9 @@ def with_store(tokenizer: Any, path: Path, folder: Path, batches: int) -> dict[s
     examples = stored_examples(data, str(path), "train", encoder, PAIRS, store, seed=0)
     seconds = time.perf_counter() - start
     if batches:
-        sizes = {"batch_size": 64, "microbatches": 1, "shards": 1, "row_length": 2048}
-        loader = Loader(examples, **sizes, shapes=4, seed=0)
+        loader = Loader(
+            examples, batch_size=64, microbatches=1, shards=1, row_length=2048, shapes=4, seed=0
+        )
         for _ in loader.batches(0, batches):
             pass
     tokens = sum(int(part.lengths.sum()) for part in examples.parts)
@@ -120,10 +122,10 @@ def with_store(tokenizer: Any, path: Path, folder: Path, batches: int) -> dict[s
 
 
 SIDES: dict[str, Callable[[Any, Path, Path], dict[str, float]]] = {
-    "datasets.map, row by row": lambda *args: with_map(*args, None),
-    "datasets.map, batches of 1,000": lambda *args: with_map(*args, 1000),
-    "jaxalign": lambda *args: with_store(*args, 0),
-    "with batches": lambda *args: with_store(*args, BATCHES),
+    "datasets.map, row by row": functools.partial(with_map, batch=None),
+    "datasets.map, batches of 1,000": functools.partial(with_map, batch=1000),
+    "jaxalign": functools.partial(with_store, batches=0),
+    "with batches": functools.partial(with_store, batches=BATCHES),
 }
 
 

@@ -105,8 +105,8 @@ def batch_layout(mesh: Mesh) -> NamedSharding:
 def held_shards(mesh: Mesh) -> frozenset[int]:
     """The shards of a batch that the devices of this process hold."""
     shards = batch_shards(mesh)
-    slices = batch_layout(mesh).addressable_devices_indices_map((1, shards)).values()
-    return frozenset(i for _, held in slices for i in range(*held.indices(shards)))
+    held: Any = batch_layout(mesh).addressable_devices_indices_map((1, shards)).values()
+    return frozenset(i for _, part in held for i in range(*part.indices(shards)))
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -94,7 +94,7 @@ def pack(
         own = [items[i] for i in cell]
         _outline(view, own, [int(indices[i]) for i in cell], places[c], scores)
         if held is None or c % shards in held:
-            _fill(view, [item and item.read() for item in own], places[c], scores)
+            _fill(view, [item.read() if item else None for item in own], places[c], scores)
             if cached and offsets is not None:
                 _fill_cached(view, cached, offsets)
     return _map(batch, lambda x: x.reshape(microbatches, shards, *x.shape[1:]))
