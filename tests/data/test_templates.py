@@ -3,72 +3,34 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lib.chat_templates import (
+    CALL,
+    CHATS,
+    FOLDER,
+    NAMES,
+    RESULT,
+    SYSTEM,
+    TOKENS,
+    bot,
+    drafter,
+    page,
+    scored,
+    user,
+)
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from jaxalign.data.spans import Chat, Drafter
+from jaxalign.data.spans import Chat
 from jaxalign.data.template import ChatTemplate, TemplateError
 
-FOLDER = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
-NAMES = sorted(p.stem for p in FOLDER.glob("*.jinja") if not p.stem.endswith("_training"))
-TRAINING = [name for name in NAMES if (FOLDER / f"{name}_training.jinja").exists()]
-TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
-GEMMA_4 = ("</s>", "<turn|>", "<|tool_response>")
-STOPS = {
-    **dict.fromkeys(
-        ("diffusion_gemma", *(f"gemma4{v}" for v in ("", "_v2", "_v3", "_v4", "_v5"))), GEMMA_4
-    ),
-    "glm4moe": ("<|endoftext|>", "<|user|>", "<|observation|>"),
-    "gptoss": ("<|return|>", "<|call|>"),
-}
-"""Stop tokens of generation configurations, where a template ends a turn with none of its own."""
-END = re.compile(r"\s*(<[^<>\s]+>)")
 OPENED = ("deepseek_r1_distill", "deepseekv3", *(n for n in NAMES if n.startswith("nemotron")))
 """Templates whose generation prompt opens a `<think>` that their answers lack."""
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def bot(text, **others):
-    return {"role": "assistant", "content": text, **others}
-
-
-SYSTEM = {"role": "system", "content": "Be kind"}
-CALL = {"type": "function", "id": "call00001", "function": {"name": "look", "arguments": {"at": 1}}}
-RESULT = {"role": "tool", "name": "look", "tool_call_id": "call00001", "content": "42"}
-REASON = dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "because")
-CHATS = {
-    "one": ([user("Q1")], [bot("A1")]),
-    "three": ([SYSTEM, user("Q1")], [bot("A1"), user("Q2"), bot("A2"), user("Q3"), bot("A3")]),
-    "reasoning": ([user("Q1")], [bot("A1", **REASON)]),
-    "tool": ([user("Q1")], [bot("", tool_calls=[CALL]), RESULT, bot("A2")]),
-}
-
-
-@functools.cache
-def drafter(name, opening=None):
-    template = ChatTemplate((FOLDER / f"{name}.jinja").read_text(), TOKENS)
-    ends = END.match(template.tail)
-    stops = STOPS.get(name) or tuple({"</s>", *([ends[1]] if ends else [])})
-    return Drafter(template, stops, "</s>" if "</s>" in stops else stops[0], opening)
-
-
-def scored(name, prompt, response, opening=None):
-    """The scored text of each turn."""
-    drafts = drafter(name, opening).drafts(Chat(prompt), response)
-    return [
-        draft.text[a:b] + (draft.end or "" if (a, b) == draft.spans[-1] else "")
-        for draft in drafts
-        for a, b in draft.spans
-    ]
+TRAINING = [name for name in NAMES if (FOLDER / f"{name}_training.jinja").exists()]
 
 
 def theirs(name, chat, **options):
@@ -175,6 +137,11 @@ def test_a_template_renders_as_in_transformers(name):
                 continue
             found = template._render(chat, opens=opens, tools=[CALL]).text
             assert found == wanted
+
+
+def test_the_documentation_shows_the_scored_text():
+    shown = Path(__file__).parents[2] / "docs" / "chat-templates.md"
+    assert shown.read_text(encoding="utf-8") == page()
 
 
 # Random conversations
