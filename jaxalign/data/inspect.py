@@ -207,7 +207,7 @@ def inspect_row(
 
 def _kind(value: Any) -> str:
     """The kind of a value, in words."""
-    if isinstance(value, list) and value and is_turns(value):
+    if isinstance(value, list) and value and all(map(is_turns, value)):
         return f"{len(value)} messages"
     if isinstance(value, list):
         return f"list of {len(value)}" + (f": {_kind(value[0])}, ..." if value else "")

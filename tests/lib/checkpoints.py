@@ -99,6 +99,11 @@ def checkpoint(folder: Path, name: str, *, dtype: str = "float32", **save: Any) 
     return model
 
 
+def edit_json(file: Path, **changes: Any) -> None:
+    """Replace values in a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
 def write_tokenizer(folder: Path) -> None:
     """A byte-level tokenizer for any text: four special tokens, 256 bytes, and the merge '12'."""
     specials = ["<pad>", "<s>", "</s>", "<|user|>"]

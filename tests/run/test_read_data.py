@@ -4,6 +4,7 @@ import pytest
 from lib import runs as h
 from lib.checkpoints import write_tokenizer
 
+from jaxalign.data.spans import Chat
 from jaxalign.errors import UserError
 from jaxalign.hf.tokenizer import load_tokenizer
 from jaxalign.run import train
@@ -53,7 +54,7 @@ def test_the_clock_of_a_template_shows_the_date_on_which_the_run_began(tmp_path)
     train.claim(recipe)
     data = recipe.stages["sft"].data
     (prompt,) = make_encoder(recipe, data, inputs / "model", tokenizer).prompts(
-        [[{"role": "user", "content": "1"}]], "prompt"
+        [("prompt", Chat([{"role": "user", "content": "1"}]))]
     )
     assert tokenizer.decode(prompt).startswith("2025-03-09")
 
