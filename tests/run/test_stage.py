@@ -7,14 +7,14 @@ from lib.checkpoints import SMALL, small_model
 from jaxalign.data.examples import Example
 from jaxalign.data.store import Examples
 from jaxalign.errors import UserError
-from jaxalign.run.stage import check_ids
+from jaxalign.run.check_data import check_ids
 
 VOCAB, POSITIONS = SMALL["vocab_size"], SMALL["max_position_embeddings"]
 
 
 def checked(folder, prompt, response):
     example = Example.of(np.array(prompt, np.int32), np.array(response, np.int32))
-    check_ids(Examples.of([example]), small_model(folder), folder)
+    check_ids(Examples.of([example]), small_model(folder).config, folder)
 
 
 def test_the_last_token_and_the_last_position_are_accepted(hf_checkpoint):
