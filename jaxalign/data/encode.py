@@ -280,8 +280,10 @@ class Encoder:
     def _typed(self, found: Field) -> bool:
         """Whether somebody typed a control token; a text may begin with BOS and end with a stop."""
         if isinstance(found, str):
-            inside = found[1:].rstrip()[:-1]  # neither of the two is whole in it
-            return bool(self._control.search(inside))
+            bos = "" if self.bos is None else str(self.tokenizer.convert_ids_to_tokens(self.bos))
+            inside = found.removeprefix(bos).rstrip()
+            end = next((stop for stop in self.stops if inside.endswith(stop)), "")
+            return bool(self._control.search(inside.removesuffix(end)))
         return any(turn["content"] and self._control.search(turn["content"]) for turn in found)
 
     def _sequences(

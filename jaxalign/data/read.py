@@ -6,15 +6,20 @@ import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from ..core.layouts import Layout
-from ..errors import UserError
+from ..errors import UserError, near_miss
 from ..settings import Data
-from .fields import Raw, listed, number, scores
+from .fields import COLUMNS, Raw, listed, number, scores
 from .fit import FITS, Fit
 from .records import PAIR, Columns, Record, make_record, recognize
 from .sources import raw_records
 from .tally import Tally
 from .turns import says_something
 
+FURTHER = (
+    *("weight", "tools", "chat_template_kwargs", "scores", "score_chosen", "score_rejected"),
+    *("rationale", "samples"),
+)
+"""Columns that a row may have next to those that say what kind of record it is."""
 OWN = ("label", "weight")
 """Columns of a batch that are not read by their name: the layout's label, the packer's weight."""
 
@@ -54,6 +59,7 @@ def fit_records(
     """
     fit = FITS[layout]
     width = None
+    _check_names(settings.columns, columns)
     for where, row in rows:
         raw = renamed(row, settings.columns, where)
         for record in fit_row(raw, where, settings, fit, tally, columns):
@@ -79,6 +85,8 @@ def fit_row(
         return
     if record.repeated:
         tally.noted.add("prompt repeated by the response, and cut", where)
+    elif _repeats(record):
+        tally.noted.add("text of the prompt repeated by the response, and scored", where)
     weight = number(raw, "weight", where) if "weight" in raw else 1.0
     if weight < 0:
         raise UserError(f"{where}: 'weight' is {weight:g}; wanted 0 or more")
@@ -91,6 +99,22 @@ def fit_row(
         _check_order(raw, record)
     for fitted in fit.split(record, tally.dropped):
         yield _with_extra(raw, fitted, fit)
+
+
+def _check_names(names: Mapping[str, str], columns: Collection[str]) -> None:
+    """Refuse a new name for a column that nothing reads."""
+    known = (*COLUMNS, *FURTHER, *columns)
+    for name in names:
+        if name not in known:
+            raise UserError(f"data.columns: no column '{name}' is read; {near_miss(name, known)}")
+
+
+def _repeats(record: Record) -> bool:
+    """Whether a response is a text that begins with the whole text of the prompt."""
+    asked = record.prompt
+    if not isinstance(asked, str) or not asked.strip():
+        return False
+    return any(isinstance(y, str) and y.startswith(asked) for y in record.responses)
 
 
 def renamed(row: Raw, names: Mapping[str, str], where: str) -> Raw:

@@ -14,6 +14,8 @@ TURN = "\n\nAssistant:"
 """What the last turn of an HH transcript begins with; the prompt ends just after it."""
 HUMAN = "\n\nHuman:"
 """What a turn of the human in an HH transcript begins with."""
+RENDERED = re.compile(r"<([|\uff5c])[^<>|\uff5c]+\1>|<(start|end)_of_turn>|\[/?INST\]")
+"""A control token of a chat template, in a text."""
 PAIR = ("chosen", "rejected")
 VARIABLES = "chat_template_kwargs"
 INSTRUCTIONS = ("system", "developer")
@@ -155,9 +157,10 @@ def _without_repeats(
     said: float | None = None,
 ) -> Record | None:
     """A record; where the responses are whole chats that repeat the prompt, they are cut."""
-    if isinstance(prompt, str) and TURN in prompt and all(_begins(y, prompt) for y in responses):
-        cut = tuple(str(response)[len(prompt) :] for response in responses)
-        return make_record(prompt, cut, where, names, said)._replace(repeated=True)
+    if isinstance(prompt, str) and (TURN in prompt or RENDERED.search(prompt)):
+        cut = tuple(y.removeprefix(prompt) if isinstance(y, str) else y for y in responses)
+        if cut != responses:
+            return make_record(prompt, cut, where, names, said)._replace(repeated=True)
     asked = _as_turns(prompt, "user")
     whole = [isinstance(y, list) and _is_whole(y, asked) for y in responses]
     if not any(whole):
@@ -181,10 +184,6 @@ def _without_repeats(
     if any(head != heads[0] for head in heads):
         return None
     return make_record(heads[0], tuple(tails), where, names, said)._replace(repeated=True)
-
-
-def _begins(response: Field, prompt: str) -> bool:
-    return isinstance(response, str) and response.startswith(prompt)
 
 
 def _is_whole(chat: list[Turn], prompt: list[Turn]) -> bool:

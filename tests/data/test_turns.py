@@ -90,6 +90,21 @@ def test_a_transcript_that_repeats_its_prompt_as_text_is_cut():
     assert scored(one(row)) == [" yes<|im_end|>", " no<|im_end|>"]
 
 
+@pytest.mark.parametrize(
+    "prompt", [f"<|im_start|>user\nHi{HEAD}", "<\uff5cUser\uff5c>Hi", "[INST] Hi [/INST]"]
+)
+def test_a_rendered_prompt_that_a_response_repeats_is_cut(prompt):
+    data = load({"prompt": prompt, "chosen": f"{prompt} yes", "rejected": " no"})
+    assert scored(data[0]) == [" yes<|im_end|>", " no<|im_end|>"]
+    assert data.counts.noted["prompt repeated by the response, and cut"] == 1
+
+
+def test_a_text_that_begins_with_its_prompt_is_kept_and_noted():
+    data = load({"prompt": "Hi", "chosen": "Hi yes", "rejected": " no"})
+    assert scored(data[0]) == ["Hi yes<|im_end|>", " no<|im_end|>"]
+    assert data.counts.noted["text of the prompt repeated by the response, and scored"] == 1
+
+
 def test_a_chat_that_answers_another_prompt_is_refused():
     row = {"prompt": [user("Hi")], "completion": [user("say"), bot("yes")]}
     with pytest.raises(
@@ -330,6 +345,20 @@ def test_control_tokens_typed_by_a_user_are_context_and_counted():
     data = load(PAIR, PAIR | {"prompt": [user(typed)]})
     assert scored(data[1]) == SCORED
     assert data.counts.noted["control tokens in the text"] == 1
+
+
+def test_a_control_token_at_the_start_of_a_text_is_counted_and_bos_is_not():
+    typed = {"prompt": "<|im_start|>Hi", "chosen": " yes", "rejected": " no"}
+    data = load(typed | {"prompt": "<s>Hi"}, typed)
+    assert data.counts.noted == {"control tokens in the text": 1}
+    assert data.counts.first["control tokens in the text"] == "row 2"
+
+
+def test_a_new_name_for_a_column_that_nothing_reads_is_refused():
+    settings = Data(path="rows", columns={"promt": "q"})
+    rows = [("row 1", {"q": "Hi", "chosen": "yes", "rejected": "no"})]
+    with pytest.raises(UserError, match=r"data\.columns: no column 'promt' is read; did you mean"):
+        make_examples(settings, rows, "rows", Encoder(CHAT), layouts.PAIRS, seed=0)
 
 
 # Roles

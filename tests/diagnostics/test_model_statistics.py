@@ -41,7 +41,7 @@ def model_case():
 @functools.cache
 def evaluated(batch_size, microbatches=1, chunks=1, mesh=ONE, names=ALL, objective="dpo", first=N):
     params, examples = model_case()
-    examples = dataclasses.replace(examples, items=examples[:first])
+    examples = Examples.of(examples[:first])
     model = helpers_step.small_model(mesh)
     shardings = jax.tree.map(lambda x: x.sharding, model.abstract)
     params, ref_params = (
