@@ -33,7 +33,6 @@ def settings(folder: Path, reference: str, gpu: bool) -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "max_grad_norm": work.CLIP,
         "max_steps": STEPS,
-        "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
@@ -47,13 +46,16 @@ def side(pipe: Pipe) -> None:
     import torch
     import transformers
 
-    trl = importlib.import_module("trl")  # not a dependency of the project
+    trl = importlib.import_module("trl")  # a dependency of the tests alone
 
     class GivenIds(trl.DPOTrainer):
-        """Skips the tokenization."""
+        """Skips the tokenization, and takes the pairs in their order."""
 
         def _prepare_dataset(self, dataset, *args):
             return dataset
+
+        def _get_train_sampler(self, *args):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
 
     class Driven(transformers.TrainerCallback):
         """Holds the loop before each step; everything until it logs is part of the step."""

@@ -15,6 +15,8 @@ from jaxalign.models.adapted import materialized
 from jaxalign.run.stage import describe_model
 from jaxalign.settings import Lora, Mesh, Model
 
+pytestmark = pytest.mark.slow
+
 
 def changed(params, size):
     """Parameters with a random change of this size, relative to each weight."""

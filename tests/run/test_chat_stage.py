@@ -10,6 +10,8 @@ from lib.checkpoints import write_tokenizer
 
 import jaxalign
 
+pytestmark = pytest.mark.slow
+
 # The tokenizer's EOS is </s>; the template ends turns with another of its special tokens.
 CHATML = (
     "{% for m in messages %}{{ m.role + ':' + m.content + '<|user|>\n' }}{% endfor %}"

@@ -16,6 +16,8 @@ from jaxalign.run import stage as stages
 from jaxalign.run.check_data import check_branches
 from jaxalign.run.inspect import inspect, open_stage_data
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 
