@@ -170,7 +170,7 @@ def main() -> None:
     """Make the data, run the sides and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=1_000_000, help="pairs of the large data set")
-    parser.add_argument("--sample", type=int, default=16_384, help="pairs that all sides tokenize")
+    parser.add_argument("--sample", type=int, default=8_192, help="pairs that all sides tokenize")
     parser.add_argument("--folder", type=Path, help="where to work; none: a temporary folder")
     parser.add_argument("--write", action="store_true", help="write the tables to results/")
     for name in ("--side", "--path", "--store"):
