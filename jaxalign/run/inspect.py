@@ -211,15 +211,22 @@ def inspect_row(opened: Opened, number: int) -> RowInspection:
     Args:
       opened: the data set.
       number: the number of the row in its file, as in messages, from 1; of several files or
-        sources, the first file that has one.
+        sources, the first that has one.
 
     Raises:
       UserError: there is no such row, or the first row fits no layout.
     """
     path, own = opened.sources[0]
     layout = _layout(opened, *data.first_row(path, own.split))
-    where, row = data.find_row(path, own.split, number)
-    return data.inspect_row(row, where, own, opened.encoder, layout, opened.wanted)
+    missing = []
+    for path, own in opened.sources:
+        try:
+            where, row = data.find_row(path, own.split, number)
+        except data.NoRow as error:
+            missing.append(str(error))
+            continue
+        return data.inspect_row(row, where, own, opened.encoder, layout, opened.wanted)
+    raise UserError("; ".join(missing))
 
 
 def _opened(

@@ -64,6 +64,16 @@ def test_a_mixture_has_the_columns_and_the_rows_of_each_source(inputs, tmp_path)
     assert found.counts.kept == h.TRAIN + h.HELD_OUT
 
 
+def test_a_row_of_a_mixture_is_that_of_the_first_source_that_has_it(inputs, tmp_path):
+    paths = [f"{inputs}/{name}.jsonl" for name in ("held_out", "pairs")]
+    values = h.values(inputs, tmp_path / "run", "dpo")
+    values["stages"]["dpo"]["data"] = [{"path": path} for path in paths]
+    found = [jaxalign.inspect_row(values, n).where for n in (1, h.HELD_OUT + 1)]
+    assert found == [f"{paths[0]} line 1", f"{paths[1]} line {h.HELD_OUT + 1}"]
+    with pytest.raises(jaxalign.UserError, match=r"held_out.* no row 999; .*pairs.* no row 999"):
+        jaxalign.inspect_row(values, 999)
+
+
 def test_a_stage_has_the_chat_template_of_the_stage_before(inputs, tmp_path, data):
     (tmp_path / "template").write_text("{% for m in messages %}|{{ m['content'] }}{% endfor %}")
     path = data({"messages": CHAT_Q + CHAT_A})
