@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..settings import Data
+from .examples import RowCounts
 from .fields import Raw
 from .loader import Numbered
 from .mixture import order
@@ -47,9 +48,9 @@ class Stream:
     check: Callable[[Examples], None]
     """Raises a UserError for a part that the model or the objective cannot use."""
     kept: Mapping[str, Any] | None
-    """The sizes of parts that an earlier process kept, so that whole parts are skipped; or none."""
+    """What an earlier process kept of the parts, so that whole parts are skipped; or none."""
     keep: Callable[[str], object]
-    """Keeps the sizes, as JSON text, for a process that resumes."""
+    """Keeps the sizes and row counts of parts, as JSON text, for a report and to resume."""
 
     def examples(self, place: int) -> Numbered:
         """The examples of the stream from a place on; the next part is tokenized ahead.
@@ -68,7 +69,7 @@ class Stream:
 
     def _parts(self, place: int) -> Iterator[_Shuffled]:
         """The parts of all passes, from the one with this place of the stream on."""
-        sizes = _Sizes(self.kept, self.keep, self.where)
+        sizes = _Known(self.kept, self.keep, self.where)
         begun = place // sum(sizes.known) if sizes.whole else 0
         done = begun * sum(sizes.known)
         for number_of_pass in itertools.count(begun):
@@ -76,23 +77,23 @@ class Stream:
             for number, rows in enumerate(in_parts(self.rows(), self.job.settings.limit)):
                 size = sizes.known[number] if number < len(sizes.known) else None
                 if size is None or done + size > place:
-                    part = self._part(number, rows)
-                    size = len(part) if part else 0
-                    sizes.add(number, size)
+                    part, counts = self._part(number, rows)
+                    size = counts.kept
+                    sizes.add(number, counts)
                     if part and done + size > place:
                         shuffled = order(self.seed, number_of_pass, size, number)
                         yield _Shuffled(first, part, shuffled[max(place - done, 0) :])
                 first, done, count = first + size, done + size, number + 1
             sizes.end(count)
 
-    def _part(self, number: int, rows: Rows) -> Part | None:
+    def _part(self, number: int, rows: Rows) -> tuple[Part | None, RowCounts]:
         if number == 0:
-            return self.first.parts[0]
+            return self.first.parts[0], self.first.counts
         part, counts = tokenize_part(self.job, rows)
         if part:
             checked((self.first.parts[0], part), counts, self.where)
             self.check(Examples((part,), counts))
-        return part
+        return part, counts
 
 
 def only_first(data: Data) -> Data:
@@ -100,26 +101,30 @@ def only_first(data: Data) -> Data:
     return dataclasses.replace(data, limit=min(data.limit or ROWS, ROWS))
 
 
-class _Sizes:
-    """The number of examples of each part of a data set, as far as it is known.
+class _Known:
+    """The parts of a data set, as far as they are known.
 
     Attributes:
       known: sizes of the first parts.
+      counts: what became of their rows; None: no part is known.
       whole: whether these are all parts.
     """
 
     def __init__(self, kept: Mapping[str, Any] | None, keep: Callable[[str], object], where: str):
         self._keep, self._where = keep, where
         self.known: list[int] = list(kept["sizes"]) if kept else []
+        self.counts = RowCounts(**kept["counts"]) if kept else None
         self.whole: bool = bool(kept and kept["whole"])
 
-    def add(self, number: int, size: int) -> None:
-        """Keep the size of a part, or compare it with the one that is known."""
+    def add(self, number: int, counts: RowCounts) -> None:
+        """Keep the row counts of a part, or compare its size with the one that is known."""
+        size = counts.kept
         if number < len(self.known):
             self._require(self.known[number] == size, f"part {number} has {size} examples")
         else:
             self._require(not self.whole, f"it has more than {len(self.known)} parts")
             self.known.append(size)
+            self.counts = RowCounts.merged([self.counts, counts] if self.counts else [counts])
             self._write()
 
     def end(self, count: int) -> None:
@@ -137,4 +142,5 @@ class _Sizes:
             )
 
     def _write(self) -> None:
-        self._keep(json.dumps({"sizes": self.known, "whole": self.whole}))
+        counts = self.counts and dataclasses.asdict(self.counts)
+        self._keep(json.dumps({"sizes": self.known, "whole": self.whole, "counts": counts}))

@@ -171,6 +171,10 @@ class _Reader:
             return None
         own = self.folder / name
         data = self.json(f"{name}/data.json")
+        # Of data that are streamed, data.json counts the first part alone.
+        streamed = self.json(f"{name}/stream.json").get("counts")
+        rows = {k: data[k] for k in ("train", "held_out") if k in data}
+        rows |= {"train": streamed} if streamed else {}
         metrics = self._metrics(f"{name}/metrics.jsonl")
         held_out = self.json(f"{name}/held_out.json")
         timings = self.json(f"{name}/timings.json")
@@ -179,7 +183,7 @@ class _Reader:
             name=name,
             asked=asked,
             metrics=metrics,
-            counts={k: _counts(data[k]) for k in ("train", "held_out") if k in data},
+            counts={k: _counts(v) for k, v in rows.items()},
             updates=total if isinstance(total, int) else None,
             timings={str(k): v for k, v in timings.items() if _is_number(v)},
             held_out=_last_evaluation(metrics, held_out),

@@ -12,6 +12,7 @@ from lib.steps import one_device
 
 from jaxalign.data import stream, tokenize
 from jaxalign.errors import UserError
+from jaxalign.report.read import read_run
 from jaxalign.run import stage as stages
 from jaxalign.run.check_data import check_branches
 from jaxalign.run.inspect import inspect, open_stage_data
@@ -38,13 +39,16 @@ def test_a_killed_run_on_a_stream_resumes_to_the_same_bits(tmp_path):
     printed = h.run(recipe, one_device())
     assert "sft: training data, the first 10 rows" in printed
     stage = tmp_path / "run/sft"
-    assert json.loads((stage / "stream.json").read_text()) == {"sizes": [10, 10, 4], "whole": True}
+    kept = json.loads((stage / "stream.json").read_text())
+    assert (kept["sizes"], kept["whole"], kept["counts"]["kept"]) == ([10, 10, 4], True, 24)
+    assert read_run(tmp_path / "run").stages[0].counts["train"]["examples kept"] == 24
     before = h.tensors(stage / "model")
     assert h.sealed(stage) == [4, 6]
     for name in ("checkpoints/step-00000006.json", "model"):
         path = stage / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert "resumes after update 4 of 6" in h.run(recipe, one_device())
+    assert json.loads((stage / "stream.json").read_text()) == kept
     chex.assert_trees_all_equal(h.tensors(stage / "model"), before)
 
 
