@@ -41,7 +41,7 @@ from .tokenize import Job, tokenize_part
 from .turns import is_turns
 
 
-class NoRow(UserError):
+class NoRowError(UserError):
     """A data set has no row with a number."""
 
 
@@ -83,14 +83,14 @@ def find_row(path: str, split: str, number: int) -> Row:
     """The row with a number, as messages have it; of several files, the first that has one.
 
     Raises:
-      NoRow: the data set has no such row.
+      NoRowError: the data set has no such row.
       UserError: it is missing or broken.
     """
     where = "there is none"
     for where, row in raw_records(path, split):
         if where.endswith(f" {number}"):
             return where, row
-    raise NoRow(f"{path}: it has no row {number}; the last is {where}")
+    raise NoRowError(f"{path}: it has no row {number}; the last is {where}")
 
 
 def find_layout(row: Raw, where: str, settings: Data) -> Layout:

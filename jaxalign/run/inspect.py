@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,6 +18,8 @@ from ..data.encode import Encoder
 from ..data.inspection import Inspection, RowInspection, Source
 from ..data.loader import Loader
 from ..data.mixture import mix
+from ..data.store import Examples
+from ..data.stored import Store, stored_examples
 from ..data.stream import only_first
 from ..data.tokenize import load_examples
 from ..errors import UserError, near_miss
@@ -31,6 +34,7 @@ from ..recipe.overrides import AnyRecipe, Overrides, given_recipe, stage_name
 from ..recipe.read import is_recipe
 from ..recipe.schema import objective_settings
 from .check_data import check_columns, check_ids
+from .read_data import store_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,8 @@ class Opened(NamedTuple):
     objective: Objective[...] | None
     batch_size: int
     seed: int
+    token_store: Path | None = None
+    """Folder of the tokenized data sets of a run; None: no tokens are kept."""
 
     @property
     def sources(self) -> list[tuple[str, settings.Data]]:
@@ -152,6 +158,7 @@ def open_stage_data(recipe: settings.Recipe, name: str) -> Opened:
         objective_settings(stage)[0],
         stage.batch_size,
         recipe.run.seed,
+        store_folder(recipe.run),
     )
 
 
@@ -165,21 +172,24 @@ def inspect(opened: Opened, shown: int = 2) -> Inspection:
     Raises:
       UserError: a row, the objective or the model does not fit; the message is as in training.
     """
+    if opened.token_store is not None:
+        return _inspected(opened, Store(opened.token_store), shown)
+    with tempfile.TemporaryDirectory() as folder:
+        return _inspected(opened, Store(Path(folder)), shown)
+
+
+def _inspected(opened: Opened, store: Store, shown: int) -> Inspection:
     firsts = [data.first_row(path, own.split) for path, own in opened.sources]
     layout = _layout(opened, *firsts[0])
-    read = [
-        load_examples(
-            own,
-            path,
-            own.split,
-            opened.encoder,
-            layout,
-            seed=opened.seed,
-            columns=opened.wanted,
-        )
-        for path, own in opened.sources
-    ]
-    examples, mixture = mix(opened.data.sources, read)
+
+    def read(path: str, own: settings.Data) -> Examples:
+        how: dict[str, Any] = {"seed": opened.seed, "columns": opened.wanted}
+        if own.streaming:
+            return load_examples(own, path, own.split, opened.encoder, layout, **how)
+        return stored_examples(own, path, own.split, opened.encoder, layout, store, **how)
+
+    examples_of = [read(path, own) for path, own in opened.sources]
+    examples, mixture = mix(opened.data.sources, examples_of)
     if (opened.folder / "config.json").is_file():
         raw = load_config(opened.folder)
         if raw.get("model_type") in FAMILIES:
@@ -189,7 +199,7 @@ def inspect(opened: Opened, shown: int = 2) -> Inspection:
     sources = tuple(
         Source(path, data.find_columns(row, where, own, layout, opened.wanted), one.counts, epoch)
         for (path, own), (where, row), one, epoch in zip(
-            opened.sources, firsts, read, mixture.draws, strict=True
+            opened.sources, firsts, examples_of, mixture.draws, strict=True
         )
     )
     loader = Loader(
@@ -222,7 +232,7 @@ def inspect_row(opened: Opened, number: int) -> RowInspection:
     for path, own in opened.sources:
         try:
             where, row = data.find_row(path, own.split, number)
-        except data.NoRow as error:
+        except data.NoRowError as error:
             missing.append(str(error))
             continue
         return data.inspect_row(row, where, own, opened.encoder, layout, opened.wanted)
@@ -235,13 +245,14 @@ def _opened(
     objective: Objective[...] | None,
     batch_size: int,
     seed: int,
+    token_store: Path | None = None,
 ) -> Opened:
     if given.streaming:
         given = only_first(given)
     tokenizer = load_tokenizer(folder)
     template = given.chat_template and read_text(Path(given.chat_template))
     encoder = Encoder(tokenizer, given, stops=stop_tokens(folder, tokenizer), template=template)
-    return Opened(given, encoder, folder, objective, batch_size, seed)
+    return Opened(given, encoder, folder, objective, batch_size, seed, token_store)
 
 
 def _layout(opened: Opened, where: str, row: data.Raw) -> data.Layout:

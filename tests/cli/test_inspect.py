@@ -43,6 +43,16 @@ def test_a_recipe_gives_what_its_data_and_settings_give(inputs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_training_reads_the_tokens_of_an_inspected_recipe(inputs, tmp_path):
+    values = h.values(inputs, tmp_path / "run", "dpo")
+    jaxalign.inspect(values)
+    (made,) = tmp_path.rglob("parts.json")
+    before = made.stat().st_mtime_ns
+    jaxalign.train(values)
+    assert [*tmp_path.rglob("parts.json")] == [made]
+    assert made.stat().st_mtime_ns == before
+
+
 def test_a_stage_and_its_overrides_choose_the_data(inputs, tmp_path):
     values = h.values(inputs, tmp_path / "run")
     found = jaxalign.inspect(values, stage="sft", overrides={"stages.sft.data.limit": 5})
