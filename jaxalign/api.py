@@ -210,7 +210,7 @@ def chat(how: Chatting, lines: Iterable[str], say: Callable[[str], None], *, pat
     Args:
       how: the model, the devices and how to draw.
       lines: the messages of the user and the commands, as they are typed.
-      say: what prints an answer.
+      say: what prints each piece of an answer; a line break is the last.
       patient: whether a mistake in a line is said and the chat goes on; otherwise it is an error.
 
     Raises:

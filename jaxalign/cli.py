@@ -190,7 +190,7 @@ def _chat(argv: list[str]) -> int:
 
     how = tyro.cli(Chatting, args=argv, prog="jaxalign chat", description=_chat.__doc__)
     try:
-        say = functools.partial(print, flush=True)
+        say = functools.partial(print, end="", flush=True)
         api.chat(how, lines_of(sys.stdin), say, patient=sys.stdin.isatty())
     except KeyboardInterrupt:
         print(file=sys.stderr)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.text import Text
@@ -40,8 +41,9 @@ class Reply(NamedTuple):
     whole: bool  # it ends with a stop token, not at `max_new`
 
 
-Replier = Callable[[list[Turn], int], Reply]
-"""(the turns so far, how many answers have been drawn) -> the next answer."""
+Replier = Callable[[list[Turn], int, Callable[[str], object]], Reply]
+"""(the turns so far, how many answers have been drawn, a function that gets each new piece of the
+text while it is drawn) -> the next answer."""
 
 
 def replier(folder: Path, settings: Chatting, mesh: Mesh) -> Replier:
@@ -64,7 +66,7 @@ def replier(folder: Path, settings: Chatting, mesh: Mesh) -> Replier:
     model, params = open_weights(folder, mesh, dtype=settings.dtype)
     limit = model.config.max_positions
 
-    def reply(turns: list[Turn], number: int) -> Reply:
+    def reply(turns: list[Turn], number: int, say: Callable[[str], object]) -> Reply:
         row = PromptRow(turns, "chat", turns)
         (ids,) = prompt_ids(encoder, [row], chat=True, variables=variables)
         if len(ids) + settings.max_new > limit:
@@ -74,16 +76,42 @@ def replier(folder: Path, settings: Chatting, mesh: Mesh) -> Replier:
                 "new chat"
             )
         how = settings.how | {"seed": settings.seed + number}
-        answers = answer(model, params, encoder, [ids], **how)
+        growing = Growing(say)
+
+        def drawn(tokens: np.ndarray) -> None:
+            growing.add(encoder.text(tokens[0][tokens[0] >= 0]))
+
+        answers = answer(model, params, encoder, [ids], drawn=drawn, **how)
+        growing.end(answers.texts[0])
         return Reply(answers.texts[0], len(answers.tokens[0]) < settings.max_new)
 
     return reply
 
 
+class Growing:
+    """A text that grows, said piece by piece."""
+
+    def __init__(self, say: Callable[[str], object]):
+        """`say` is called with each piece."""
+        self._say, self._said = say, ""
+
+    def add(self, text: str) -> None:
+        """Say what is new in a text whose last characters may still change."""
+        sure = text.rstrip("\ufffd ")  # half a character, or a space that the decoder may take back
+        if sure.startswith(self._said) and sure != self._said:
+            self._say(sure[len(self._said) :])
+            self._said = sure
+
+    def end(self, text: str) -> None:
+        """Say the rest of the text; all of it, on a new line, if its beginning has changed."""
+        same = text.startswith(self._said)
+        self._say(text[len(self._said) :] if same else f"\n{text}")
+
+
 def converse(
     reply: Replier,
     lines: Iterable[str],
-    say: Callable[[str], None],
+    say: Callable[[str], object],
     console: Console,
     system: str | None = None,
     *,
@@ -94,7 +122,7 @@ def converse(
     Args:
       reply: the model.
       lines: the messages of the user, and the commands in `COMMANDS`.
-      say: what prints an answer, in which control characters are escaped.
+      say: what prints each piece of an answer, in which control characters are escaped.
       console: where messages about the chat go.
       system: text of the system message; None: no such message.
       patient: whether a mistake in a line is said and the chat goes on; otherwise it is an error.
@@ -115,17 +143,30 @@ def converse(
                 system = turns[0]["content"] if turns else None
             elif text:
                 message: Turn = {"role": "user", "content": encodable(text, "chat: the message")}
-                with console.status("answering"):
-                    found = reply([*turns, message], number)
+                found = _show(reply, [*turns, message], number, say, console)
                 turns += [message, {"role": "assistant", "content": found.text}]
                 number += 1
-                say(escaped(found.text, keep="\n\t"))
                 if not found.whole:
                     console.print(Text("(cut at --max-new tokens)"))
         except UserError as error:
             if not patient:
                 raise
             console.print(Text(visible(error)))
+
+
+def _show(
+    reply: Replier, turns: list[Turn], number: int, say: Callable[[str], object], console: Console
+) -> Reply:
+    """The next answer, shown while it is drawn."""
+    with console.status("answering") as status:
+
+        def show(piece: str) -> None:
+            status.stop()
+            say(escaped(piece, keep="\n\t"))
+
+        found = reply(turns, number, show)
+    say("\n")
+    return found
 
 
 def lines_of(stream: TextIO) -> Iterator[str]:

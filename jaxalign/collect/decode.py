@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -18,9 +18,11 @@ from ..models.config import ModelConfig
 from ..models.decoder import Cache, Model, Params
 
 PROMPT_STEP = 64
+DRAWN = 8
+"""Tokens of each answer between two calls of `drawn`."""
 
 
-class _Draw(NamedTuple):
+class _How(NamedTuple):
     """The settings of a program that draws tokens; static."""
 
     temperature: float
@@ -33,6 +35,9 @@ class _Draw(NamedTuple):
 class _State(NamedTuple):
     """The loop's state after `step` tokens of each of N rows."""
 
+    key: Array  # [N]
+    pad: Array  # [N] columns of the cache before the prompt
+    filled: Array  # [] columns of the cache that are filled
     step: Array  # []
     token: Array  # [N] the last token drawn
     done: Array  # [N] bool
@@ -52,12 +57,14 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
+    drawn: Callable[[np.ndarray], object] | None = None,
 ) -> list[np.ndarray]:
     """Continue every prompt.
 
     The tokens drawn for a prompt depend on `seed` and its place in `prompts`, not on the other
     prompts of its batch (up to rounding). Prompts of similar length are batched together and padded
-    to 64 * (1, 2, 3, 4, 6, 8, 12, ...) tokens; each such length compiles one program.
+    to 64 * (1, 2, 3, 4, 6, 8, 12, ...) tokens; each such length compiles two programs, one that
+    reads the prompts and one that draws.
 
     Args:
       model: the decoder.
@@ -70,6 +77,8 @@ def generate(
       top_p: probability of the most likely tokens to draw from.
       seed: seed of all draws.
       batch_size: number of prompts per batch.
+      drawn: a function that is called every 8 tokens with the tokens drawn so far for a batch,
+        [batch_size, n] with -1 after the end of a response.
 
     Returns:
       The new tokens of each prompt, without the stop token.
@@ -78,7 +87,7 @@ def generate(
       UserError: an argument is out of range, or a prompt is empty, too long or of unknown ids.
     """
     _check(model, prompts, max_new, temperature, top_k, top_p, batch_size)
-    how = _Draw(float(temperature), top_k, float(top_p), tuple(stop), max_new)
+    how = _How(float(temperature), top_k, float(top_p), tuple(stop), max_new)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     rows = min(batch_size, len(prompts))
     key = jax.random.key(seed)
@@ -86,8 +95,9 @@ def generate(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         ids, length, number = _batch(prompts, chosen, rows)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
         with jax.set_mesh(model.mesh):
-            out = np.asarray(_continue(model, how, params, ids, length, number, key))
+            out = _continue(model, how, params, (ids, length, keys), drawn)
         results |= {i: row[row >= 0] for i, row in zip(chosen, out, strict=False)}
     return [results[i] for i in range(len(prompts))]
 
@@ -157,59 +167,84 @@ def _batch(
     return ids, length, np.array(filled, np.int32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
 def _continue(
     model: Model,
-    how: _Draw,
+    how: _How,
     params: Params,
-    ids: Array,
-    length: Array,
-    number: Array,
-    key: Array,
-) -> Array:
-    """Prompts [N, P] left-padded, their lengths and numbers [N] -> new tokens [N, max_new].
+    prompts: tuple[np.ndarray, np.ndarray, Array],
+    drawn: Callable[[np.ndarray], object] | None,
+) -> np.ndarray:
+    """Prompts [N, P] left-padded, their lengths and keys [N] -> new tokens [N, max_new]."""
+    state = _begin(model, how, params, *prompts)
+    step, every = 0, how.max_new if drawn is None else DRAWN
+    while True:
+        step = min(step + every, how.max_new)
+        state = _advance(model, how, params, state, step)
+        out = np.asarray(state.out)
+        if drawn is not None:
+            drawn(out[:, :step])
+        if step == how.max_new or (out[:, step - 1] < 0).all():
+            return out
 
-    Column c of the cache holds the token at position c - (P - length). The end of a response is
-    followed by -1.
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _begin(
+    model: Model, how: _How, params: Params, ids: Array, length: Array, key: Array
+) -> _State:
+    """Read the prompts and draw the first token of each response.
+
+    Column c of the cache holds the token at position c - pad.
     """
     n, width = ids.shape
-    columns = jnp.arange(width + how.max_new)
-    pad = (width - length)[:, None]  # [N, 1]
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
+    cache = model.init_cache(n, width + how.max_new)
+    blank = jnp.full((n, how.max_new), -1, jnp.int32)
+    zero, zeros = jnp.int32(0), jnp.zeros(n, jnp.int32)
+    state = _State(key, width - length, zero, zero, zeros, zeros > 0, blank, cache)
+    return _next(model, how, params, state, ids)
 
-    def read(cache: Cache, tokens: Array, at: int | Array) -> tuple[Array, Cache]:
-        """Tokens [N, L] for columns at ... -> logits [N, V] after the last of them, float32."""
-        own = at + jnp.arange(tokens.shape[1])
-        sees = (columns <= own[:, None]) & (columns >= pad[:, :, None])  # [N, L, S]
-        positions = jnp.maximum(own - pad, 0)
-        hidden, head, cache = model.extend(params, cache, tokens, positions, sees[:, None], at)
-        logits = jnp.dot(hidden[:, -1], head, preferred_element_type=jnp.float32)
-        return constrain(logits, "batch", None), cache
 
-    def draw(logits: Array, step: Array) -> Array:
-        if how.temperature == 0:
-            return jnp.argmax(logits, -1).astype(jnp.int32)
-        allowed = restrict(logits / how.temperature, how.top_k, how.top_p)
-        now = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        return jax.vmap(jax.random.categorical)(now, allowed).astype(jnp.int32)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _advance(model: Model, how: _How, params: Params, state: _State, until: int | Array) -> _State:
+    """Draw until each response has `until` tokens, at most `max_new`, or has ended."""
 
-    def put(state: _State, logits: Array, cache: Cache) -> _State:
-        token = draw(logits, state.step)
-        done = state.done | jnp.isin(token, jnp.array(how.stop, jnp.int32))
-        out = state.out.at[:, state.step].set(jnp.where(done, -1, token))
-        return _State(state.step + 1, token, done, out, cache)
+    def more(state: _State) -> Array:
+        return (state.step < until) & ~jnp.all(state.done)
 
     def advance(state: _State) -> _State:
-        logits, cache = read(state.cache, state.token[:, None], width + state.step - 1)
-        return put(state, logits, cache)
+        return _next(model, how, params, state, state.token[:, None])
 
-    logits, cache = read(model.init_cache(n, width + how.max_new), ids, 0)
-    blank = jnp.full((n, how.max_new), -1, jnp.int32)
-    first = _State(jnp.int32(0), jnp.zeros(n, jnp.int32), jnp.zeros(n, bool), blank, cache)
-    state = jax.lax.while_loop(
-        lambda s: (s.step < how.max_new) & ~jnp.all(s.done), advance, put(first, logits, cache)
+    state = jax.lax.while_loop(more, advance, state)
+    return state._replace(out=constrain(state.out, None, None))
+
+
+def _next(model: Model, how: _How, params: Params, state: _State, tokens: Array) -> _State:
+    """Read tokens [N, L] into the next columns of the cache, and draw the token after them.
+
+    The end of a response is followed by -1.
+    """
+    columns = jnp.arange(state.cache["keys"].shape[2])
+    pad = state.pad[:, None]  # [N, 1]
+    own = state.filled + jnp.arange(tokens.shape[1])
+    sees = (columns <= own[:, None]) & (columns >= pad[:, :, None])  # [N, L, columns]
+    positions = jnp.maximum(own - pad, 0)
+    hidden, head, cache = model.extend(
+        params, state.cache, tokens, positions, sees[:, None], state.filled
     )
-    return constrain(state.out, None, None)
+    logits = jnp.dot(hidden[:, -1], head, preferred_element_type=jnp.float32)
+    token = _draw(how, state.key, state.step, constrain(logits, "batch", None))
+    done = state.done | jnp.isin(token, jnp.array(how.stop, jnp.int32))
+    out = state.out.at[:, state.step].set(jnp.where(done, -1, token))
+    filled = state.filled + tokens.shape[1]
+    return _State(state.key, state.pad, filled, state.step + 1, token, done, out, cache)
+
+
+def _draw(how: _How, key: Array, step: Array, logits: Array) -> Array:
+    """A token [N] for each row of logits [N, V]."""
+    if how.temperature == 0:
+        return jnp.argmax(logits, -1).astype(jnp.int32)
+    allowed = restrict(logits / how.temperature, how.top_k, how.top_p)
+    now = jax.vmap(jax.random.fold_in, (0, None))(key, step)
+    return jax.vmap(jax.random.categorical)(now, allowed).astype(jnp.int32)
 
 
 def restrict(logits: Array, top_k: int, top_p: float) -> Array:

@@ -202,5 +202,4 @@ def answer(
       UserError: the model gives scores, or a prompt or a setting does not fit.
     """
     tokens = generate(model, params, ids, stop=encoder.all_stops(), **how)
-    texts = [str(encoder.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
-    return Answers(texts, tokens, model.config.vocab)
+    return Answers([encoder.text(ids) for ids in tokens], tokens, model.config.vocab)

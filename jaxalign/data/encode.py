@@ -198,6 +198,10 @@ class Encoder:
             encoded.append(np.array(ids, np.int32))
         return encoded
 
+    def text(self, ids: np.ndarray) -> str:
+        """The text of an answer, [length] int32, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
     def encode(
         self, records: Sequence[Record], noted: Reasons
     ) -> Iterator[tuple[Record, list[Encoded]]]:

@@ -7,6 +7,7 @@ import pytest
 from lib import runs as h
 from rich.console import Console
 
+from jaxalign.collect import chat as chat_loop
 from jaxalign.collect import decode
 from jaxalign.collect.chat import Chatting, Reply, converse, lines_of, replier
 from jaxalign.errors import UserError
@@ -21,13 +22,15 @@ def talk(*lines, answers=("one", "two", "three"), system=None, patient=False, wh
     """(what the model was given, what was shown, what else was printed) of a chat."""
     given, shown, notes = [], [], io.StringIO()
 
-    def reply(turns, number):
+    def reply(turns, number, say):
         given.append([(turn["role"], turn["content"]) for turn in turns])
+        for piece in answers[number].partition("|"):
+            say(piece)
         return Reply(answers[number], whole)
 
     console = Console(file=notes, width=200)
     converse(reply, lines, shown.append, console, system, patient=patient)
-    return given, shown, notes.getvalue()
+    return given, "".join(shown).splitlines(), notes.getvalue()
 
 
 def test_every_answer_is_given_all_turns_before_it():
@@ -68,7 +71,33 @@ def test_a_patient_chat_goes_on_after_a_mistake():
 
 
 def test_control_characters_of_an_answer_are_escaped():
-    assert talk("a", answers=["\x1b[2J\tx\ny"])[1] == ["\\x1b[2J\tx\ny"]
+    assert talk("a", answers=["\x1b[2J\tx\ny"])[1] == ["\\x1b[2J\tx", "y"]
+
+
+def pieces(*texts):
+    """What is said of a text that grows; the last is the whole."""
+    said = []
+    growing = chat_loop.Growing(said.append)
+    for text in texts[:-1]:
+        growing.add(text)
+    growing.end(texts[-1])
+    return said
+
+
+def test_each_piece_of_an_answer_is_shown_once():
+    assert pieces("a", "a b", "a b c") == ["a", " b", " c"]
+
+
+def test_half_a_character_is_not_shown():
+    assert pieces("a\ufffd", "aé", "aéb") == ["a", "é", "b"]
+
+
+def test_a_space_that_the_decoder_takes_back_is_not_shown():
+    assert pieces("a ", "a.") == ["a", "."]
+
+
+def test_a_text_whose_beginning_has_changed_is_shown_again():
+    assert pieces("ab", "cd") == ["ab", "\ncd"]
 
 
 def test_an_answer_without_a_stop_token_is_said_to_be_cut():
@@ -92,9 +121,11 @@ def model(inputs, tmp_path_factory):
     return folder
 
 
-def small(folder, **options):
+def small(folder, said=None, **options):
+    """`reply(turns, number)` of a small model; what it says while it draws is added to `said`."""
     settings = Chatting(model=str(folder), dtype="float32", **({"max_new": 4} | options))
-    return replier(folder, settings, h.one_device())
+    reply = replier(folder, settings, h.one_device())
+    return lambda turns, number: reply(turns, number, ([] if said is None else said).append)
 
 
 def chat(*texts):
@@ -107,6 +138,13 @@ def test_an_answer_depends_on_the_seed_and_its_number(model):
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_the_pieces_of_an_answer_make_its_text(model):
+    said = []
+    text = small(model, said, max_new=20)(chat("1+1="), 0).text
+    assert len(said) > 1
+    assert "".join(said) == text
+
+
 def test_a_chat_longer_than_the_positions_is_refused_with_the_remedy(model):
     with pytest.raises(UserError, match=r"chat: it has \d+ tokens; .* 64 positions; /reset begins"):
         small(model)(chat("1" * 60), 0)
@@ -115,10 +153,10 @@ def test_a_chat_longer_than_the_positions_is_refused_with_the_remedy(model):
 def test_answers_to_chats_of_about_the_same_length_use_one_program(model):
     reply = small(model, max_new=3)
     reply(chat("1+1="), 0)
-    before = decode._continue._cache_size()
+    before = decode._advance._cache_size()
     for n, text in zip(range(1, 4), repeat("2+2="), strict=False):
         reply(chat(*[text] * (2 * n - 1)), n)
-    assert decode._continue._cache_size() == before
+    assert decode._advance._cache_size() == before
 
 
 def test_a_model_without_a_chat_template_is_refused(inputs):

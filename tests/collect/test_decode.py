@@ -58,6 +58,23 @@ def test_a_stop_token_ends_a_response_and_is_left_out(loaded):
     assert stopped[0] == whole[0][: whole[0].index(whole[0][3])]
 
 
+def test_what_is_drawn_so_far_is_the_beginning_of_the_responses(loaded):
+    seen = []
+    options = {"max_new": 20, "batch_size": len(PROMPTS)}
+    plain = sample(loaded, **options)
+    assert sample(loaded, drawn=seen.append, **options) == plain
+    longest_last = sorted(range(len(PROMPTS)), key=lambda i: len(PROMPTS[i]))
+    for n, tokens in zip((8, 16, 20), seen, strict=True):
+        np.testing.assert_array_equal(tokens, [plain[i][:n] for i in longest_last])
+
+
+def test_drawing_ends_with_the_last_response(loaded):
+    seen = []
+    stops = range(265)
+    assert sample(loaded, drawn=seen.append, max_new=20, stop=stops) == [[]] * len(PROMPTS)
+    assert len(seen) == 1
+
+
 def test_draws_do_not_depend_on_the_batch(loaded):
     assert sample(loaded, batch_size=4) == sample(loaded, batch_size=3)
 
