@@ -30,6 +30,10 @@ MARKS = "\ufdd0", "\ufdd1"
 """Around the text of `{% generation %}` while it is rendered: characters that no text may hold."""
 JOINING = {"join", "tojson", "string", "format", "replace", "list", "sum"}
 """Filters and methods whose result can be much larger than any of their arguments."""
+WIDTHS = {"center", "ljust", "rjust", "zfill", "indent", "expandtabs", "truncate", "batch", "slice"}
+"""Filters and methods that take a number of characters or elements."""
+SLOW = {"wordwrap", "urlize"}
+"""Filters that take microseconds per character."""
 
 
 class UnboundedError(Exception):
@@ -78,7 +82,8 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function or a method of a text."""
-        name, text = getattr(__obj, "__name__", ""), getattr(__obj, "__self__", None)
+        own = getattr(__obj, "__wrapped__", __obj)  # jinja wraps `str.format`
+        name, text = getattr(__obj, "__name__", ""), getattr(own, "__self__", None)
         self._check(name, (text, *args) if isinstance(text, str) else args, kwargs)
         return _sized(super().call(__context, __obj, *args, **kwargs))
 
@@ -111,13 +116,29 @@ class Environment(ImmutableSandboxedEnvironment):
     def _check(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse arguments whose result would be too large."""
         self.tick()
-        for value in (*args, *kwargs.values()):
-            _refuse_if(isinstance(value, int) and abs(value) > SIZE)
-            if name in JOINING:
-                _weight(value)
+        values = (*args, *kwargs.values())
         texts = [x for x in args if isinstance(x, str)]
-        if name == "format":
-            _refuse_if(any(re.search(r"\d{6}", text) for text in texts))
+        widths = [len(x) if isinstance(x, str) else x for x in values[1:]]
+        widest = max((abs(x) for x in widths if isinstance(x, int)), default=0)
+        if name in JOINING:
+            _weight(values)
+        if name in WIDTHS:
+            _refuse_if(widest > SIZE)
+        if name in ("indent", "expandtabs") and texts:
+            lines = texts[0].count("\n" if name == "indent" else "\t") + 1
+            _refuse_if(lines * widest > SIZE)
+        if name in SLOW and texts:
+            _refuse_if(len(texts[0]) > SIZE / 64)
+        if name == "round":
+            _refuse_if(widest > 64)
+        if name == "translate" and texts:
+            _refuse_if(len(texts[0]) * max(map(_weight, values[1:]), default=0) > SIZE)
+        if name in ("format", "format_map") and texts:
+            # A width from an argument, or many fields with a width.
+            written = max(map(int, re.findall(r"\d{1,6}", texts[0])), default=0)
+            fields = len(re.findall("[{%]", texts[0]))
+            _refuse_if(bool(re.search(r"\{[^{}]+\{|%[-+ #0-9.]*\*", texts[0])))
+            _refuse_if(fields * written > SIZE or written > 99_999)
         if name == "replace" and len(texts) == 3:
             text, old, new = texts
             _refuse_if((text.count(old) + 1) * len(new) > SIZE)

@@ -1,0 +1,54 @@
+"""The bounds of what a chat template may compute."""
+
+import pytest
+
+from jaxalign.data.template import ChatTemplate, TemplateError
+
+CHAT = [{"role": "user", "content": "Hi"}]
+
+
+def rendered(source):
+    return ChatTemplate(source).render(CHAT).text
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "('a\n' * 4000000) | indent(1000)",
+        "('a\n' * 4000000) | indent('    ' * 100)",
+        "('\t' * 4000000).expandtabs(1000)",
+        "('a' * 99999).translate({97: 'b' * 99999})",
+        "('ab ' * 3000000) | wordwrap(1)",
+        "('http://a.b ' * 300000) | urlize",
+        "('{0:>9999}' * 99999).format(1)",
+        "('{a:>9999}' * 99999).format_map({'a': 1})",
+        "'{0:>{1}}'.format(1, 10000000)",
+        "('%9999d' * 9999) % 1",
+        "'%*d' % (9000000, 1)",
+        "1.5 | round(99999999, 'floor')",
+        "'a' | center(99999999)",
+        "'a'.zfill(99999999)",
+    ],
+)
+def test_a_value_that_would_be_too_large_is_refused_before_it_is_made(expression):
+    with pytest.raises(TemplateError, match="makes a value of more than 16,777,216"):
+        rendered("{{ " + expression + " }}")
+
+
+def test_large_numbers_are_values_like_any_other():
+    given = "1700000000"
+    source = (
+        "{% macro shown(x) %}{{ x }}{% endmacro %}{{ shown(1700000000) }} "
+        "{{ 1700000000 | string }} {{ 1700000000 | tojson }} {{ '%d' % 1700000000 }} "
+        "{{ '{}'.format(1700000000) }} {{ [1700000000] | join(',') }}"
+    )
+    assert rendered(source).split() == [given] * 6
+
+
+def test_texts_are_laid_out_as_in_jinja():
+    source = (
+        "{{ 'a\nb' | indent(2) }}|{{ 'a' | center(3) }}|{{ 'abc def' | wordwrap(3) }}|"
+        "{{ 'a'.ljust(3) }}|{{ 1.25 | round(1) }}|{{ '{:>3}{{x}}'.format('é') }}|"
+        "{{ '%3d%%' % 7 }}"
+    )
+    assert rendered(source) == "a\n  b| a |abc\ndef|a  |1.2|  é{x}|  7%"
