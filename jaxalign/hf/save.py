@@ -35,6 +35,9 @@ COPIED = (
     "tokenizer.model",
 )
 
+NAMED_TEMPLATES = "additional_chat_templates"
+"""The folder of the chat templates that have other names than `default`."""
+
 PADDED = ("tokenizer_config.json", "special_tokens_map.json")
 """The copied files that name the pad token."""
 
@@ -87,6 +90,8 @@ def save_checkpoint(
                 _write_stops(partial, stops)
             if template is not None:
                 (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
+            elif (source / NAMED_TEMPLATES).is_dir():
+                shutil.copytree(source / NAMED_TEMPLATES, partial / NAMED_TEMPLATES)
             (partial / "README.md").write_text(card, encoding="utf-8")
         _write_weights(partial, params, model, source, dtype, max_shard_bytes)
 

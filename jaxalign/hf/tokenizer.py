@@ -68,10 +68,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def tokenizer_fingerprint(folder: Path) -> str:
     """SHA-256 over all that turns messages into ids: tokenizer, chat template, special tokens."""
     total = hashlib.sha256()
-    for name in ("tokenizer.json", "chat_template.jinja"):
-        file = Path(folder) / name
+    folder = Path(folder)
+    named = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    for file in (folder / "tokenizer.json", folder / "chat_template.jinja", *named):
         total.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
-    file = Path(folder) / "tokenizer_config.json"
+    file = folder / "tokenizer_config.json"
     config = read_json(file) if file.is_file() else {}
     keys = ("chat_template", "bos_token", "eos_token", "add_bos_token", "add_eos_token")
     total.update(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode())

@@ -71,6 +71,36 @@ def test_an_export_carries_tokenizer_card_and_generation_settings(hf_checkpoint,
     assert (tmp_path / "out" / "generation_config.json").is_file()
 
 
+@pytest.fixture
+def named_templates(hf_checkpoint, tmp_path):
+    """A checkpoint whose tokenizer has chat templates with names."""
+    folder = shutil.copytree(hf_checkpoint("llama-gqa"), tmp_path / "named")
+    (folder / "chat_template.jinja").write_text("plain")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("template", "exported"),
+    [(None, {"default": "plain", "tool_use": "with tools"}), ("another", "another")],
+)
+def test_an_export_has_the_chat_templates_of_the_stage(
+    named_templates, tmp_path, template, exported
+):
+    model = small_model(named_templates)
+    params = load_params(named_templates, model)
+    out = tmp_path / "out"
+    save_checkpoint(out, params, model, source=named_templates, card=CARD, template=template)
+    assert transformers.AutoTokenizer.from_pretrained(out).chat_template == exported
+
+
+def test_the_fingerprint_of_a_tokenizer_is_over_chat_templates_with_names(named_templates):
+    before = tokenizer_fingerprint(named_templates)
+    (named_templates / "additional_chat_templates" / "tool_use.jinja").write_text("other")
+    assert tokenizer_fingerprint(named_templates) != before
+
+
 def test_saving_replaces_an_older_export_and_leaves_nothing_beside_it(hf_checkpoint, tmp_path):
     folder = hf_checkpoint("llama-gqa")
     model = small_model(folder)
