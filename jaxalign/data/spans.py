@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from .template import ChatTemplate, Rendered, TemplateError, Turns, common_length
+from .template import ChatTemplate, Rendered, TemplateError, Turn, Turns, common_length
 
 Opening = Literal["match", "rendered"]
 
@@ -63,8 +63,8 @@ class Drafter:
           TemplateError: the template refuses or fails on it.
         """
         *before, last = chat.turns or [{"role": ""}]
-        if last["role"] == "assistant":
-            return self._begun(chat, [*before], last["content"] or "")
+        if _is_begun(last):
+            return self._begun(chat, before, last)
         return self._render(chat, chat.turns, opens=True).text if chat.turns else ""
 
     def drafts(self, prompt: Chat, response: Turns, *, only_last: bool = False) -> list[Draft]:
@@ -80,36 +80,46 @@ class Drafter:
           TemplateError: the template refuses or fails on the turns, or which of its characters are
             the answer's cannot be told.
         """
-        chat, first, begun = [*prompt.turns, *response], len(prompt.turns), ""
-        if prompt.turns and response and _both_assistants(prompt.turns[-1], response[0]):
-            begun = prompt.turns[-1]["content"] or ""
-            joined = dict(response[0]) | {"content": begun + (response[0]["content"] or "")}
+        chat, first, begun = [*prompt.turns, *response], len(prompt.turns), None
+        if first and response and _is_begun(chat[first - 1]) and chat[first]["role"] == "assistant":
             first -= 1
-            chat = [*prompt.turns[:-1], joined, *response[1:]]
+            begun, rest = chat[first : first + 2]
+            content = (begun["content"] or "") + (rest["content"] or "")
+            chat[first : first + 2] = [{**begun, **rest, "content": content}]
         places = [k for k in range(first, len(chat)) if chat[k]["role"] == "assistant"]
         if not places:
             raise TemplateError("the response has no turn of the assistant")
         chat = chat[: places[-1] + 1]
         places = places[-1:] if only_last else places
         given = prompt._replace(turns=chat)
-        turns = [self._turn(given, k, begun if k == first else "") for k in places]
+        turns = [self._turn(given, k, begun if k == first else None) for k in places]
         return self._joined(given, turns) or [turn.draft for turn in turns]
 
-    def _turn(self, chat: Chat, k: int, begun: str) -> _Drafted:
-        """Turn k as the last one of its chat."""
-        whole = self._render(chat, chat.turns[: k + 1])
+    def _turn(self, chat: Chat, k: int, begun: Turn | None) -> _Drafted:
+        """Turn k as the last one of its chat; `begun` is the part of it that is context."""
+        turn, whole = chat.turns[k], self._render(chat, chat.turns[: k + 1])
         before = self._before(chat, k, whole.text)
-        opening, text = self._boundary(before, whole.text, chat.turns[k])
-        start = _after(text, begun, opening) if begun else opening
-        stop, closed = self._stop(text, start)
+        if begun is None:
+            opening, text = self._boundary(before, whole.text, turn)
+            start = opening
+        else:
+            opening, text = common_length(before, whole.text), whole.text
+            before = self._begun(chat, chat.turns[:k], begun)
+            start = len(before)
+            if not text.startswith(before):
+                raise TemplateError(
+                    "it writes the begun turn of the assistant in another way when its rest "
+                    f"follows; {_difference(before, text)}; give the whole answer as the response"
+                )
+        at, stop = self._stop(text, start)
         if not text[start:stop].strip():
             raise TemplateError("it leaves out the whole answer")
-        if not _shows(chat.turns[k], text[opening:stop]):
-            raise TemplateError(self._hidden(chat.turns[k], text[opening:stop]))
+        if (lost := _lost(turn, text[opening:stop])) is not None:
+            raise TemplateError(self._hidden(turn, lost))
         spans = ((start, stop),)
-        if whole.marks and text == whole.text:
-            spans = _within(whole.marks, start, stop)
-        end = None if closed else self._end_of(chat.turns[k])
+        if self.template.marked:
+            spans = _within(_marks(whole, text, opening), text, start, at, stop)
+        end = None if at < stop else self._end_of(turn)
         return _Drafted(Draft(text[:stop], spans, end), text, len(before))
 
     def _before(self, chat: Chat, k: int, whole: str) -> str:
@@ -126,7 +136,7 @@ class Drafter:
             before = two[0][: common_length(*two)]
         return before
 
-    def _boundary(self, before: str, whole: str, turn: Mapping[str, Any]) -> tuple[int, str]:
+    def _boundary(self, before: str, whole: str, turn: Turn) -> tuple[int, str]:
         """(where the answer begins, the text), by the generation prompt and the rendered turn."""
         if whole.startswith(before):
             # After the answer of a tool some templates write their generation prompt unasked.
@@ -137,12 +147,10 @@ class Drafter:
         opened = self.template.opened
         shared = len(before) - len(opened)
         if not opened or not before.endswith(opened) or not whole.startswith(before[:shared]):
-            at = common_length(before, whole)
             raise TemplateError(
-                f"its generation prompt is not what it writes before an answer; at character {at} "
-                f"the prompt has {before[at : at + 30]!r}, the answer {whole[at : at + 30]!r}; set "
-                "data.chat_template_kwargs (as enable_thinking), or give another template in "
-                "data.chat_template"
+                "its generation prompt is not what it writes before an answer; "
+                f"{_difference(before, whole)}; set data.chat_template_kwargs (as "
+                "enable_thinking), or give another template in data.chat_template"
             )
         if self.opening is None:
             written = whole[max(shared - 30, 0) : shared + 30]
@@ -155,33 +163,33 @@ class Drafter:
         if self.opening == "rendered":
             return shared, whole
         body = whole[shared:]
-        if not _shows(turn, body):
+        if _lost(turn, body) is not None:
             said = turn["content"] or ""
             said = said.removeprefix(opened) if said.startswith(opened) else said
             body = said.removeprefix(opened.strip()).lstrip("\n") + self.template.tail
         return len(before), before + body
 
-    def _stop(self, text: str, start: int) -> tuple[int, bool]:
-        """(where the answer ends, whether with a stop token)."""
+    def _stop(self, text: str, start: int) -> tuple[int, int]:
+        """Where the stop token of an answer begins and ends; twice the end of the text if none."""
         found = [(text.find(stop, start), len(stop)) for stop in self.stops]
         ends = [(at, size) for at, size in found if at >= 0]
         if ends:
             at, size = min(ends, key=lambda end: (end[0], -end[1]))
-            return at + size, True
+            return at, at + size
         tail = self.template.tail
         blank = tail[len(tail.rstrip()) :]
-        return len(text.removesuffix(blank) if blank else text), False
+        end = len(text.removesuffix(blank) if blank else text)
+        return end, end
 
-    def _end_of(self, turn: Mapping[str, Any]) -> str:
+    def _end_of(self, turn: Turn) -> str:
         """The stop token of a turn that ends without: what a next turn begins with, or the end."""
         following = self.template.following(call=bool(turn.get("tool_calls"))).lstrip()
         return next((stop for stop in self.stops if following.startswith(stop)), self.end)
 
-    def _hidden(self, turn: Mapping[str, Any], text: str) -> str:
+    def _hidden(self, turn: Turn, lost: str) -> str:
         """Why an answer is not all there."""
         if typed := next((stop for stop in self.stops if stop in "".join(_said(turn))), None):
             return f"the answer holds the stop token {typed!r}, and goes on after it"
-        lost = next(part for part in _said(turn) if _squeezed(part) not in _squeezed(text))
         remedy = ", or set data.generation_prompt to 'match'" if self.template.opened else ""
         return (
             f"it leaves out {lost.strip()[:40]!r} of the answer; give a template that keeps it in "
@@ -203,10 +211,10 @@ class Drafter:
         last = turns[-1].draft
         return [Draft(last.text, tuple(spans), last.end)]
 
-    def _begun(self, chat: Chat, before: Turns, content: str) -> str:
+    def _begun(self, chat: Chat, before: Turns, turn: Turn) -> str:
         """The text of a chat whose last turn, an assistant's, is to be continued."""
-        turn = {"role": "assistant", "content": content + _MORE}
-        text = self._render(chat, [*before, turn]).text
+        more = {**turn, "content": (turn["content"] or "") + _MORE}
+        text = self._render(chat, [*before, more]).text
         if _MORE not in text:
             raise TemplateError("it leaves out the begun turn of the assistant")
         return text[: text.index(_MORE)]
@@ -219,40 +227,85 @@ _MORE = "\u2063and so on\u2063"
 """The place of the rest of a begun turn."""
 
 
-def _both_assistants(last: Mapping[str, Any], first: Mapping[str, Any]) -> bool:
-    return last["role"] == first["role"] == "assistant" and not last.get("tool_calls")
+def _is_begun(turn: Turn) -> bool:
+    """Whether a turn at the end of a prompt is an answer to be continued."""
+    return turn["role"] == "assistant" and not turn.get("tool_calls")
 
 
-def _after(text: str, begun: str, start: int) -> int:
-    """Where the begun part of an answer ends."""
-    for part in (begun, begun.rstrip()):
-        if (at := text.find(part, start)) >= 0:
-            return at + len(part)
-    raise TemplateError("it leaves out the begun turn of the assistant")
+def _difference(prompt: str, answer: str) -> str:
+    """Where two texts that should begin equally differ first."""
+    at = common_length(prompt, answer)
+    return (
+        f"at character {at} the prompt has {prompt[at : at + 30]!r}, the answer "
+        f"{answer[at : at + 30]!r}"
+    )
 
 
-def _within(marks: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[tuple[int, int], ...]:
-    """The marked parts of an answer; the last of them reaches to its stop token."""
+def _marks(whole: Rendered, text: str, opening: int) -> list[tuple[int, int]]:
+    """The marks of a rendered chat in a text that equals it from the opening of the answer on."""
+    if not whole.text.endswith(text[opening:]):
+        raise TemplateError(
+            "its {% generation %} blocks mark another text than data.generation_prompt: match "
+            "makes; set it to 'rendered', or give a template without them in data.chat_template"
+        )
+    moved = len(text) - len(whole.text)
+    return [(a + moved, b + moved) for a, b in whole.marks]
+
+
+def _within(
+    marks: Sequence[tuple[int, int]], text: str, start: int, at: int, stop: int
+) -> tuple[tuple[int, int], ...]:
+    """The marked parts of an answer from `start`, and its stop token from `at` to `stop`."""
     parts = [(max(a, start), min(b, stop)) for a, b in marks if min(b, stop) > max(a, start)]
     if not parts:
         raise TemplateError("its {% generation %} blocks mark nothing of the answer")
     joined = [parts[0]]
-    for a, b in parts[1:]:
-        joined[-1:] = [(joined[-1][0], b)] if a == joined[-1][1] else [joined[-1], (a, b)]
-    return (*joined[:-1], (joined[-1][0], stop))
+    for a, b in [*parts[1:], (at, stop)]:
+        if text[joined[-1][1] : a].strip() if a == at else a > joined[-1][1]:
+            joined.append((a, b))
+        else:
+            joined[-1] = (joined[-1][0], b)
+    return tuple(joined)
 
 
-def _shows(turn: Mapping[str, Any], text: str) -> bool:
-    """Whether a text holds the content, the reasoning and the calls of a turn."""
-    squeezed = _squeezed(text)
-    return all(_squeezed(part) in squeezed for part in _said(turn))
+def _lost(turn: Turn, text: str) -> str | None:
+    """A part of what a turn says that a text does not hold; None if it holds all of them.
+
+    Equal parts, as two calls of one tool, must be there as often as the turn has them.
+    """
+    rest = _squeezed(text)
+    for part in sorted(_said(turn), key=len, reverse=True):
+        before, found, after = rest.partition(_squeezed(part)) if part.strip() else ("", " ", rest)
+        if not found:
+            return part
+        rest = f"{before}\n{after}"
+    return None
 
 
-def _said(turn: Mapping[str, Any]) -> list[str]:
+def _said(turn: Turn) -> list[str]:
     """What a turn says: its content without the tags of reasoning, its reasoning, its calls."""
-    calls = [call["function"]["name"] for call in turn.get("tool_calls", ())]
-    content = re.split("</?think>", turn["content"] or "")
-    return [*content, turn.get("reasoning_content") or "", *calls]
+    said = re.split("</?think>", turn["content"] or "")
+    reasoning = turn.get("reasoning_content") or ""
+    if _squeezed(reasoning) not in map(_squeezed, said[:-1]):
+        said.append(reasoning)
+    for call in turn.get("tool_calls") or ():
+        function = call["function"]
+        said += [function["name"], *_plain_values(function["arguments"])]
+    return said
+
+
+def _plain_values(value: object) -> Iterator[str]:
+    """The numbers and texts in arguments that every notation writes in the same way."""
+    if isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _plain_values(inner)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield str(value)
+    elif isinstance(value, str) and _PLAIN.fullmatch(value):
+        yield value
+
+
+_PLAIN = re.compile(r"[\w ]+", re.ASCII)
 
 
 def _squeezed(text: str) -> str:

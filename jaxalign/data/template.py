@@ -82,13 +82,19 @@ class ChatTemplate:
           TemplateError: the template refuses the chat, fails on it, runs for too long or makes too
             large a text.
         """
-        given = {"tools": tools, **(variables or {})}
+        given = ({} if tools is None else {"tools": tools}) | dict(variables or {})
         failed: TemplateError | None = None
+        pythonic: Rendered | None = None
         for form in _forms(_in_parts(chat) if self.parts else chat):
             try:
-                return self._render(form, opens=opens, **given)
+                found = self._render(form, opens=opens, given=given)
+                if not _holds_python(form, found.text):
+                    return found
+                pythonic = pythonic or found
             except TemplateError as error:
                 failed = failed or error
+        if pythonic is not None:
+            return pythonic
         assert failed is not None
         raise failed
 
@@ -152,11 +158,16 @@ class ChatTemplate:
                 return self.render(form, opens=opens).text
         return ""
 
-    def _render(self, chat: Turns, *, opens: bool, **given: Any) -> Rendered:
-        given = {"tools": None, "documents": None} | self._variables | given
+    def _render(
+        self, chat: Turns, *, opens: bool, given: Mapping[str, Any] | None = None
+    ) -> Rendered:
+        values = {"tools": None, "documents": None, **self._variables, **(given or {})}
+        own = {"messages": list(chat), "add_generation_prompt": opens}
+        if taken := sorted(own.keys() & values):
+            raise TemplateError(f"chat_template_kwargs gives {taken[0]!r}; leave it out")
         try:
             self._environment.begin()
-            text = self._template.render(**given, messages=list(chat), add_generation_prompt=opens)
+            text = self._template.render(values | own)
         except Exception as error:  # the template is not ours: whatever it raises is its error
             roles = ", ".join(str(turn.get("role")) for turn in chat[:8])
             raise TemplateError(f"{_one_line(error)}; got roles {roles or 'none'}") from None
@@ -215,6 +226,13 @@ def _with_text_arguments(chat: Turns) -> list[Turn]:
         else turn
         for turn in chat
     ]
+
+
+def _holds_python(chat: Turns, text: str) -> bool:
+    """Whether a text holds the arguments of a tool call as Python, which are JSON elsewhere."""
+    calls = [call for turn in chat for call in turn.get("tool_calls") or ()]
+    arguments = [call["function"]["arguments"] for call in calls]
+    return any(isinstance(found, Mapping) and found and str(found) in text for found in arguments)
 
 
 def common_length(a: str, b: str) -> int:

@@ -135,7 +135,7 @@ def test_a_template_renders_as_in_transformers(name):
                 )[0][0]
             except Exception:
                 continue
-            found = template._render(chat, opens=opens, tools=[CALL]).text
+            found = template._render(chat, opens=opens, given={"tools": [CALL]}).text
             assert found == wanted
 
 
