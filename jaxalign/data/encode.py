@@ -74,9 +74,9 @@ class Encoder:
         self._opening: Opening | None = settings.generation_prompt if settings else None
         self._only_last = settings is not None and settings.turns == "last"
         self._drafters: dict[str, Drafter] = {}
-        self._added = {
-            str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
+        added = tokenizer.added_tokens_decoder
+        self._added = {str(token): i for i, token in added.items()}
+        self._special = {str(token): i for i, token in added.items() if token.special}
         self.bos, eos = (
             token if isinstance(token, int) else None
             for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -104,7 +104,7 @@ class Encoder:
     @property
     def _control(self) -> re.Pattern[str]:
         """A special token in a text."""
-        return _any_of(tuple(self._added))
+        return _any_of(tuple(self._special))
 
     @property
     def has_template(self) -> bool:
@@ -169,7 +169,7 @@ class Encoder:
         if not self._stop.search(template.tail):
             taught = self._control.search(template.tail)
             if taught:
-                self.stops[taught[0]] = self._added[taught[0]]
+                self.stops[taught[0]] = self._special[taught[0]]
         end = self._eos or next(iter(self.stops), None)
         if end is None:
             raise TemplateError(
@@ -214,6 +214,7 @@ class Encoder:
         Raises:
           UserError: which tokens a sampler would emit cannot be told; names the record.
         """
+        self.all_stops()  # a text, too, may end with a token by which the chat template ends turns
         drafted = [self._drafts(record, noted) for record in records]
         texts = {text: None for drafts in drafted for _, d in drafts for text in _texts(d)}
         ids = dict(zip(texts, self._ids([*texts]), strict=True))
@@ -300,6 +301,9 @@ class Encoder:
             if is_text:
                 whole, *before = (self._with_bos(ids) for ids in (whole, *before))
             edges = [common_prefix([whole, ids]) for ids in before]
+            for k in range(1, len(edges), 2):
+                if edges[k] < len(before[k]):  # a token spans the end of a marked part
+                    edges[k] = self._tokens_up_to(draft.text, draft.spans[k // 2][1])
             wholes.append((whole, edges))
             first = draft.text[: draft.spans[0][0]]
             starts[first] = min(edges[0], starts.get(first, edges[0]))
@@ -310,7 +314,25 @@ class Encoder:
             bounds = [start, *edges[1:], len(whole) + len(end)]
             spans = tuple(zip(bounds[::2], bounds[1::2], strict=True))
             out.append(Encoded(whole + end, spans, r))
+            if "text" not in record.names:
+                self._check_stops(record.where, out[-1])
         return out
+
+    def _check_stops(self, where: str, found: Encoded) -> None:
+        """Refuse scored tokens after which a model would have stopped before their end."""
+        stops = {i: stop for stop, i in self.stops.items()}
+        inside = [i for a, b in found.spans for i in found.ids[a : b - 1] if i in stops]
+        if inside:
+            raise UserError(
+                f"{where}: the answer goes on after the token {stops[inside[0]]!r}, id "
+                f"{inside[0]}, at which generation stops; end it there, or take the id out of "
+                "eos_token_id in generation_config.json and config.json"
+            )
+
+    def _tokens_up_to(self, text: str, end: int) -> int:
+        """How many tokens of a text begin before a character."""
+        found: Any = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return sum(start < end for start, _ in found["offset_mapping"])
 
     def _with_bos(self, ids: Ids) -> Ids:
         return ids if ids[:1] == self._prefix else self._prefix + ids

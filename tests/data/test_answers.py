@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lib.chats import PAIR, SCORED, bot, load, one, scored, user, wholes
+from lib.chats import CHAT, PAIR, SCORED, bot, load, one, scored, user, wholes
 from lib.tokenizers import CHATML, END, make_tokenizer
 
 from jaxalign.core import layouts
@@ -125,10 +125,56 @@ def test_an_unmarked_part_before_the_stop_token_is_context(end, settings):
     assert marked(BODY + end, **settings) == "grey<|im_end|>"
 
 
+def test_a_token_that_spans_the_end_of_a_marked_part_is_scored():
+    body = "{{ m.reasoning_content }}{% generation %} ye{% endgeneration %}s<|im_end|>"
+    assert marked(body) == " yes<|im_end|>"
+
+
 def test_a_template_whose_marks_a_row_does_not_reach_is_refused():
     body = "{% if m.tool_calls %}{% generation %}{% endgeneration %}{% endif %}"
     with pytest.raises(UserError, match="mark nothing of the answer"):
         marked(body + "{{ m.reasoning_content }} {{ m.content }}<|im_end|>")
+
+
+# Stop tokens of any kind
+
+
+def with_token(text, **options):
+    """A tokenizer with an added token that is not special, and its id."""
+    tokenizer = make_tokenizer(**options)
+    tokenizer.add_tokens([text])
+    return tokenizer, tokenizer.convert_tokens_to_ids(text)
+
+
+@pytest.mark.parametrize(
+    "row", [PAIR, {"prompt": "Hi", "chosen": "yes<eot>\n", "rejected": "no<eot>"}]
+)
+def test_a_stop_token_that_is_not_special_ends_an_answer(row):
+    template = CHATML.replace(END, "<eot>")
+    tokenizer, stop = with_token("<eot>", chat_template=template)
+    item = one(row, tokenizer=tokenizer, stops=[stop])
+    assert scored(item, tokenizer) == ["yes<eot>", "no<eot>"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [user("Hi")], "completion": [bot("yes no grey")]},
+        {"prompt": "Hi", "completion": "yes no grey"},
+    ],
+)
+def test_a_word_at_which_generation_stops_is_refused_inside_an_answer(row):
+    (stop,) = CHAT(" no")["input_ids"]
+    with pytest.raises(UserError, match=f"goes on after the token 'Ġno', id {stop}"):
+        load(row, layout=layouts.DEMOS, stops=[stop])
+
+
+def test_a_text_ends_at_the_token_by_which_the_chat_template_ends_turns():
+    tokenizer = make_tokenizer(chat_template=CHATML)
+    row = {"prompt": "Hi", "completion": " yes<|im_end|>\n"}
+    assert scored(one(row, tokenizer=tokenizer, layout=layouts.DEMOS), tokenizer) == [
+        " yes<|im_end|>"
+    ]
 
 
 # Values for the template
