@@ -10,7 +10,7 @@ from ..errors import UserError, near_miss
 from ..settings import Data
 from .fields import COLUMNS, Raw, listed, number, scores
 from .fit import FITS, Fit
-from .records import PAIR, Columns, Record, make_record, recognize
+from .records import HUMAN, PAIR, TURN, Columns, Record, make_record, recognize
 from .sources import raw_records
 from .tally import Tally
 from .turns import says_something
@@ -87,6 +87,8 @@ def fit_row(
         tally.noted.add("prompt repeated by the response, and cut", where)
     elif _repeats(record):
         tally.noted.add("text of the prompt repeated by the response, and scored", where)
+    if isinstance(record.prompt, str) and TURN in record.prompt and _goes_on(record):
+        tally.noted.add("a turn of the human in the response, and scored", where)
     weight = number(raw, "weight", where) if "weight" in raw else 1.0
     if weight < 0:
         raise UserError(f"{where}: 'weight' is {weight:g}; wanted 0 or more")
@@ -110,11 +112,19 @@ def _check_names(names: Mapping[str, str], columns: Collection[str]) -> None:
 
 
 def _repeats(record: Record) -> bool:
-    """Whether a response is a text that begins with the whole text of the prompt."""
-    asked = record.prompt
+    """Whether a response begins with the whole text of the prompt, or of its begun answer."""
+    asked, said = record.prompt, record.responses
+    if isinstance(asked, list) and asked and asked[-1]["role"] == "assistant":
+        asked = asked[-1]["content"] or ""
+        said = tuple(y[0]["content"] if y else "" for y in said)
     if not isinstance(asked, str) or not asked.strip():
         return False
-    return any(isinstance(y, str) and y.startswith(asked) for y in record.responses)
+    return any(isinstance(y, str) and y.startswith(asked) for y in said)
+
+
+def _goes_on(record: Record) -> bool:
+    """Whether a response is a text in which the human of a transcript speaks."""
+    return any(isinstance(y, str) and HUMAN in y for y in record.responses)
 
 
 def renamed(row: Raw, names: Mapping[str, str], where: str) -> Raw:
@@ -125,7 +135,7 @@ def renamed(row: Raw, names: Mapping[str, str], where: str) -> Raw:
             raise UserError(
                 f"{where}: data.columns.{ours} is '{theirs}', but the columns are {listed(row)}"
             )
-    others = {k: v for k, v in raw.items() if k not in names.values()}
+    others = {k: v for k, v in raw.items() if k not in (*names, *names.values())}
     return others | {ours: raw[theirs] for ours, theirs in names.items() if theirs in raw}
 
 

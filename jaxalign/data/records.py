@@ -168,6 +168,11 @@ def _without_repeats(
     if names == PAIR and isinstance(prompt, str) and all(whole):
         chosen, rejected = responses
         record = _split_transcripts(chosen, rejected, where)
+        if record and prompt.strip() and not _contains(record.prompt, prompt):
+            raise UserError(
+                f"{where}: 'prompt' is no turn of the chats in 'chosen' and 'rejected', so what it "
+                "is for is unclear; remove it, or give it as a turn of both chats"
+            )
         return record and record._replace(repeated=True)
     heads, tails = [], []
     for name, response, is_whole in zip(names, responses, whole, strict=True):
@@ -184,6 +189,13 @@ def _without_repeats(
     if any(head != heads[0] for head in heads):
         return None
     return make_record(heads[0], tuple(tails), where, names, said)._replace(repeated=True)
+
+
+def _contains(head: list[Turn], prompt: str) -> bool:
+    """Whether a text is a turn of the others in a chat, or a transcript of all of them."""
+    asked = [turn["content"] or "" for turn in head if turn["role"] == "user"]
+    texts = [content.strip() for content in asked]
+    return prompt.strip() in texts or all(content in prompt for content in texts)
 
 
 def _is_whole(chat: list[Turn], prompt: list[Turn]) -> bool:

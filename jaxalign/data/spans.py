@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from .template import ChatTemplate, Rendered, TemplateError, Turn, Turns, common_length
+from .turns import is_scored
 
 Opening = Literal["match", "rendered"]
 
@@ -86,13 +88,14 @@ class Drafter:
             begun, rest = chat[first : first + 2]
             content = (begun["content"] or "") + (rest["content"] or "")
             chat[first : first + 2] = [{**begun, **rest, "content": content}]
-        places = [k for k in range(first, len(chat)) if chat[k]["role"] == "assistant"]
+        places = [k for k in range(first, len(chat)) if is_scored(chat[k])]
         if not places:
-            raise TemplateError("the response has no turn of the assistant")
+            raise TemplateError("the response has no scored turn of the assistant")
         chat = chat[: places[-1] + 1]
         places = places[-1:] if only_last else places
         given = prompt._replace(turns=chat)
         turns = [self._turn(given, k, begun if k == first else None) for k in places]
+        _check_context(chat, turns[-1].whole)
         return self._joined(given, turns) or [turn.draft for turn in turns]
 
     def _turn(self, chat: Chat, k: int, begun: Turn | None) -> _Drafted:
@@ -266,6 +269,23 @@ def _within(
         else:
             joined[-1] = (joined[-1][0], b)
     return tuple(joined)
+
+
+def _check_context(chat: Turns, whole: str) -> None:
+    """Refuse a text that leaves out a turn of another than the assistant."""
+    squeezed = None
+    for turn in chat:
+        content = turn["content"] or ""
+        if turn["role"] == "assistant" or content.strip() in whole:
+            continue
+        squeezed = squeezed or _squeezed(whole)
+        as_json = (json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
+        if not any(_squeezed(form) in squeezed for form in (content, *as_json)):
+            raise TemplateError(
+                f"it leaves out {content.strip()[:40]!r}, a turn of the {turn['role']}; give a "
+                "template that keeps it in data.chat_template, rename the role in data.roles, or "
+                "drop the turn"
+            )
 
 
 def _lost(turn: Turn, text: str) -> str | None:

@@ -20,6 +20,9 @@ QUESTION, ANSWER = "jaxalign asks", "jaxalign answers"
 """Contents of the chats by which a template is tried."""
 
 
+NONE = "None"
+
+
 class TemplateError(Exception):
     """A template failed; says how, in one line."""
 
@@ -87,7 +90,7 @@ class ChatTemplate:
         pythonic: Rendered | None = None
         for form in _forms(_in_parts(chat) if self.parts else chat):
             try:
-                found = self._render(form, opens=opens, given=given)
+                found = self._without_none(form, opens=opens, given=given)
                 if not _holds_python(form, found.text):
                     return found
                 pythonic = pythonic or found
@@ -97,6 +100,16 @@ class ChatTemplate:
             return pythonic
         assert failed is not None
         raise failed
+
+    def _without_none(self, chat: Turns, *, opens: bool, given: Mapping[str, Any]) -> Rendered:
+        """The text of a chat without the "None" that some templates write for no content."""
+        found = self._render(chat, opens=opens, given=given)
+        if NONE in found.text and any(turn.get("content", "") is None for turn in chat):
+            with contextlib.suppress(TemplateError):
+                filled = self._render(_filled(chat), opens=opens, given=given)
+                if filled.text.count(NONE) < found.text.count(NONE):
+                    return filled
+        return found
 
     @cached_property
     def parts(self) -> bool:
@@ -171,6 +184,14 @@ class ChatTemplate:
         except Exception as error:  # the template is not ours: whatever it raises is its error
             roles = ", ".join(str(turn.get("role")) for turn in chat[:8])
             raise TemplateError(f"{_one_line(error)}; got roles {roles or 'none'}") from None
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            shown = ascii(text[max(error.start - 20, 0) : error.end])
+            raise TemplateError(
+                f"its text holds half a surrogate pair, {shown}; repair the turns, tools or "
+                "chat_template_kwargs of the row"
+            ) from None
         return _unmarked(text)
 
 
@@ -208,10 +229,14 @@ def _forms(chat: Turns) -> Iterator[Turns]:
     """
     yield chat
     if any(turn.get("tool_calls") for turn in chat):
-        filled = [{**turn, "content": turn["content"] or ""} for turn in chat]
-        yield filled
+        yield _filled(chat)
         yield _with_text_arguments(chat)
-        yield _with_text_arguments(filled)
+        yield _with_text_arguments(_filled(chat))
+
+
+def _filled(chat: Turns) -> list[Turn]:
+    """The turns, with an empty text as the content of turns that have none."""
+    return [{**turn, "content": turn["content"] or ""} for turn in chat]
 
 
 def _with_text_arguments(chat: Turns) -> list[Turn]:

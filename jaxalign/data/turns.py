@@ -23,6 +23,8 @@ RENAMED = {
     "ipython": "tool",
 }
 """Other names of roles, of ShareGPT and of older message formats."""
+SCORED = ("weight", "train")
+"""Keys of an answer that say whether it is scored: 1 or 0, true or false."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Keys under which templates look for the reasoning before an answer."""
 
@@ -60,6 +62,11 @@ def says_something(turn: Turn) -> bool:
     return any(text and text.strip() for text in texts) or bool(turn.get("tool_calls"))
 
 
+def is_scored(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn is an answer that is not left out by its `weight` or `train`."""
+    return turn["role"] == "assistant" and all(turn.get(key, 1) for key in SCORED)
+
+
 def _turn(raw: Mapping[str, Any], roles: Mapping[str, str], where: str) -> Turn:
     kept = {k: v for k, v in raw.items() if v is not None}
     named = "from" if "from" in kept and "role" not in kept else "role"
@@ -77,9 +84,9 @@ def _turn(raw: Mapping[str, Any], roles: Mapping[str, str], where: str) -> Turn:
     content = _content(kept.get("value" if named == "from" else "content"), where)
     others = {k: v for k, v in kept.items() if k not in (named, "value", "content", *REASONING)}
     turn: Turn = {"role": role, "content": content, **others}
-    reasoning = next((kept[key] for key in REASONING if key in kept), None)
+    reasoning = _reasoning(kept, where)
     if reasoning is not None:
-        turn |= dict.fromkeys(REASONING, _text(reasoning, f"{where}: its reasoning"))
+        turn |= dict.fromkeys(REASONING, reasoning)
     if said == "function_call" and content is not None:
         turn |= {"content": None, "tool_calls": [_json(content, where)]}
     if "function_call" in turn:
@@ -88,7 +95,27 @@ def _turn(raw: Mapping[str, Any], roles: Mapping[str, str], where: str) -> Turn:
         turn["tool_calls"] = _calls(turn["tool_calls"], where)
     if content is None and not turn.get("tool_calls") and reasoning is None:
         raise UserError(f"{where}: has neither content nor tool calls; got {_shown(raw)}")
+    if role == "assistant":
+        _check_marks(turn, where)
     return turn
+
+
+def _check_marks(turn: Turn, where: str) -> None:
+    for key in SCORED:
+        if turn.get(key, 1) not in (0, 1):
+            raise UserError(
+                f"{where}: its '{key}' is {_shown(turn[key])}; wanted 1 or true for a scored "
+                "answer, 0 or false for context; a factor of the loss is a column of the row"
+            )
+
+
+def _reasoning(raw: Mapping[str, Any], where: str) -> str | None:
+    """The reasoning of a message, which may be under several keys if it is the same."""
+    found = [_text(raw[key], f"{where}: its reasoning") for key in REASONING if key in raw]
+    texts = {text for text in found if text.strip()}
+    if len(texts) > 1:
+        raise UserError(f"{where}: has different reasoning under two keys; keep one of them")
+    return next(iter(texts), found[0] if found else None)
 
 
 def _content(value: Any, where: str) -> str | None:
@@ -100,7 +127,7 @@ def _content(value: Any, where: str) -> str | None:
                 f"{where}: content has parts of type {', '.join(sorted(kinds - {'text'}))}; "
                 "only text can be trained on; drop the row or these parts"
             )
-        value = "".join(str(part.get("text") or "") for part in value)
+        value = "".join(_text(part.get("text"), f"{where}: the text of a part") for part in value)
     return value if value is None else _text(value, f"{where}: its content")
 
 
