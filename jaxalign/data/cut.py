@@ -53,7 +53,7 @@ def make_example(
     record: Record,
     sequences: Sequence[Encoded],
     limits: Limits,
-    bos: int | None,
+    front: Ids,
     names: Sequence[str],
     tally: Tally,
 ) -> Example | None:
@@ -63,7 +63,7 @@ def make_example(
       record: its columns and its place are read.
       sequences: its tokens, in the order of the responses.
       limits: limits of length.
-      bos: the token that a prompt keeps when it is cut on the left; None: it keeps none.
+      front: the tokens that a prompt which begins with them keeps when it is cut on the left.
       names: names of the responses, for the counts; further responses have the last one.
       tally: counts; increased.
 
@@ -80,7 +80,7 @@ def make_example(
         tally.dropped.add("too long", record.where)
         return None
     room = _room(sequences, limits)
-    kept = [_cut(sequence, room, limits.length, bos) for sequence in sequences]
+    kept = [_cut(sequence, room, limits.length, front) for sequence in sequences]
     scored = Counter()
     for cut in kept:
         scored[cut.response] += int(cut.scored.sum())
@@ -107,16 +107,16 @@ def _room(sequences: Sequence[Encoded], limits: Limits) -> int:
     return max(min(limits.prompt, limits.length - longest), 1)
 
 
-def _cut(sequence: Encoded, room: int, length: int, bos: int | None) -> _Cut:
-    """The prompt cut on the left, BOS kept, then the response on the right."""
+def _cut(sequence: Encoded, room: int, length: int, front: Ids) -> _Cut:
+    """The prompt cut on the left, its front kept, then the response on the right."""
     start = sequence.spans[0][0]
     prompt, rest = sequence.ids[:start], sequence.ids[start:]
     scored = np.zeros(len(rest), bool)
     for first, stop in sequence.spans:
         scored[first - start : stop - start] = True
     if len(prompt) > room:
-        last = prompt[-room:]
-        prompt = [prompt[0], *last[1:]] if prompt[0] == bos else last
+        kept = front[:room] if prompt[: len(front)] == front else []
+        prompt = kept + prompt[len(prompt) - room + len(kept) :]
     left = length - len(prompt)
     return _Cut(prompt, rest[:left], _predicted(scored[:left], prompt), sequence.response)
 

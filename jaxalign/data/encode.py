@@ -46,7 +46,8 @@ class Encoder:
 
     Attributes:
       tokenizer: the tokenizer.
-      bos: the id of BOS; None if there is none.
+      front: ids that a prompt of text begins with, and that a cut keeps: what the tokenizer puts in
+        front of a text, else BOS; empty if there is neither.
       stops: {text: id} of the tokens at which generation stops.
       template: a chat template instead of the tokenizer's; None: there is none.
     """
@@ -77,10 +78,12 @@ class Encoder:
         added = tokenizer.added_tokens_decoder
         self._added = {str(token): i for i, token in added.items()}
         self._special = {str(token): i for i, token in added.items() if token.special}
-        self.bos, eos = (
+        bos, eos = (
             token if isinstance(token, int) else None
             for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)
         )
+        self._prefix = _in_front(tokenizer)
+        self.front: Ids = self._prefix or ([] if bos is None else [bos])
         self._eos = None if eos is None else str(tokenizer.convert_ids_to_tokens(eos))
         ids = {*stops, *([] if eos is None else [eos])}
         self.stops = {str(tokenizer.convert_ids_to_tokens(i)): i for i in sorted(ids)}
@@ -88,13 +91,6 @@ class Encoder:
     def __getstate__(self) -> dict[str, Any]:
         """All but the compiled chat templates, which are compiled again where they are needed."""
         return {k: v for k, v in self.__dict__.items() if k != "_words"} | {"_drafters": {}}
-
-    @functools.cached_property
-    def _prefix(self) -> Ids:
-        """What the tokenizer puts in front of a text by itself: BOS or nothing."""
-        encoded: Any = self.tokenizer("a")
-        first = encoded["input_ids"][:1]
-        return [self.bos] if self.bos is not None and first == [self.bos] else []
 
     @property
     def _stop(self) -> re.Pattern[str]:
@@ -167,9 +163,10 @@ class Encoder:
         names = {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()}
         template = ChatTemplate(source, names | self._variables, self._now)
         if not self._stop.search(template.tail):
-            taught = self._control.search(template.tail)
+            others = _any_of(tuple(token for token in self._added if token.strip()))
+            taught = self._control.search(template.tail) or others.search(template.tail)
             if taught:
-                self.stops[taught[0]] = self._special[taught[0]]
+                self.stops[taught[0]] = self._added[taught[0]]
         end = self._eos or next(iter(self.stops), None)
         if end is None:
             raise TemplateError(
@@ -285,8 +282,8 @@ class Encoder:
     def _typed(self, found: Field) -> bool:
         """Whether somebody typed a control token; a text may begin with BOS and end with a stop."""
         if isinstance(found, str):
-            bos = "" if self.bos is None else str(self.tokenizer.convert_ids_to_tokens(self.bos))
-            inside = found.removeprefix(bos).rstrip()
+            front = "".join(map(str, self.tokenizer.convert_ids_to_tokens(self.front)))
+            inside = found.removeprefix(front).rstrip()
             end = next((stop for stop in self.stops if inside.endswith(stop)), "")
             return bool(self._control.search(inside.removesuffix(end)))
         return any(turn["content"] and self._control.search(turn["content"]) for turn in found)
@@ -335,7 +332,7 @@ class Encoder:
         return sum(start < end for start, _ in found["offset_mapping"])
 
     def _with_bos(self, ids: Ids) -> Ids:
-        return ids if ids[:1] == self._prefix else self._prefix + ids
+        return ids if ids[: len(self._prefix)] == self._prefix else self._prefix + ids
 
     @functools.cached_property
     def _words(self) -> Words | None:
@@ -353,6 +350,14 @@ def _named(where: str) -> Iterator[None]:
         yield
     except TemplateError as error:
         raise UserError(f"{where}: chat template: {error}") from None
+
+
+def _in_front(tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """The ids that the tokenizer puts in front of a text by itself: BOS, others or none."""
+    encoded: Any = tokenizer("a")
+    (plain,) = plain_ids(tokenizer, ["a"])
+    ids = encoded["input_ids"]
+    return next((ids[:i] for i in range(len(ids)) if ids[i : i + len(plain)] == plain), [])
 
 
 def _texts(draft: Draft) -> list[str]:

@@ -158,7 +158,7 @@ def inspect_examples(
         by_name.setdefault(_name(layout, r), []).append(values)
     named = {name: np.concatenate(values) for name, values in by_name.items()}
     measured = {"prompt": sizes.prompt, **named, "longest": sizes.longest, "whole": sizes.whole}
-    prompts, wholes = _keys(examples, encoder.bos)
+    prompts, wholes = _keys(examples, encoder.front)
     stopped = sum(_stopped(part, encoder.stops) for part in examples.parts)
     return Inspection(
         layout=layout.kind,
@@ -267,13 +267,13 @@ def _packing(loader: Loader, sizes: _Sizes) -> Packing:
     )
 
 
-def _keys(examples: Examples, bos: int | None) -> tuple[np.ndarray, np.ndarray]:
+def _keys(examples: Examples, front: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """[N] numbers that tell prompts apart, and [N] that tell examples apart.
 
     An empty prompt is 0, and so is the prompt of a row that the row's example before has too.
     """
     prompts, wholes = np.zeros((2, len(examples)), np.int64)
-    empty = {b"", np.array([bos] if bos is not None else [], np.int32).tobytes()}
+    empty = {b"", np.array(front, np.int32).tobytes()}
     n = 0
     for part in examples.parts:
         tokens = part.tokens[0 : int(part.bounds[-1])]

@@ -98,7 +98,7 @@ def tokenize_part(job: Job, rows: Rows) -> tuple[Part | None, RowCounts]:
     items = []
     while chunk := list(itertools.islice(records, CHUNK)):
         for record, sequences in job.encoder.encode(chunk, tally.noted):
-            made = make_example(record, sequences, job.limits, job.encoder.bos, names, tally)
+            made = make_example(record, sequences, job.limits, job.encoder.front, names, tally)
             items += [made] if made else []
     return Part.of(items) if items else None, tally.counts(len(items), names)
 
