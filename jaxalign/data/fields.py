@@ -26,6 +26,17 @@ Field = str | list[Turn]
 """A text, or the turns of a chat."""
 
 
+class Cell(str):
+    """A cell of a .csv file: a text, read as a number where a number is wanted."""
+
+    def number(self) -> float | str:
+        """The number; the text if it is none."""
+        try:
+            return self if "_" in self else float(self)
+        except ValueError:
+            return self
+
+
 def value(raw: Raw, name: str, where: str) -> Any:
     """A column of a record.
 
@@ -47,6 +58,7 @@ def number(raw: Raw, name: str, where: str) -> float:
       UserError: it is missing or of another kind.
     """
     found = value(raw, name, where)
+    found = found.number() if isinstance(found, Cell) else found
     # Over 3e38 a float32 is infinite; NaN compares as false.
     if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < 3e38:
         raise UserError(f"{where}: '{name}' is {str(found)[:40]!r}; wanted a finite number")
@@ -119,6 +131,8 @@ def label(found: Any, where: str) -> float:
     Raises:
       UserError: it is neither true, false, 1 nor 0.
     """
+    if isinstance(found, Cell):
+        found = {"true": 1, "false": 0}.get(found.lower(), found.number())
     if found not in (0, 1):
         raise UserError(f"{where}: 'label' is {found!r}; wanted true, false, 1 or 0")
     return float(found)

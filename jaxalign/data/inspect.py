@@ -216,7 +216,9 @@ def _kind(value: Any) -> str:
         return f"{len(value)} messages"
     if isinstance(value, list):
         return f"list of {len(value)}" + (f": {_kind(value[0])}, ..." if value else "")
-    names = {bool: "true or false", str: "text", int: "number", float: "number", dict: "object"}
+    if isinstance(value, str):
+        return "text"
+    names = {bool: "true or false", int: "number", float: "number", dict: "object"}
     return names.get(type(value), "null" if value is None else type(value).__name__)
 
 

@@ -116,7 +116,7 @@ def _repeats(record: Record) -> bool:
     asked, said = record.prompt, record.responses
     if isinstance(asked, list) and asked and asked[-1]["role"] == "assistant":
         asked = asked[-1]["content"] or ""
-        said = tuple(y[0]["content"] if y else "" for y in said)
+        said = tuple(y[0]["content"] if isinstance(y, list) and y else "" for y in said)
     if not isinstance(asked, str) or not asked.strip():
         return False
     return any(isinstance(y, str) and y.startswith(asked) for y in said)

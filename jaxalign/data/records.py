@@ -168,7 +168,7 @@ def _without_repeats(
     if names == PAIR and isinstance(prompt, str) and all(whole):
         chosen, rejected = responses
         record = _split_transcripts(chosen, rejected, where)
-        if record and prompt.strip() and not _contains(record.prompt, prompt):
+        if record and prompt.strip() and not _contains(_as_turns(record.prompt, "user"), prompt):
             raise UserError(
                 f"{where}: 'prompt' is no turn of the chats in 'chosen' and 'rejected', so what it "
                 "is for is unclear; remove it, or give it as a turn of both chats"

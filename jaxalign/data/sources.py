@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import gzip
+import io
 import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, near_miss
-from .fields import CHATS, COLUMNS
+from .fields import CHATS, Cell
 
 Row = tuple[str, dict[str, Any]]
 """Where a row is, for messages, and its columns."""
 JSON_COLUMNS = (*CHATS, "tools", "chat_template_kwargs")
 """Columns of a .csv file that hold JSON text."""
+MOST_CHARACTERS = 2**30
+"""The most of one cell of a .csv file."""
 
 
 def raw_records(path: str, split: str, *, streaming: bool = False) -> Iterator[Row]:
@@ -119,7 +124,8 @@ def _json(file: Path) -> Iterator[Row]:
             if first != b"[":
                 return _json_lines(file)
             stream.seek(0)
-            found = json.loads(stream.read().decode("utf-8-sig"))
+            text = stream.read().decode("utf-8-sig")
+            found = json.loads(text, object_pairs_hook=_object_of)
         except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
             raise UserError(f"{file}: not JSON ({error}); wanted a list of objects") from None
     rows = ((f"{file} entry {i}", record) for i, record in enumerate(found, 1))
@@ -128,10 +134,19 @@ def _json(file: Path) -> Iterator[Row]:
 
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object_of)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); one object a line is wanted") from None
     return _object(record, where)
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two equal keys, `json` would keep the last without a word."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the key {max(names, key=names.count)!r} twice")
+    return found
 
 
 def _object(record: Any, where: str) -> dict[str, Any]:
@@ -141,24 +156,48 @@ def _object(record: Any, where: str) -> dict[str, Any]:
 
 
 def _csv(file: Path) -> Iterator[Row]:
-    """Texts are not read as numbers; columns of chats and tools hold JSON text."""
-    from pyarrow import csv
+    """Every cell is a text, an empty one null; columns of chats and tools hold JSON text."""
+    csv.field_size_limit(MOST_CHARACTERS)
+    number = 0
+    with io.TextIOWrapper(_open(file), "utf-8-sig", newline="") as stream:
+        rows = csv.reader(stream, strict=True)
+        try:
+            names = next(rows, [])
+            _check_names(names, file)
+            for number, cells in enumerate(filter(None, rows), 1):
+                where = f"{file} row {number}"
+                if len(cells) != len(names):
+                    raise UserError(
+                        f"{where}: number of cells is {len(cells)}; the first line names "
+                        f"{len(names)} columns; put a text with commas or line breaks in quotes"
+                    )
+                given = zip(names, cells, strict=True)
+                yield where, {k: _from_text(k, Cell(v), where) if v else None for k, v in given}
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not UTF-8 ({error.reason}); save it as UTF-8") from None
+        except csv.Error as error:
+            raise UserError(
+                f"{file} row {number + 1}: not CSV ({error}); put a text with commas, quotes or "
+                'line breaks in quotes, and write a quote in it as ""'
+            ) from None
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(
+                f"{file} row {number + 1}: not a whole gzip file ({error}); fetch it again"
+            ) from None
 
-    texts = dict.fromkeys((*COLUMNS, *JSON_COLUMNS), "string")
-    del texts["label"]
-    options = {
-        "parse_options": csv.ParseOptions(newlines_in_values=True),
-        "convert_options": csv.ConvertOptions(column_types=texts, strings_can_be_null=True),
-    }
-    for where, row in _arrow_rows(file, lambda: csv.open_csv(file, **options)):
-        yield where, {k: _from_text(k, v, where) for k, v in row.items()}
+
+def _check_names(names: Sequence[str], file: Path) -> None:
+    """Refuse columns of the same name, of which a row would have only the last."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"{file}: has two columns {twice!r}; rename or remove one of them")
 
 
-def _from_text(name: str, value: Any, where: str) -> Any:
-    if name not in JSON_COLUMNS or not isinstance(value, str):
-        return value
+def _from_text(name: str, cell: Cell, where: str) -> Any:
+    if name not in JSON_COLUMNS:
+        return cell
     try:
-        return json.loads(value)
+        return json.loads(cell, object_pairs_hook=_object_of)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: '{name}' is not JSON ({error})") from None
 
@@ -188,14 +227,21 @@ def _arrow_rows(file: Path, batches: Callable[[], Iterable[Any]]) -> Iterator[Ro
     import pyarrow
 
     try:
-        records = itertools.chain.from_iterable(part.to_pylist() for part in batches())
-        for number, record in enumerate(records, 1):
-            yield f"{file} row {number}", _without_nulls(record)
+        number = 0
+        for part in batches():
+            _check_names(part.schema.names, file)
+            for record in part.to_pylist():
+                number += 1
+                yield f"{file} row {number}", _inner_without_nulls(record)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(
             f"{file}: not a whole {file.suffix[1:]} file ({text}); fetch it again"
         ) from None
+
+
+def _inner_without_nulls(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _without_nulls(v) for k, v in record.items()}
 
 
 def _without_nulls(value: Any) -> Any:
@@ -240,7 +286,7 @@ def _loaded(path: str, split: str, load: Callable[[], Any]) -> Any:
 
 def _datasets(path: str, split: str, load: Callable[[], Any]) -> Iterator[Row]:
     for number, record in enumerate(_loaded(path, split, load), 1):
-        yield f"{path} [{split}] row {number}", _without_nulls(record)
+        yield f"{path} [{split}] row {number}", _inner_without_nulls(record)
 
 
 FILES: dict[str, Callable[[Path], Iterator[Row]]] = {

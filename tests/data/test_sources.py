@@ -19,6 +19,10 @@ ROWS = [
     {"prompt": "12", "completion": 'a, "b"\nc', "label": True, "margin": 0.5},
     {"prompt": "Q", "completion": "d", "label": False, "margin": 2.0},
 ]
+CELLS = [
+    {"prompt": "12", "completion": 'a, "b"\nc', "label": "true", "margin": "0.5"},
+    {"prompt": "Q", "completion": "d", "label": "false", "margin": "2"},
+]
 CHAT = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "name": "me"}]
 
 
@@ -83,7 +87,8 @@ def rows_of(path, split="train"):
 @pytest.mark.parametrize(("name", "write"), KINDS)
 def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, write):
     write(tmp_path / name)
-    assert rows_of(tmp_path / name) == ROWS
+    wanted = CELLS if name == "a.csv" else ROWS
+    assert rows_of(tmp_path / name) == wanted
     (first, _), (second, _) = raw_records(str(tmp_path / name), "")
     assert first.startswith(f"{tmp_path / name} ")
     assert (first[-1], second[-1]) == ("1", "2")
@@ -151,7 +156,17 @@ def test_json_text_in_a_csv_file_is_read(tmp_path):
         ("a.json", b"[{}, 3]", "a.json entry 2: got a JSON int; wanted an object"),
         ("a.json", b"[{", "a.json: not JSON"),
         ("a.json", "[{}]".encode("utf-16"), "a.json line 1: not JSON"),
-        ("a.csv", b"prompt,text\na\n", "a.csv: not a whole csv file"),
+        ("a.csv", b"prompt,text\na,b\na\n", "a.csv row 2: number of cells is 1; the first line"),
+        (
+            "a.csv",
+            b'prompt,text\na,"b\nc,d\n',
+            "a.csv row 1: not CSV .unexpected end of data.; put",
+        ),
+        ("a.csv", b"prompt,prompt\na,b\n", "a.csv: has two columns 'prompt'; rename or remove"),
+        ("a.csv", "prompt\né\n".encode("latin-1"), "a.csv: not UTF-8 .*; save it as UTF-8"),
+        ("a.csv.gz", gzip.compress(b"prompt\na\n")[:-9], "row 2: not a whole gzip file"),
+        ("a.jsonl", b'{"a": 1, "a": 2}', "a.jsonl line 1: not JSON .it has the key 'a' twice"),
+        ("a.json", b'[{"a": 1, "a": 2}]', "a.json: not JSON .it has the key 'a' twice"),
         ("a.csv", b"messages\n[{\n", "a.csv row 1: 'messages' is not JSON"),
         ("a.arrow", b"nonsense", "a.arrow: not a whole arrow file"),
         ("a.parquet", b"PAR1", "a.parquet: not a whole parquet file"),
@@ -162,3 +177,64 @@ def test_a_broken_file_is_named(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
         rows_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["007", "1e5", "NaN", "null", "NA", "true", "2020-01-01", "1_0"])
+def test_a_text_of_a_csv_file_stays_the_text_under_every_name(tmp_path, text):
+    (tmp_path / "a.csv").write_text(f"question,completion\n{text},{text}\n")
+    path = str(tmp_path / "a.csv")
+    settings = Data(path=path, columns={"prompt": "question"})
+    (record,) = read_records(settings, path, "", layouts.DEMOS, Tally())
+    assert (record.prompt, record.responses) == (text, (text,))
+
+
+def test_a_cell_of_a_csv_file_may_be_long(tmp_path):
+    (tmp_path / "a.csv").write_text("text\n" + "ab " * 700_000)
+    assert len(rows_of(tmp_path / "a.csv")[0]["text"]) == 2_100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "label"), [("true", 1), ("False", 0), ("1", 1), ("0", 0), ("1.0", 1)]
+)
+def test_a_cell_of_a_csv_file_is_read_as_a_label(tmp_path, text, label):
+    (tmp_path / "a.csv").write_text(f"prompt,completion,label\nQ,yes,{text}\n")
+    path = str(tmp_path / "a.csv")
+    (record,) = read_records(Data(path=path), path, "", layouts.LABELED, Tally())
+    assert record.label == label
+
+
+@pytest.mark.parametrize(("text", "weight"), [("2", 2), ("2.5e-1", 0.25), ("", 1)])
+def test_a_cell_of_a_csv_file_is_read_as_a_weight(tmp_path, text, weight):
+    (tmp_path / "a.csv").write_text(f"prompt,completion,weight\nQ,yes,{text}\n")
+    path = str(tmp_path / "a.csv")
+    (record,) = read_records(Data(path=path), path, "", layouts.DEMOS, Tally())
+    assert record.weight == weight
+
+
+@pytest.mark.parametrize("text", ["NaN", "NA", "inf", "heavy", "1_0"])
+def test_a_cell_of_a_csv_file_that_is_no_number_is_refused_as_a_weight(tmp_path, text):
+    (tmp_path / "a.csv").write_text(f"prompt,completion,weight\nQ,yes,1\nQ,yes,{text}\n")
+    path = str(tmp_path / "a.csv")
+    with pytest.raises(UserError, match=r"row 2: 'weight' is .*; wanted a finite number"):
+        list(read_records(Data(path=path), path, "", layouts.DEMOS, Tally()))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.csv", "a.jsonl"])
+def test_a_null_in_a_renamed_column_counts_as_absent(tmp_path, name):
+    rows = [{"text": "a", "w": None}, {"text": "b", "w": 2.0}]
+    writers = {"a.csv": csv.write_csv, "a.parquet": parquet.write_table}
+    if name in writers:
+        writers[name](pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_text(lines(rows))
+    path = str(tmp_path / name)
+    settings = Data(path=path, columns={"weight": "w"})
+    records = read_records(settings, path, "", layouts.DEMOS, Tally())
+    assert [record.weight for record in records] == [1, 2]
+
+
+def test_two_columns_of_one_name_in_a_table_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet: has two columns 'text'; rename or remove"):
+        rows_of(tmp_path / "a.parquet")
