@@ -275,12 +275,16 @@ def _from_hub(path: str, split: str, streaming: bool) -> Any:
 
 
 def _loaded(path: str, split: str, load: Callable[[], Any]) -> Any:
+    from datasets.exceptions import DatasetsError
+
     try:
         return load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DatasetsError) as error:
+        # A file of a folder that cannot be read is only the cause of what `datasets` raises.
+        text = " ".join(str(error.__cause__ or error).split())[:300]
         raise UserError(
             f"{path}: no such file, and as a folder or a data set of the hub, split '{split}': "
-            f"{error}; give a {', '.join(FILES)} file, or the name and split of a data set"
+            f"{text}; give a {', '.join(FILES)} file, or the name and split of a data set"
         ) from None
 
 

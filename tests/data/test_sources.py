@@ -238,3 +238,10 @@ def test_two_columns_of_one_name_in_a_table_are_refused(tmp_path):
     parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a.parquet: has two columns 'text'; rename or remove"):
         rows_of(tmp_path / "a.parquet")
+
+
+def test_a_broken_file_in_a_folder_is_an_error_with_its_cause(tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.csv").write_text('text,label\n1,2\n"open\n')
+    with pytest.raises(UserError, match="broken: no such file, and as a folder .* EOF inside str"):
+        rows_of(tmp_path / "broken")
