@@ -78,7 +78,7 @@ def _is_glob(path: str) -> bool:
 
 
 def _matching(path: str) -> list[str]:
-    found = sorted(glob.glob(path, recursive=True))
+    found = sorted(name for name in glob.glob(path, recursive=True) if Path(name).is_file())
     if not found:
         raise UserError(f"{path}: no file has such a name; looked in {Path.cwd()}")
     return found

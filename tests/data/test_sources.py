@@ -10,7 +10,7 @@ from pyarrow import csv, ipc, parquet
 
 from jaxalign.core import layouts
 from jaxalign.data.read import read_records
-from jaxalign.data.sources import raw_records
+from jaxalign.data.sources import local_files, raw_records
 from jaxalign.data.tally import Tally
 from jaxalign.errors import UserError
 from jaxalign.settings import Data
@@ -97,6 +97,8 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name, write):
 def test_a_glob_is_read_in_the_order_of_names(tmp_path):
     for name, row in zip(("b", "a"), ROWS, strict=True):
         (tmp_path / f"{name}.jsonl").write_text(lines([row]))
+    (tmp_path / "folder.jsonl").mkdir()
+    assert [file.name for file in local_files(str(tmp_path / "*")) or ()] == ["a.jsonl", "b.jsonl"]
     assert rows_of(tmp_path / "*.jsonl") == ROWS[::-1]
     with pytest.raises(UserError, match=r"\*\.csv: no file has such a name"):
         rows_of(tmp_path / "*.csv")
@@ -243,5 +245,5 @@ def test_two_columns_of_one_name_in_a_table_are_refused(tmp_path):
 def test_a_broken_file_in_a_folder_is_an_error_with_its_cause(tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.csv").write_text('text,label\n1,2\n"open\n')
-    with pytest.raises(UserError, match="broken: no such file, and as a folder .* EOF inside str"):
+    with pytest.raises(UserError, match=r"broken: no such file, and as a folder .* EOF inside str"):
         rows_of(tmp_path / "broken")
