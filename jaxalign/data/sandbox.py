@@ -61,18 +61,20 @@ class Environment(ImmutableSandboxedEnvironment):
             "raise_exception": _raise,
             "strftime_now": lambda form: now.strftime(str(form)),
         }
+        self._late = False
         self.begin()
 
     def begin(self) -> None:
-        """Start the clock of a rendering."""
+        """Start the clock of a rendering; a template that was late is not tried a second time."""
+        _refuse_if_late(self._late)
         self._deadline, self._written = time.monotonic() + SECONDS, 0
 
     def tick(self, written: int = 0) -> None:
         """Stop a rendering that is late or long; every turn of a loop and every call does so."""
         self._written += written
         _refuse_if(self._written > SIZE)
-        if time.monotonic() > self._deadline:
-            raise UnboundedError(f"takes more than {SECONDS:g} s")
+        self._late = time.monotonic() > self._deadline
+        _refuse_if_late(self._late)
 
     def joined(self, values: Iterable[Any]) -> str:
         """The texts of some values, one after another."""
@@ -217,6 +219,11 @@ def _sized(value: Any) -> Any:
 def _refuse_if(large: bool) -> None:
     if large:
         raise UnboundedError(f"makes a value of more than {SIZE:,} characters, elements or digits")
+
+
+def _refuse_if_late(late: bool) -> None:
+    if late:
+        raise UnboundedError(f"takes more than {SECONDS:g} s")
 
 
 def _raise(message: str) -> None:

@@ -1,7 +1,10 @@
 """The bounds of what a chat template may compute."""
 
+import time
+
 import pytest
 
+from jaxalign.data import sandbox
 from jaxalign.data.template import ChatTemplate, TemplateError
 
 CHAT = [{"role": "user", "content": "Hi"}]
@@ -52,3 +55,14 @@ def test_texts_are_laid_out_as_in_jinja():
         "{{ '%3d%%' % 7 }}"
     )
     assert rendered(source) == "a\n  b| a |abc\ndef|a  |1.2|  é{x}|  7%"
+
+
+def test_a_template_without_end_is_stopped_once(monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
+    endless = "{% for i in range(9999) %}" * 3 + "{% endfor %}" * 3
+    template = ChatTemplate(endless)
+    began = time.monotonic()
+    for _ in range(9):
+        with pytest.raises(TemplateError, match=r"takes more than 0\.5 s"):
+            template.render(CHAT)
+    assert time.monotonic() - began < 2
