@@ -1,7 +1,8 @@
 """The command line: arguments, printing, logging and exit codes; each command is one call of `api`.
 
 Exit codes: 0 done; 1 the run failed (a full disk, a loss of NaN); 2 a mistake in the input;
-130 interrupted (Ctrl-C); 143 stopped by SIGTERM. Training saves its state before 130 and 143.
+130 interrupted (Ctrl-C); 141 the reader of the output closed the pipe; 143 stopped by SIGTERM.
+Training saves its state before 130 and 143.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import RunError, UserError, near_miss
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
 RECIPE = "recipe: a YAML file, or `quickstart`; `RECIPE --help` lists its settings as flags"
 
@@ -34,7 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Orbax logs with a traceback what it then raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        return _dispatch(argv)
+        try:
+            return _dispatch(argv)
+        finally:
+            print(end="", flush=True)  # so that a closed pipe is met here, not at exit
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as e:
         print(f"jaxalign: {e}", file=sys.stderr)
         return 2
@@ -252,7 +262,7 @@ def _inspect(argv: list[str]) -> int:
     if own.json:
         print(json.dumps(found.to_json(), default=str))
     else:
-        Console(soft_wrap=True, highlight=False).print(shown)
+        _show(Console(soft_wrap=True, highlight=False), shown)
     return 0
 
 
@@ -267,9 +277,16 @@ def _report(argv: list[str]) -> int:
 
     # Not by `Run`, which needs a recipe: a damaged run has a report too.
     page = write_report(Path(own.run))
-    Console().print(terminal(Path(own.run)))
+    _show(Console(), terminal(Path(own.run)))
     print(f"report: {page}")
     return 0
+
+
+def _show(console: Console, shown: RenderableType) -> None:
+    """Print by `print`: where nobody reads the output, a console would end the program with 1."""
+    with console.capture() as captured:
+        console.print(shown)
+    print(captured.get(), end="")
 
 
 def _table(metrics: dict[str, float]) -> str:

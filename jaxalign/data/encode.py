@@ -233,6 +233,8 @@ class Encoder:
         said = (record.prompt, *record.responses)
         if not isinstance(record.prompt, str):
             noted.add(RENDERED, record.where)
+        if record.tools and not self._shows_tools(record):
+            noted.add("tools that are not in the text", record.where)
         if any(self._typed(x) for x in said):
             noted.add("control tokens in the text", record.where)
         return out
@@ -244,13 +246,20 @@ class Encoder:
             drafter = self.drafter(record.tools)
             chat = Chat(prompt, record.tools, record.variables)
             drafts = drafter.drafts(chat, response, only_last=self._only_last)
-        if between := drafter.template.between.strip():
-            begins = [draft.text[a:b].lstrip() for draft in drafts for a, b in draft.spans]
-            learned = any(text.startswith(between) for text in begins)
-            if learned:
-                what = f"learns {between!r}, which the template writes before an answer"
-                noted.add(what, record.where)
+        between = drafter.template.between.strip()
+        for text in dict.fromkeys(text for draft in drafts for text in draft.learned):
+            what = f"{between!r}, which" if text == between else "text that"
+            noted.add(f"learns {what} the template writes before an answer", record.where)
         return drafts
+
+    def _shows_tools(self, record: Record) -> bool:
+        """Whether the text of a record has its tools."""
+        prompt, response = record.prompt, record.responses[0]
+        if isinstance(prompt, str) or isinstance(response, str):
+            return False
+        with _named(record.where):
+            chat = Chat(prompt, record.tools, record.variables)
+            return self.drafter(record.tools).shows_tools(chat, response)
 
     def _text_draft(
         self, record: Record, r: int, prompt: str, response: str, noted: Reasons

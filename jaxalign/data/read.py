@@ -22,6 +22,8 @@ FURTHER = (
 """Columns that a row may have next to those that say what kind of record it is."""
 OWN = ("label", "weight")
 """Columns of a batch that are not read by their name: the layout's label, the packer's weight."""
+LEAST = 1e-30
+"""The smallest weight but 0: a loss times a smaller one is 0 in float32."""
 
 
 def read_records(
@@ -43,6 +45,7 @@ def fit_records(
     layout: Layout,
     tally: Tally,
     columns: Collection[str] = (),
+    stops: Collection[str] = (),
 ) -> Iterator[Record]:
     """The records of a data set, one for each example of a layout.
 
@@ -52,6 +55,7 @@ def fit_records(
       layout: the responses of an example.
       tally: counts of the rows; increased as they are read.
       columns: what the objective reads besides responses; of these, `OWN` are not in the file.
+      stops: texts of the stop tokens; a response that is only one of them is empty.
 
     Raises:
       UserError: the data set is missing or broken, or a row does not fit the layout or lacks a
@@ -64,7 +68,7 @@ def fit_records(
         raw = renamed(row, settings.columns, where)
         for record in fit_row(raw, where, settings, fit, tally, columns):
             width = _checked_width(record, layout, width)
-            if _all_filled(record, settings.skip_empty):
+            if _all_filled(record, settings.skip_empty, stops):
                 yield fit.prompts(record) if fit.prompts else record
             else:
                 tally.dropped.add("empty response", where)
@@ -92,6 +96,8 @@ def fit_row(
     weight = number(raw, "weight", where) if "weight" in raw else 1.0
     if weight < 0:
         raise UserError(f"{where}: 'weight' is {weight:g}; wanted 0 or more")
+    if 0 < weight < LEAST:
+        raise UserError(f"{where}: 'weight' is {weight:g}; wanted 0, or at least {LEAST:g}")
     if weight == 0:
         tally.dropped.add("weight is 0", where)
         return
@@ -187,7 +193,7 @@ def _checked_width(record: Record, layout: Layout, width: int | None) -> int:
     return count
 
 
-def _all_filled(record: Record, skip_empty: bool) -> bool:
+def _all_filled(record: Record, skip_empty: bool, stops: Collection[str]) -> bool:
     """Whether every response says something.
 
     Raises:
@@ -195,10 +201,10 @@ def _all_filled(record: Record, skip_empty: bool) -> bool:
     """
     for name, response in zip(record.names, record.responses, strict=True):
         if isinstance(response, str):
-            filled = bool(response.strip())
+            filled = response.strip() not in ("", *stops)
         else:
             answers = [turn for turn in response if turn["role"] == "assistant"]
-            filled = bool(answers) and all(map(says_something, answers))
+            filled = bool(answers) and all(says_something(turn, stops) for turn in answers)
         if not filled:
             if skip_empty:
                 return False

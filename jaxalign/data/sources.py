@@ -271,7 +271,30 @@ def _from_disk(path: str, split: str) -> Any:
 def _from_hub(path: str, split: str, streaming: bool) -> Any:
     import datasets
 
+    if Path(path).is_dir():
+        _check_folder(Path(path), datasets.load_dataset_builder(path).config.data_files)
     return datasets.load_dataset(path, split=split, streaming=streaming)
+
+
+def _check_folder(folder: Path, read: Mapping[str, Iterable[str]] | None) -> None:
+    """Refuse a folder of which `datasets` reads some files only: the most common type, its splits.
+
+    Raises:
+      ValueError: names a file that is in no split.
+    """
+    card = folder / "README.md"
+    if read is None or (card.exists() and "configs:" in card.read_text(errors="replace")):
+        return  # the card says which files to read
+    found = {Path(file) for files in read.values() for file in files}
+    for file in sorted(folder.rglob("*")):
+        parts = file.relative_to(folder).parts
+        if any(part.startswith((".", "__", "dataset_info")) for part in parts):
+            continue
+        if file.name.endswith(tuple(FILES)) and file.absolute() not in found:
+            raise ValueError(
+                f"{file.name} is of another type than most files, or its name is of no split, so "
+                f"it would not be read; move it, or give a glob, as {folder}/*{file.suffix}"
+            )
 
 
 def _loaded(path: str, split: str, load: Callable[[], Any]) -> Any:

@@ -22,6 +22,8 @@ class Draft(NamedTuple):
     """Scored characters; each span but the last ends with a stop token."""
     end: str | None
     """The stop token to append; None: the text ends with one."""
+    learned: tuple[str, ...] = ()
+    """Scored texts that the chat template writes before answers."""
 
 
 class Chat(NamedTuple):
@@ -98,6 +100,19 @@ class Drafter:
         _check_context(chat, turns[-1].whole)
         return self._joined(given, turns) or [turn.draft for turn in turns]
 
+    def shows_tools(self, prompt: Chat, response: Turns) -> bool:
+        """Whether the text of a chat depends on its tools.
+
+        Raises:
+          TemplateError: the template refuses or fails on the chat.
+        """
+        turns = [*prompt.turns, *response]
+        try:
+            bare = self._render(prompt._replace(tools=None), turns)
+        except TemplateError:  # it reads them, then
+            return True
+        return self._render(prompt, turns).text != bare.text
+
     def _turn(self, chat: Chat, k: int, begun: Turn | None) -> _Drafted:
         """Turn k as the last one of its chat; `begun` is the part of it that is context."""
         turn, whole = chat.turns[k], self._render(chat, chat.turns[: k + 1])
@@ -123,7 +138,8 @@ class Drafter:
         if self.template.marked:
             spans = _within(_marks(whole, text, opening), text, start, at, stop)
         end = None if at < stop else self._end_of(turn)
-        return _Drafted(Draft(text[:stop], spans, end), text, len(before))
+        learned = self._learned(turn, text[spans[0][0] : stop])
+        return _Drafted(Draft(text[:stop], spans, end, learned), text, len(before))
 
     def _before(self, chat: Chat, k: int, whole: str) -> str:
         """What a sampler is given before turn k of a chat whose turns so far are `whole`."""
@@ -184,6 +200,20 @@ class Drafter:
         end = len(text.removesuffix(blank) if blank else text)
         return end, end
 
+    def _learned(self, turn: Turn, scored: str) -> tuple[str, ...]:
+        """The scored text that the template writes before an answer, at most one.
+
+        Before a tool call or reasoning, only what it writes before every answer: its marks of calls
+        and reasoning are what a sampler emits.
+        """
+        between = self.template.between.strip()
+        if between and scored.lstrip().startswith(between):
+            return (between,)
+        if turn.get("tool_calls") or turn.get("reasoning_content"):
+            return ()
+        lead = scored[: max(scored.find((turn["content"] or "").strip()), 0)].strip()
+        return (lead,) if lead else ()
+
     def _end_of(self, turn: Turn) -> str:
         """The stop token of a turn that ends without: what a next turn begins with, or the end."""
         following = self.template.following(call=bool(turn.get("tool_calls"))).lstrip()
@@ -203,7 +233,7 @@ class Drafter:
         """The one draft of several turns; None if they are not the same in the whole chat."""
         whole, spans = turns[-1].whole, []
         for turn in turns:
-            text, (*inner, (start, stop)), end = turn.draft
+            text, (*inner, (start, stop)), end, _ = turn.draft
             if not whole.startswith(text) or not whole.startswith(turn.whole[: turn.before]):
                 return None
             if end and turn is not turns[-1]:
@@ -212,7 +242,8 @@ class Drafter:
                 stop += len(end)
             spans += [*inner, (start, stop)]
         last = turns[-1].draft
-        return [Draft(last.text, tuple(spans), last.end)]
+        learned = tuple(text for turn in turns for text in turn.draft.learned)
+        return [Draft(last.text, tuple(spans), last.end, learned)]
 
     def _begun(self, chat: Chat, before: Turns, turn: Turn) -> str:
         """The text of a chat whose last turn, an assistant's, is to be continued."""

@@ -32,6 +32,15 @@ class Tally:
     prompt_cut: int = 0
     response_cut: Counter[str] = dataclasses.field(default_factory=Counter)
 
+    @property
+    def cuts(self) -> tuple[int, Counter[str]]:
+        """The counts of prompts and responses that were cut."""
+        return self.prompt_cut, self.response_cut.copy()
+
+    @cuts.setter
+    def cuts(self, counts: tuple[int, Counter[str]]) -> None:
+        self.prompt_cut, self.response_cut = counts
+
     def counts(self, kept: int, names: Sequence[str]) -> RowCounts:
         """The counts of a data set with this many examples and these names of responses."""
         cut = {name: self.response_cut[name] for name in names}

@@ -15,7 +15,7 @@ from ..settings import Data
 from .borrow import borrowed_parts, with_cut
 from .cut import Limits, make_example
 from .encode import Encoder
-from .examples import RowCounts
+from .examples import Example, RowCounts
 from .fields import Raw
 from .read import fit_records
 from .sources import raw_records
@@ -94,13 +94,36 @@ class Job(NamedTuple):
 def tokenize_part(job: Job, rows: Rows) -> tuple[Part | None, RowCounts]:
     """The examples of some rows, None if none are left, and what became of the rows."""
     tally, names = Tally(), job.layout.responses
-    records = iter(fit_records(job.settings, rows, job.layout, tally, job.columns))
-    items = []
+    job.encoder.all_stops()
+    stops = job.encoder.stops
+    records = iter(fit_records(job.settings, rows, job.layout, tally, job.columns, stops))
+    items: list[Example] = []
+    place, cuts = "", tally.cuts
     while chunk := list(itertools.islice(records, CHUNK)):
         for record, sequences in job.encoder.encode(chunk, tally.noted):
+            if record.where != place:
+                place, cuts = record.where, tally.cuts
             made = make_example(record, sequences, job.limits, job.encoder.front, names, tally)
-            items += [made] if made else []
+            if made and items and _is_pair_of_equals(items[-1], made):
+                items.pop()
+                tally.cuts = cuts
+                tally.dropped.add("identical responses", place)
+            elif made:
+                items.append(made)
     return Part.of(items) if items else None, tally.counts(len(items), names)
+
+
+def _is_pair_of_equals(first: Example, second: Example) -> bool:
+    """Whether two examples are the responses of one row, and equal, maybe after a cut."""
+    return (
+        first.where == second.where
+        and np.array_equal(first.prompt, second.prompt)
+        and len(first.branches) == len(second.branches)
+        and all(
+            np.array_equal(a.ids, b.ids)
+            for a, b in zip(first.branches, second.branches, strict=True)
+        )
+    )
 
 
 def in_parts(rows: Iterable[tuple[str, Raw]], limit: int | None) -> Iterator[Rows]:

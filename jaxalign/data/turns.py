@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import UserError
@@ -56,10 +56,11 @@ def content_of(turns: list[Turn]) -> str:
     return "\n\n".join(turn["content"] for turn in turns if turn["content"])
 
 
-def says_something(turn: Turn) -> bool:
-    """Whether a turn has content, a tool call or reasoning."""
-    texts = (turn["content"], *(turn.get(key) for key in REASONING))
-    return any(text and text.strip() for text in texts) or bool(turn.get("tool_calls"))
+def says_something(turn: Turn, stops: Collection[str] = ()) -> bool:
+    """Whether a turn has content that is not only a stop token, a tool call or reasoning."""
+    texts = (turn["content"] or "", *(turn.get(key, "") for key in REASONING))
+    said = any(text.strip() not in ("", *stops) for text in texts)
+    return said or bool(turn.get("tool_calls"))
 
 
 def is_scored(turn: Mapping[str, Any]) -> bool:

@@ -213,3 +213,14 @@ def test_compiled_programs_are_kept_next_to_the_run_unless_told_otherwise(tmp_pa
     assert compile_cache_folder(Run(dir=run)) == "/theirs"
     assert compile_cache_folder(Run(dir=run, compile_cache="/mine")) == "/mine"
     assert compile_cache_folder(Run(dir=run, compile_cache="off")) is None
+
+
+def test_a_command_whose_output_nobody_reads_ends_quietly(compile_cache):
+    with subprocess.Popen(
+        h.command("train", "--help"),
+        env=h.environment(compile_cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)

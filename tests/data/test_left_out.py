@@ -125,3 +125,51 @@ def test_a_null_under_the_other_name_of_a_column_is_not_replaced(tmp_path):
     row = {"prompt": "P", "question": None, "text": "Hi"}
     record = one_record(tmp_path, row, layouts.DEMOS, columns={"prompt": "question"})
     assert record.prompt == ""
+
+
+def test_tools_that_a_template_does_not_show_are_noted():
+    row = PAIR | {"tools": [{"type": "function", "function": {"name": "look"}}]}
+    what = "tools that are not in the text"
+    assert load(row).counts.noted[what] == 1
+    assert load({"prompt": "Q", "completion": " A"} | row, layout=layouts.PAIRS).counts.noted[what]
+    shows = template("{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML)
+    assert what not in load(row, tokenizer=shows).counts.noted
+
+
+@pytest.mark.parametrize("response", [END, f" {END}\n", [bot(END)]])
+def test_a_response_that_is_only_a_stop_token_is_empty(response):
+    with pytest.raises(UserError, match="row 1: 'chosen' is empty"):
+        load(PAIR | {"chosen": response})
+    counts = load(PAIR | {"chosen": response}, PAIR, skip_empty=True).counts
+    assert counts.dropped == {"empty response": 1}
+
+
+def test_a_weight_that_is_about_0_in_float32_is_refused():
+    with pytest.raises(UserError, match="row 1: 'weight' is 1e-40; wanted 0, or at least 1e-30"):
+        load(PAIR | {"weight": 1e-40})
+
+
+def test_a_pair_that_a_cut_makes_equal_gives_no_labeled_examples():
+    alike = {"prompt": "Q", "chosen": " yes" * 9 + " Hi", "rejected": " yes" * 9 + " no"}
+    found = load(alike, alike | {"rejected": " no"}, layout=layouts.LABELED, max_length=8)
+    assert found.counts.dropped == {"identical responses": 1}
+    assert [item.columns["label"] for item in found] == [1, 0]
+    assert found.counts.response_cut == {"response": 1}
+
+
+AGAIN = (
+    "{% for m in messages %}{% if m.role == 'user' %}U: {{ m.content }}\n{% else %}"
+    "{% if loop.index0 and messages[loop.index0 - 1].role != 'user' %}(again) {% endif %}"
+    "A: {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and messages[-1].role == 'user' %}A: {% endif %}"
+)
+
+
+def test_a_header_that_no_generation_prompt_writes_is_noted():
+    what = "learns text that the template writes before an answer"
+    row = {"messages": [user("Hi"), bot("yes"), bot("no")]}
+    counts = load(row, layout=layouts.DEMOS, tokenizer=template(AGAIN)).counts
+    assert counts.noted[what] == 1
+    row["messages"].insert(2, user("you"))
+    counts = load(row, layout=layouts.DEMOS, tokenizer=template(AGAIN)).counts
+    assert what not in counts.noted

@@ -247,3 +247,14 @@ def test_a_broken_file_in_a_folder_is_an_error_with_its_cause(tmp_path):
     (tmp_path / "broken" / "a.csv").write_text('text,label\n1,2\n"open\n')
     with pytest.raises(UserError, match=r"broken: no such file, and as a folder .* EOF inside str"):
         rows_of(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("other", ["b.csv", "more/b.jsonl"])
+def test_a_folder_of_which_datasets_would_read_only_some_files_is_refused(tmp_path, other):
+    (tmp_path / "more").mkdir()
+    for name in ("train.jsonl", "dataset_info.json", ".hidden.csv", other):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    with pytest.raises(UserError, match=r"b\.(csv|jsonl) is of another type .* give a glob"):
+        list(raw_records(str(tmp_path), "train"))
+    (tmp_path / other).unlink()
+    assert [row for _, row in raw_records(str(tmp_path), "train")] == [{"text": "a"}]
