@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import UserError, near_miss
@@ -93,11 +93,22 @@ def for_template(raw: Raw, where: str) -> dict[str, Any]:
       UserError: a column is of the wrong kind.
     """
     found: dict[str, Any] = {}
-    if "tools" in raw:
-        found["tools"] = read_json(raw["tools"], list, f"{where}: 'tools'")
+    # Templates test whether tools are given, some by `is not none`; an empty list gives none.
+    if "tools" in raw and (tools := read_json(raw["tools"], list, f"{where}: 'tools'")):
+        found["tools"] = tools
     if VARIABLES in raw:
         found["variables"] = read_json(raw[VARIABLES], dict, f"{where}: '{VARIABLES}'")
     return found
+
+
+def template_columns(tools: Sequence[Any] | None, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns from which `for_template` reads these values; no column for nothing.
+
+    Args:
+      tools: schemas of functions.
+      variables: what the chat template may read besides.
+    """
+    return {name: found for name, found in (("tools", tools), (VARIABLES, variables)) if found}
 
 
 def _recognize(raw: Raw, where: str, roles: Roles) -> Record | None:

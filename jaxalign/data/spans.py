@@ -303,20 +303,31 @@ def _within(
 
 
 def _check_context(chat: Turns, whole: str) -> None:
-    """Refuse a text that leaves out a turn of another than the assistant."""
+    """Refuse a text that leaves out a turn."""
     squeezed = None
-    for turn in chat:
-        content = turn["content"] or ""
-        if turn["role"] == "assistant" or content.strip() in whole:
+    for role, said in ((turn["role"], said) for turn in chat for said in _kept(turn)):
+        if said.strip() in whole:
             continue
         squeezed = squeezed or _squeezed(whole)
-        as_json = (json.dumps(content, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
-        if not any(_squeezed(form) in squeezed for form in (content, *as_json)):
+        as_json = (json.dumps(said, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
+        if not any(_squeezed(form) in squeezed for form in (said, *as_json)):
             raise TemplateError(
-                f"it leaves out {content.strip()[:40]!r}, a turn of the {turn['role']}; give a "
+                f"it leaves out {said.strip()[:40]!r}, a turn of the {role}; give a "
                 "template that keeps it in data.chat_template, rename the role in data.roles, or "
                 "drop the turn"
             )
+
+
+def _kept(turn: Turn) -> list[str]:
+    """What the turns after it need of a turn: its content, of an answer without the reasoning.
+
+    Of an answer with tool calls it is the names of these; the content is then like reasoning.
+    """
+    content = turn["content"] or ""
+    if turn["role"] != "assistant":
+        return [content]
+    names = [call["function"]["name"] for call in turn.get("tool_calls") or ()]
+    return names or [content.rpartition("</think>")[2]]
 
 
 def _lost(turn: Turn, text: str) -> str | None:

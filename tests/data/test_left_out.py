@@ -173,3 +173,19 @@ def test_a_header_that_no_generation_prompt_writes_is_noted():
     row["messages"].insert(2, user("you"))
     counts = load(row, layout=layouts.DEMOS, tokenizer=template(AGAIN)).counts
     assert what not in counts.noted
+
+
+def test_a_template_that_leaves_out_a_call_in_the_prompt_is_refused():
+    asked = [user("Hi"), call(where="here"), {"role": "tool", "content": "green"}]
+    with pytest.raises(UserError, match="it leaves out 'look', a turn of the assistant"):
+        load(PAIR | {"prompt": asked})
+    assert scored(one(PAIR | {"prompt": asked}, tokenizer=template(NAMES))) == SCORED
+
+
+def test_a_template_that_leaves_out_an_earlier_answer_is_refused_but_not_for_its_reasoning():
+    asked = [user("Hi"), bot("<think>green</think>grey"), user("you")]
+    later = CHATML.replace("m['content']", "m.content.split('</think>')[-1]")
+    assert scored(one(PAIR | {"prompt": asked}, tokenizer=template(later))) == SCORED
+    only_last = later.replace("m.content", "(m.content if m.role == 'user' or loop.last else '')")
+    with pytest.raises(UserError, match="it leaves out 'grey', a turn of the assistant"):
+        load(PAIR | {"prompt": asked}, tokenizer=template(only_last))

@@ -198,6 +198,13 @@ def test_tools_reach_the_template(tools):
     assert TOOL_CHAT.decode(item.prompt).startswith('<|im_start|>system\n[{"type": "function"')
 
 
+@pytest.mark.parametrize("tools", [[], "[]"])
+def test_an_empty_list_of_tools_gives_the_template_none(tools):
+    source = "{% if tools is not none %}You may call:{% endif %}" + CHATML
+    tokenizer = make_tokenizer(chat_template=source, eos_token=END)
+    assert wholes(one(PAIR | {"tools": tools}, tokenizer=tokenizer)) == wholes(one(PAIR))
+
+
 def test_arguments_that_a_template_adds_to_text_are_json_text():
     template = TOOLS.replace(
         "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}",
