@@ -171,15 +171,18 @@ def _generate(argv: list[str]) -> int:
     import tyro
 
     from . import api
-    from .collect.sample import Sampling, read_prompts
+    from .collect.sample import Sampling, answered, read_prompts
     from .diagnostics import diversity
+    from .files import check_out
 
     how = tyro.cli(Sampling, args=argv, prog="jaxalign generate", description=_generate.__doc__)
+    if how.out is not None:
+        check_out(how.out)
     rows = read_prompts(how)
     answers = api.sample_answers(how, rows)
     lines = [
-        json.dumps({"prompt": r.given, "answer": a}, ensure_ascii=False, default=str) + "\n"
-        for r, a in zip(rows, answers.texts, strict=True)
+        json.dumps(answered(row, text), ensure_ascii=False, default=str) + "\n"
+        for row, text in zip(rows, answers.texts, strict=True)
     ]
     if how.out is None:
         sys.stdout.writelines(lines)

@@ -102,6 +102,19 @@ def read_text(file: Path) -> str:
         raise UserError(f"{file}: cannot be read as text: {error}") from None
 
 
+def check_out(out: str) -> None:
+    """Refuse a file to write that cannot be one, before the work whose result it gets.
+
+    Raises:
+      UserError: it is a folder, or is in a folder that does not exist.
+    """
+    file = Path(out)
+    if file.is_dir():
+        raise UserError(f"--out: {file} is a folder; give a file")
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"--out: no folder {file.parent}; make it, or give a file elsewhere")
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

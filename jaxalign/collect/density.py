@@ -25,10 +25,11 @@ from ..core.layouts import LABELED
 from ..core.types import Array
 from ..data.encode import Encoder
 from ..data.read import read_records
-from ..data.records import Record
+from ..data.records import Record, template_columns
 from ..data.spans import Chat
 from ..data.tally import Tally
 from ..errors import UserError
+from ..files import check_out
 from ..hf.open import open_model
 from ..models.decoder import Model, Params
 from ..settings import Data
@@ -45,7 +46,8 @@ class Density:
     data: str
     """Labeled responses or pairs: .jsonl, .jsonl.gz or .parquet file, or a data set of the hub."""
     out: str
-    """File to write: JSON lines of prompt, completion, label and density_ratio."""
+    """File to write: JSON lines of prompt, completion, label and density_ratio, and of tools,
+    chat_template_kwargs and weight where the data have them."""
     split: str = "train"
     """Split to read, if `data` is on the hub."""
     max_prompt: int = 512
@@ -70,8 +72,10 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
       The number of rows written.
 
     Raises:
-      UserError: the checkpoint and the data do not fit, or all labels are the same.
+      UserError: the checkpoint and the data do not fit, all labels are the same, or the output
+        cannot be a file.
     """
+    check_out(settings.out)
     data = Data(path=settings.data)
     rows = list(read_records(data, settings.data, settings.split, LABELED, Tally()))
     labels = np.array([row.label for row in rows])
@@ -88,6 +92,8 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
     ratios = density_ratios(embedded, labels)
     lines = [
         {"prompt": row.prompt, "completion": row.responses[0], "label": bool(row.label)}
+        | template_columns(row.tools, row.variables)
+        | ({} if row.weight == 1 else {"weight": row.weight})
         | {"density_ratio": round(float(ratio), 6)}
         for row, ratio in zip(rows, ratios, strict=True)
     ]

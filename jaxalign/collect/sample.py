@@ -16,13 +16,14 @@ from rich.text import Text
 from .. import settings
 from ..data.ask import PromptRow, asked, prompt_rows, text_row
 from ..data.encode import Encoder
+from ..data.records import template_columns
 from ..data.sources import FILES
 from ..data.template import Turns
 from ..data.turns import read_json
 from ..errors import UserError
-from ..files import read_text
 from ..hf.card import chat_choice
 from ..hf.open import open_config, open_encoder, open_weights
+from ..hf.tokenizer import read_template
 from ..models.decoder import Model, Params
 from .decode import generate, refuse_scores
 
@@ -87,7 +88,8 @@ def read_prompts(settings: Sampling) -> list[PromptRow]:
     """The prompts of the settings, from `prompt` or the file `prompts`.
 
     Raises:
-      UserError: none or both of `prompt` and `prompts` are given, or the file cannot be read.
+      UserError: none or both of `prompt` and `prompts` are given, or the file cannot be read or has
+        no prompt.
     """
     if (settings.prompt is None) == (settings.prompts is None):
         raise UserError("generate: give one of --prompt and --prompts")
@@ -96,13 +98,26 @@ def read_prompts(settings: Sampling) -> list[PromptRow]:
     path = Path(settings.prompts)
     if not path.is_file():
         raise UserError(f"--prompts: no file {path}")
-    if path.name.endswith(tuple(FILES)):
-        return prompt_rows(str(path))
+    data = path.name.endswith(tuple(FILES))
+    rows = prompt_rows(str(path)) if data else _lines(path)
+    if not rows:
+        raise UserError(f"--prompts: {path} has no prompts; give it at least one")
+    return rows
+
+
+def _lines(path: Path) -> list[PromptRow]:
+    """The lines of a file of texts; only a line break ends one, as no other control character."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as e:
         raise UserError(f"--prompts: {path} is not UTF-8 text ({e}); convert it") from None
     return [text_row(x, f"{path} line {i}") for i, x in enumerate(lines, 1) if x.strip()]
+
+
+def answered(row: PromptRow, answer: str) -> dict[str, Any]:
+    """A row of the output: the prompt as it was given, what its template reads, and the answer."""
+    columns = template_columns(row.tools, row.variables)
+    return {"prompt": row.given, **columns, "answer": answer}
 
 
 class Answers(NamedTuple):
@@ -151,8 +166,7 @@ def chat_encoder(folder: Path, settings: Draws) -> tuple[Encoder, Mapping[str, A
       UserError: the model gives scores, or a file or the values cannot be read.
     """
     refuse_scores(open_config(folder))
-    file, values = settings.chat_template, settings.chat_template_kwargs
-    template = None if file is None else read_text(Path(file))
+    template, values = read_template(settings.chat_template), settings.chat_template_kwargs
     variables = read_json(values, dict, "--chat-template-kwargs") if values is not None else {}
     return open_encoder(folder, template), variables
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.encode import Encoder
 from ..data.store import Examples
 from ..errors import UserError
-from ..files import read_json
+from ..files import read_json, read_text
 from ..models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -77,6 +77,23 @@ def tokenizer_fingerprint(folder: Path) -> str:
     keys = ("chat_template", "bos_token", "eos_token", "add_bos_token", "add_eos_token")
     total.update(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode())
     return total.hexdigest()
+
+
+def read_template(file: str | None) -> str | None:
+    """The chat template in a file; None for no file.
+
+    Raises:
+      UserError: the file cannot be read, or is empty.
+    """
+    if file is None:
+        return None
+    template = read_text(Path(file))
+    if not template.strip():
+        raise UserError(
+            f"{file}: an empty chat template; give one that writes the messages, or none for the "
+            "tokenizer's own"
+        )
+    return template
 
 
 def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:

@@ -23,10 +23,9 @@ from ..data.stored import Store, stored_examples
 from ..data.stream import only_first
 from ..data.tokenize import load_examples
 from ..errors import UserError, near_miss
-from ..files import read_text
 from ..hf.load import load_config, resolve
 from ..hf.peft import base_folder
-from ..hf.tokenizer import load_tokenizer, stop_tokens
+from ..hf.tokenizer import load_tokenizer, read_template, stop_tokens
 from ..models.families import FAMILIES, read_config
 from ..objectives import OBJECTIVES
 from ..recipe.check import validate_record
@@ -250,7 +249,7 @@ def _opened(
     if given.streaming:
         given = only_first(given)
     tokenizer = load_tokenizer(folder)
-    template = given.chat_template and read_text(Path(given.chat_template))
+    template = read_template(given.chat_template)
     encoder = Encoder(tokenizer, given, stops=stop_tokens(folder, tokenizer), template=template)
     return Opened(given, encoder, folder, objective, batch_size, seed, token_store)
 

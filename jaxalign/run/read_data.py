@@ -26,7 +26,7 @@ from ..data.stream import Stream, only_first
 from ..data.tokenize import Job, load_examples
 from ..errors import UserError
 from ..files import read_json, read_text, write_whole
-from ..hf.tokenizer import stop_tokens
+from ..hf.tokenizer import read_template, stop_tokens
 from ..models.decoder import Model
 from ..recipe.schema import objective_settings
 from .check_data import check_branches, check_columns, check_ids
@@ -62,9 +62,10 @@ def make_encoder(
     """The tokenizer of a checkpoint with its stop tokens and the chat template of a stage.
 
     Raises:
-      UserError: the file of the template cannot be read.
+      UserError: the file of the template cannot be read, or is empty.
     """
-    template = data.chat_template and read_text(Path(recipe.locate(data.chat_template)))
+    file = data.chat_template
+    template = read_template(None if file is None else recipe.locate(file))
     stops = stop_tokens(source, tokenizer)
     return Encoder(
         tokenizer, data, stops=stops, template=template, now=_began(Path(recipe.run.dir))

@@ -46,6 +46,8 @@ def test_chat_is_off_where_the_model_does_not_ask_for_it(model, jaxalign_command
 WRONG = {
     "system without chat": (["--system", "x", "--no-chat"], "--prompt: a text without chat has no"),
     "no such template": (["--chat-template", "no.jinja"], "no.jinja: cannot be read as text"),
+    "no such folder": (["--out", "no/where.jsonl"], "--out: no folder no; make it"),
+    "a folder": (["--out", "."], "--out: . is a folder; give a file"),
     "values": (["--chat-template-kwargs", "[1]"], "--chat-template-kwargs is .*wanted a JSON obj"),
 }
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from lib import runs as h
 
+from jaxalign.collect import density
 from jaxalign.collect.density import Density, density_ratios, embeddings, write_ratios
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
@@ -85,4 +86,23 @@ def test_an_empty_prompt_is_refused(inputs, tmp_path):
     h.write_rows(tmp_path / "empty.jsonl", rows)
     settings = Density(model="", data=str(tmp_path / "empty.jsonl"), out="unused")
     with pytest.raises(UserError, match=r"empty.jsonl line 1: 'prompt' is empty"):
+        write_ratios(inputs / "model", settings, MESH)
+
+
+def test_what_a_row_says_besides_is_kept(inputs, tmp_path, monkeypatch):
+    more = {"weight": 2.0, "tools": [{"name": "add"}], "chat_template_kwargs": {"x": 1}}
+    rows = [{"prompt": "1+1=", "completion": "2", "label": label} for label in (True, False)]
+    rows[0] |= more
+    h.write_rows(tmp_path / "rows.jsonl", rows)
+    monkeypatch.setattr(density, "embeddings", lambda *_: np.ones((2, 3)))
+    out = tmp_path / "out.jsonl"
+    settings = Density(model="", data=str(tmp_path / "rows.jsonl"), out=str(out))
+    write_ratios(inputs / "model", settings, MESH)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [{k: v for k, v in row.items() if k != "density_ratio"} for row in found] == rows
+
+
+def test_an_output_in_no_folder_is_refused_before_the_work(inputs):
+    settings = Density(model="", data="nowhere.jsonl", out="no/where.jsonl")
+    with pytest.raises(UserError, match="--out: no folder no; make it"):
         write_ratios(inputs / "model", settings, MESH)

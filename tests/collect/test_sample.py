@@ -3,8 +3,10 @@ import json
 
 import pytest
 from lib import runs as h
+from lib.rows import one
 
-from jaxalign.collect.sample import Sampling, read_prompts, sample
+from jaxalign.collect.sample import Sampling, answered, read_prompts, sample
+from jaxalign.core import layouts
 from jaxalign.data.ask import prompt_row
 from jaxalign.errors import UserError
 from jaxalign.hf.tokenizer import load_tokenizer, stop_tokens
@@ -46,12 +48,44 @@ def test_one_prompt_is_text():
         "prompts.jsonl": LINES.encode(),
         "prompts.jsonl.gz": gzip.compress(LINES.encode(), mtime=0),  # the same in every worker
         "prompts.txt": "\n".join(PROMPTS).encode(),
+        "marked.txt": "\r\n".join(PROMPTS).encode("utf-8-sig"),
         "blank.jsonl": LINES.replace("\n", "\n\n").encode(),
     }.items(),
 )
 def test_a_file_of_prompts_is_read(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     assert read(prompts=str(tmp_path / name)) == PROMPTS
+
+
+@pytest.mark.parametrize("inside", ["\f", "\x1c", "\u2028"])
+def test_only_a_line_break_ends_a_prompt(tmp_path, inside):
+    (tmp_path / "prompts.txt").write_text(f"1{inside}+1=\n", encoding="utf-8")
+    assert read(prompts=str(tmp_path / "prompts.txt")) == [f"1{inside}+1="]
+
+
+@pytest.mark.parametrize(("name", "data"), [("none.txt", " \n\n"), ("none.jsonl", "")])
+def test_a_file_without_prompts_is_refused(tmp_path, name, data):
+    (tmp_path / name).write_text(data)
+    with pytest.raises(UserError, match=f"--prompts: .*{name} has no prompts"):
+        read(prompts=str(tmp_path / name))
+
+
+def test_an_answered_row_is_asked_again_as_it_was():
+    given = {"prompt": [{"role": "user", "content": "1+1="}], "tools": [{"name": "add"}]}
+    row = prompt_row(given | {"chat_template_kwargs": {"x": 1}}, "here")
+    assert prompt_row(answered(row, "2"), "here") == row
+    assert answered(prompt_row({"prompt": "1+1=", "tools": []}, "here"), "2") == {
+        "prompt": "1+1=",
+        "answer": "2",
+    }
+
+
+def test_answered_rows_are_demonstrations_with_a_name_for_the_answer(tmp_path):
+    asked = [{"role": "user", "content": "1+1="}]
+    row = answered(prompt_row({"prompt": asked}, "here"), "2")
+    record = one(tmp_path, row, layouts.DEMOS, columns={"completion": "answer"})
+    assert record.prompt == asked
+    assert record.responses == ([{"role": "assistant", "content": "2"}],)
 
 
 def test_a_prompt_may_be_messages(tmp_path):

@@ -9,7 +9,7 @@ from lib.checkpoints import edit_json
 
 from jaxalign.data.encode import Encoder
 from jaxalign.errors import UserError
-from jaxalign.hf.tokenizer import load_tokenizer
+from jaxalign.hf.tokenizer import load_tokenizer, read_template
 
 
 def test_tokenizer_json_is_used_whatever_the_model_type(hf_checkpoint):
@@ -121,3 +121,10 @@ def test_a_tokenizer_that_transformers_changes_is_refused(hf_checkpoint, monkeyp
     )
     with pytest.raises(UserError, match="other ids than the file itself on a probe text"):
         load_tokenizer(hf_checkpoint("llama-gqa"))
+
+
+def test_an_empty_chat_template_is_refused_and_no_file_is_no_template(tmp_path):
+    (tmp_path / "empty.jinja").write_text(" \n")
+    with pytest.raises(UserError, match=r"empty\.jinja: an empty chat template"):
+        read_template(str(tmp_path / "empty.jinja"))
+    assert read_template(None) is None
