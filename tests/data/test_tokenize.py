@@ -8,9 +8,14 @@ from lib.rows import PLAIN, load, pair, texts, words
 from lib.tokenizers import EOS, make_tokenizer
 
 from jaxalign.core import layouts
+from jaxalign.data.cut import Limits, make_example
+from jaxalign.data.encode import Encoded
 from jaxalign.data.examples import preview
+from jaxalign.data.records import make_record
+from jaxalign.data.tally import Tally
 from jaxalign.data.tokenize import CHUNK
 from jaxalign.errors import UserError
+from jaxalign.settings import Data
 
 WITH_BOS = make_tokenizer(adds_bos=True)
 PAD_IS_EOS = make_tokenizer(pad_token=EOS)
@@ -105,9 +110,12 @@ def test_without_prompt_and_bos_the_first_token_is_not_scored(tmp_path):
     assert (len(item.prompt), len(item.branches[0].ids), len(item.scored(0))) == (0, 3, 2)
 
 
-def test_a_row_without_scored_token_is_dropped_and_counted(tmp_path):
-    data = load(tmp_path, {"text": EOS}, {"text": "Hi"}, layout=layouts.DEMOS)
-    assert (len(data), data.counts.dropped) == (1, {"no scored token": 1})
+def test_a_row_without_scored_token_is_dropped_and_counted():
+    tally, record = Tally(), make_record("", ("x",), "row 1", ("text",))
+    first = Encoded([7], ((0, 1),), 0)  # no token precedes it
+    limits = Limits.of(Data(path="rows"))
+    assert make_example(record, [first], limits, [], ("response",), tally) is None
+    assert tally.counts(0, ("response",)).dropped == {"no scored token": 1}
 
 
 def test_a_tokenizer_without_eos_is_refused(tmp_path):
