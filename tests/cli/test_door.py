@@ -181,7 +181,7 @@ def test_a_language_model_gives_no_scores(opened):
         (["1+1="], [], "got 1 prompts and 0 responses"),
         (["1+1="], [" "], r"responses\[0\]: 'completion' is empty"),
         (["1" * 80], ["2"], r"responses\[0\]: prompt has"),
-        (["1+1=", ""], ["2", world.END], r"responses\[1\]: no token follows another"),
+        (["1+1=", ""], ["2", world.END], r"responses\[1\]: 'completion' is empty"),
     ],
 )
 def test_responses_that_do_not_fit_are_refused(opened, prompts, responses, message):
