@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
@@ -74,9 +75,10 @@ def _source(path: str, split: str, folder: Path) -> str:
 
 
 def _kept_sha256(file: Path, folder: Path) -> str:
-    """The SHA-256 of a file, kept in the folder as long as size and time of the file are."""
+    """The SHA-256 of a file, kept in the folder as long as size and times of the file are."""
     about = file.stat()
-    state = [str(file), about.st_size, about.st_mtime_ns, about.st_ino]
+    # A copy may bring its time of modification with it, but not the time of its last change.
+    state = [str(file), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
     kept = folder / f"source-{_digest(str(file))[:16]}.json"
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
@@ -84,7 +86,7 @@ def _kept_sha256(file: Path, folder: Path) -> str:
             return found["sha256"]
     digest = _sha256(file)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{_digest(state)[:8]}.tmp")
+    partial = kept.with_suffix(f".{os.getpid()}.tmp")
     partial.write_text(json.dumps({"state": state, "sha256": digest}), encoding="utf-8")
     partial.replace(kept)
     return digest

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from jaxalign.core.layouts import DEMOS, MISMATCHED, PAIRS
 from jaxalign.data import borrow, tokenize
 from jaxalign.data.encode import Encoder
 from jaxalign.data.examples import RowCounts
+from jaxalign.data.keys import data_key
 from jaxalign.data.store import Examples, Part
 from jaxalign.data.stored import Store, stored_examples
 from jaxalign.data.tokenize import load_examples
@@ -218,3 +220,15 @@ def test_only_a_template_with_a_clock_depends_on_the_date():
     plain = "{% for m in messages %}{{ m.content }}{% endfor %}"
     assert len(keys(plain)) == 1
     assert len(keys(plain + "{{ strftime_now('%d') }}")) == 2
+
+
+def test_a_file_with_other_rows_and_the_same_size_and_time_has_another_key(tmp_path):
+    file = tmp_path / "data.jsonl"
+
+    def key(text):
+        file.write_text(json.dumps({"text": text}))
+        os.utime(file, (1, 1))
+        encoder, settings = Encoder(PLAIN), Data(path=str(file))
+        return data_key(settings, str(file), "train", encoder, DEMOS, (), tmp_path / "store")
+
+    assert len({key("yes"), key("you")}) == 2
