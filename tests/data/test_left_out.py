@@ -150,8 +150,8 @@ def test_a_weight_that_is_about_0_in_float32_is_refused():
 
 
 def test_a_pair_that_a_cut_makes_equal_gives_no_labeled_examples():
-    alike = {"prompt": "Q", "chosen": " yes" * 9 + " Hi", "rejected": " yes" * 9 + " no"}
-    found = load(alike, alike | {"rejected": " no"}, layout=layouts.LABELED, max_length=8)
+    cut = {"prompt": "Q", "chosen": " yes" * 9 + " Hi", "rejected": " yes" * 9 + " no"}
+    found = load(cut, cut | {"rejected": " no"}, layout=layouts.LABELED, max_length=8)
     assert found.counts.dropped == {"identical responses": 1}
     assert [item.columns["label"] for item in found] == [1, 0]
     assert found.counts.response_cut == {"response": 1}
