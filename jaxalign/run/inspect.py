@@ -127,7 +127,10 @@ def open_data(given: DataSet) -> Opened:
         raise UserError(f"objective: no objective {name!r}; {near_miss(name, OBJECTIVES)}")
     folder = base_folder(resolve(given.model, "model"))
     objective = None if name is None else OBJECTIVES[name]
-    return _opened(given, folder, objective, given.batch_size, given.seed)
+    # The class of a checked record has no name by which processes that tokenize could load it.
+    names = [field.name for field in dataclasses.fields(settings.Data)]
+    plain = settings.Data(**{name: getattr(given, name) for name in names})
+    return _opened(plain, folder, objective, given.batch_size, given.seed)
 
 
 def open_stage_data(recipe: settings.Recipe, name: str) -> Opened:

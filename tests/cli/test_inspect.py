@@ -53,6 +53,11 @@ def test_training_reads_the_tokens_of_an_inspected_recipe(inputs, tmp_path):
     assert made.stat().st_mtime_ns == before
 
 
+def test_a_data_set_of_several_parts_is_read_by_several_processes(inputs, data):
+    path = data(*[{"prompt": "1+1=", "completion": "2"}] * 4100)
+    assert jaxalign.inspect(path, model=f"{inputs}/model").counts.kept == 4100
+
+
 def test_a_stage_and_its_overrides_choose_the_data(inputs, tmp_path):
     values = h.values(inputs, tmp_path / "run")
     found = jaxalign.inspect(values, stage="sft", overrides={"stages.sft.data.limit": 5})
