@@ -385,6 +385,8 @@ def common_prefix(sequences: Iterable[Sequence[int]]) -> int:
     """How many ids all sequences have in common from the start."""
     sequences = list(sequences)
     shortest = min(map(len, sequences))
-    stacked = np.array([ids[:shortest] for ids in sequences])
-    differ = (stacked != stacked[0]).any(0)
-    return int(differ.argmax()) if differ.any() else shortest
+    starts = [ids[:shortest] for ids in sequences]
+    if all(start == starts[0] for start in starts):
+        return shortest
+    stacked = np.array(starts)
+    return int((stacked != stacked[0]).any(0).argmax())

@@ -1,4 +1,4 @@
-"""Token ids of texts, word by word: each word is tokenized once.
+"""Token ids of texts, word by word: a word is tokenized once, but for the first of a text.
 
 A byte-level BPE cuts a text into words by a regular expression and encodes each word alone. None of
 the alternatives below matches a space after another character than white space, nor looks further
@@ -40,7 +40,8 @@ ALTERNATIVES = {
 """Alternatives of the expressions of GPT-2, Llama 3, Qwen 2 and their relatives."""
 SOLID = "!-~\u00a1-\u024f\u0370-\u052f\u3041-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
 """Characters that are no white space, nor are under NFC."""
-EDGE = re.compile(f"(?<=[{SOLID}])(?= [{SOLID}])")
+EDGE = re.compile(f" (?<=[{SOLID}] )(?=[{SOLID}])")
+"""The space after an edge; the literal comes first, which makes the search twice as fast."""
 MOST_WORDS = 1_000_000
 """Words that are remembered; over this number all are forgotten."""
 
@@ -52,16 +53,22 @@ class Words:
         """Take a tokenizer; `cuts_at_edges` must be true of it."""
         self._tokenizer = tokenizer
         self._known: dict[str, Ids] = {}
+        """{word after an edge, without its space: ids of the word with its space}."""
 
     def ids(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of texts, without the special tokens that a tokenizer adds."""
         if len(self._known) > MOST_WORDS:
             self._known.clear()
         split = [EDGE.split(text) for text in texts]
+        first = plain_ids(self._tokenizer, [words.pop(0) for words in split])
         known = self._known
         if new := [word for word in {*chain.from_iterable(split)} if word not in known]:
-            known.update(zip(new, plain_ids(self._tokenizer, new), strict=True))
-        return [[*chain.from_iterable([known[word] for word in words])] for words in split]
+            spaced = [f" {word}" for word in new]
+            known.update(zip(new, plain_ids(self._tokenizer, spaced), strict=True))
+        return [
+            [*ids, *chain.from_iterable(map(known.__getitem__, words))]
+            for ids, words in zip(first, split, strict=True)
+        ]
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:

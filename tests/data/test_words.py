@@ -80,11 +80,16 @@ def test_words_have_the_ids_of_the_text(name, pieces):
     assert KNOWN[name].ids([text]) == plain_ids(MADE[name], [text])
 
 
-def test_a_word_is_tokenized_once(monkeypatch):
+def test_a_word_after_an_edge_is_tokenized_once(monkeypatch):
+    asked = []
     words = Words(MADE["gpt2"])
     words.ids(["Hi there you", "you are there"])
-    monkeypatch.setattr("jaxalign.data.words.plain_ids", None)
+    monkeypatch.setattr(
+        "jaxalign.data.words.plain_ids",
+        lambda tokenizer, texts: asked.extend(texts) or plain_ids(tokenizer, texts),
+    )
     assert words.ids(["Hi there"]) == plain_ids(MADE["gpt2"], ["Hi there"])
+    assert asked == ["Hi"]
 
 
 def edited(edit):
