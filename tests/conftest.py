@@ -39,6 +39,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are in no test's name: those of gzip hold the time, which workers do not share."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def hf_checkpoint(tmp_path_factory):
     """`hf_checkpoint(name, **options)`: the folder of a random checkpoint, written once."""

@@ -60,14 +60,15 @@ class Words:
         if len(self._known) > MOST_WORDS:
             self._known.clear()
         split = [EDGE.split(text) for text in texts]
-        first = plain_ids(self._tokenizer, [words.pop(0) for words in split])
+        first = plain_ids(self._tokenizer, [words[0] for words in split])
+        later = [words[1:] for words in split]
         known = self._known
-        if new := [word for word in {*chain.from_iterable(split)} if word not in known]:
+        if new := [word for word in {*chain.from_iterable(later)} if word not in known]:
             spaced = [f" {word}" for word in new]
             known.update(zip(new, plain_ids(self._tokenizer, spaced), strict=True))
         return [
             [*ids, *chain.from_iterable(map(known.__getitem__, words))]
-            for ids, words in zip(first, split, strict=True)
+            for ids, words in zip(first, later, strict=True)
         ]
 
 

@@ -11,6 +11,7 @@ from lib.folders import HOSTILE
 from lib.rows import CHAT_A, CHAT_Q
 
 import jaxalign
+from jaxalign.data.store import ROWS
 
 
 @pytest.fixture
@@ -54,8 +55,8 @@ def test_training_reads_the_tokens_of_an_inspected_recipe(inputs, tmp_path):
 
 
 def test_a_data_set_of_several_parts_is_read_by_several_processes(inputs, data):
-    path = data(*[{"prompt": "1+1=", "completion": "2"}] * 4100)
-    assert jaxalign.inspect(path, model=f"{inputs}/model").counts.kept == 4100
+    path = data(*[{"prompt": "1+1=", "completion": "2"}] * (ROWS + 4))
+    assert jaxalign.inspect(path, model=f"{inputs}/model").counts.kept == ROWS + 4
 
 
 def test_a_stage_and_its_overrides_choose_the_data(inputs, tmp_path):
