@@ -38,22 +38,25 @@ from .run.folder import Run
 from .run.train import train as train_stages
 
 
-def train(recipe: AnyRecipe, overrides: Overrides = None) -> Run:
+def train(recipe: AnyRecipe, overrides: Overrides = None, *, accept_changes: bool = False) -> Run:
     """Train the stages of a recipe; resume where an earlier process stopped.
 
     Args:
       recipe: the recipe.
       overrides: values to use instead of those in the recipe.
+      accept_changes: continue although data, weights or another input of a stage has changed since
+        it began; the stage's `inputs.json` keeps the changes.
 
     Raises:
-      UserError: the recipe, its data or checkpoints do not fit, or the folder holds another run.
+      UserError: the recipe, its data or checkpoints do not fit or have changed, or the folder holds
+        another run.
       RunError: a loss is not finite, or a checkpoint could not be saved.
       Stopped: Ctrl-C or SIGTERM; the state is saved and the same call resumes from it.
     """
     chosen = given_recipe(recipe, overrides)
     with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
         make_world(chosen, mesh)
-        train_stages(chosen, mesh, console)
+        train_stages(chosen, mesh, console, accept_changes=accept_changes)
         last, _ = objective_settings(list(chosen.stages.values())[-1])
         if chosen.world is not None and last.scores is None:
             show(chosen, mesh, console)
@@ -70,6 +73,7 @@ def evaluate(
     against: str | os.PathLike[str] | None = None,
     diagnostics: Sequence[str] | None = None,
     overrides: Overrides = None,
+    accept_changes: bool = False,
 ) -> dict[str, float]:
     """Evaluate the model of a stage, or another checkpoint, on the held-out data of the stage.
 
@@ -81,6 +85,7 @@ def evaluate(
         stage, if it has one.
       diagnostics: additional measurements, by name; none: the list of the stage.
       overrides: values to use instead of those in the recipe.
+      accept_changes: as for `train`.
 
     Returns:
       Held-out metrics by name, as `Run.metrics` has them under `eval/`.
@@ -99,16 +104,24 @@ def evaluate(
             checkpoint=None if checkpoint is None else str(checkpoint),
             against=None if against is None else str(against),
             diagnostics=diagnostics,
+            accept_changes=accept_changes,
         )
 
 
-def reference(recipe: AnyRecipe, stage: str | None = None, *, overrides: Overrides = None) -> Path:
+def reference(
+    recipe: AnyRecipe,
+    stage: str | None = None,
+    *,
+    overrides: Overrides = None,
+    accept_changes: bool = False,
+) -> Path:
     """Compute the reference log-probabilities of a stage, which training then reads from disk.
 
     Args:
       recipe: the recipe.
       stage: the name of the stage; none: the last.
       overrides: values to use instead of those in the recipe.
+      accept_changes: as for `train`.
 
     Returns:
       The folder they are in.
@@ -119,7 +132,9 @@ def reference(recipe: AnyRecipe, stage: str | None = None, *, overrides: Overrid
     chosen = given_recipe(recipe, overrides)
     name = stage_name(chosen, stage)
     with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
-        return open_stage.compute_reference(chosen, name, mesh, console)
+        return open_stage.compute_reference(
+            chosen, name, mesh, console, accept_changes=accept_changes
+        )
 
 
 def export(
@@ -129,6 +144,7 @@ def export(
     *,
     adapter: bool = False,
     overrides: Overrides = None,
+    accept_changes: bool = False,
 ) -> int:
     """Write the newest checkpoint of an unfinished stage as a Hugging Face folder.
 
@@ -138,6 +154,7 @@ def export(
       stage: the name of the stage; none: the last.
       adapter: write the adapters only, for PEFT.
       overrides: values to use instead of those in the recipe.
+      accept_changes: as for `train`.
 
     Returns:
       The number of updates that the checkpoint has seen.
@@ -148,7 +165,15 @@ def export(
     chosen = given_recipe(recipe, overrides)
     name = stage_name(chosen, stage)
     with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
-        return open_stage.export_stage(chosen, name, mesh, console, Path(out), adapter=adapter)
+        return open_stage.export_stage(
+            chosen,
+            name,
+            mesh,
+            console,
+            Path(out),
+            adapter=adapter,
+            accept_changes=accept_changes,
+        )
 
 
 def open(

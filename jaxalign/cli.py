@@ -100,14 +100,20 @@ def _say(text: str) -> None:
         print(text)
 
 
+ACCEPT: tuple[str, dict[str, Any]] = (
+    "--accept-changes",
+    {"action": "store_true", "help": "continue although inputs of a stage changed since it began"},
+)
+
+
 def _train(argv: list[str]) -> int:
     """Train the stages of a recipe, or resume where an earlier process stopped."""
-    _, recipe = _recipe("train", argv)
+    own, recipe = _recipe("train", argv, ACCEPT)
     from . import api
     from .run.train import Stopped
 
     try:
-        api.train(recipe)
+        api.train(recipe, accept_changes=own.accept_changes)
     except Stopped as e:
         print(f"jaxalign: {e}; the same command resumes from there", file=sys.stderr)
         return 128 + e.number
@@ -119,10 +125,11 @@ STAGE: tuple[str, dict[str, Any]] = ("--stage", {"help": "name of the stage; non
 
 def _reference(argv: list[str]) -> int:
     """Compute the reference log-probabilities of a stage, which training then reads from disk."""
-    own, recipe = _recipe("reference", argv, STAGE)
+    own, recipe = _recipe("reference", argv, STAGE, ACCEPT)
     from . import api
 
-    _say(f"reference statistics are in {api.reference(recipe, own.stage)}")
+    folder = api.reference(recipe, own.stage, accept_changes=own.accept_changes)
+    _say(f"reference statistics are in {folder}")
     return 0
 
 
@@ -133,6 +140,7 @@ def _evaluate(argv: list[str]) -> int:
         "evaluate",
         argv,
         STAGE,
+        ACCEPT,
         ("--checkpoint", {"help": f"{where} of the model; none: the model of the stage"}),
         ("--against", {"help": f"{where} of the reference; none: that of the stage, if any"}),
         ("--diagnostics", {"nargs": "+", "help": "measurements to add; none: those of the stage"}),
@@ -145,6 +153,7 @@ def _evaluate(argv: list[str]) -> int:
         checkpoint=own.checkpoint,
         against=own.against,
         diagnostics=own.diagnostics,
+        accept_changes=own.accept_changes,
     )
     _say(_table(metrics))
     return 0
@@ -156,12 +165,15 @@ def _export(argv: list[str]) -> int:
         "export",
         argv,
         STAGE,
+        ACCEPT,
         ("--out", {"required": True, "help": "folder to write; it must not exist"}),
         ("--adapter", {"action": "store_true", "help": "write the adapters only, for PEFT"}),
     )
     from . import api
 
-    step = api.export(recipe, own.out, own.stage, adapter=own.adapter)
+    step = api.export(
+        recipe, own.out, own.stage, adapter=own.adapter, accept_changes=own.accept_changes
+    )
     _say(f"the {'adapter' if own.adapter else 'model'} after update {step} is in {own.out}")
     return 0
 

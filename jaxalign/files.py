@@ -1,9 +1,8 @@
-"""Files written whole or not at all, and by the first process alone; JSON and checksums."""
+"""Files written whole or not at all, and by the first process alone; text and JSON."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -84,12 +83,6 @@ def _replace(folder: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sha256(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_text(file: Path) -> str:
     """The text of a UTF-8 file.
 
@@ -113,6 +106,24 @@ def check_out(out: str) -> None:
         raise UserError(f"--out: {file} is a folder; give a file")
     if not file.absolute().parent.is_dir():
         raise UserError(f"--out: no folder {file.parent}; make it, or give a file elsewhere")
+
+
+def read_own_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file that jaxalign has written.
+
+    Raises:
+      RunError: the file is missing or damaged.
+    """
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(raw, dict):
+            return raw
+        reason = f"got {type(raw).__name__}, wanted an object"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+    raise RunError(
+        f"{file}: damaged ({reason}); restore it from a copy, or start in another run.dir"
+    )
 
 
 def read_json(file: Path) -> dict[str, Any]:

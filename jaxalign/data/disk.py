@@ -72,9 +72,18 @@ def npz_arrays(path: Path) -> dict[str, OnDisk]:
     """The flat arrays of a file that `np.savez` wrote, after a check of their CRC-32.
 
     Raises:
+      OSError: the file cannot be read.
       ValueError: the file is damaged.
-      zipfile.BadZipFile: the file is damaged.
     """
+    try:
+        return _npz_arrays(path)
+    except OSError:
+        raise
+    except Exception as error:  # `zipfile` has a dozen of its own for damaged files
+        raise ValueError(str(error)) from error
+
+
+def _npz_arrays(path: Path) -> dict[str, OnDisk]:
     found = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         if bad := archive.testzip():

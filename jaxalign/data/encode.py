@@ -105,7 +105,7 @@ class Encoder:
     @property
     def has_template(self) -> bool:
         """Whether there is a chat template, the tokenizer's or another."""
-        return bool(self.template or self.tokenizer.chat_template)
+        return bool(self.templates)
 
     def all_stops(self) -> tuple[int, ...]:
         """The ids at which generation stops, by which chat templates end a turn among them."""
@@ -114,21 +114,25 @@ class Encoder:
                 self.drafter(tools)
         return tuple(sorted(self.stops.values()))
 
+    @property
+    def templates(self) -> Any:
+        """The chat template, or chat templates by name; None if there is none."""
+        return self.template or self.tokenizer.chat_template
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that the token ids and spans of a record depend on."""
-        templates = self.template or self.tokenizer.chat_template
         backend: Any = self.tokenizer
         clock = (self._now or datetime.datetime.now()).isoformat()
         about = {
             "tokenizer": backend.backend_tokenizer.to_str(),
             "special": {k: str(v) for k, v in self.tokenizer.special_tokens_map.items()},
-            "templates": templates,
+            "templates": self.templates,
             "variables": self._variables,
             "generation_prompt": self._opening,
             "only_last": self._only_last,
             "stops": self.all_stops(),
-            "now": clock if "strftime_now" in str(templates) else None,
+            "now": clock if "strftime_now" in str(self.templates) else None,
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

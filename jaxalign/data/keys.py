@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..core.layouts import Layout
+from ..digests import kept_sha256, sha256
 from ..settings import Data
 from .encode import Encoder
 from .sources import hub_fingerprint, local_files
@@ -71,25 +71,7 @@ def _source(path: str, split: str, folder: Path) -> str:
     files = local_files(path)
     if files is None:
         return hub_fingerprint(path, split)
-    return _digest([[file.name, _kept_sha256(file.absolute(), folder)] for file in files])
-
-
-def _kept_sha256(file: Path, folder: Path) -> str:
-    """The SHA-256 of a file, kept in the folder as long as size and times of the file are."""
-    about = file.stat()
-    # A copy may bring its time of modification with it, but not the time of its last change.
-    state = [str(file), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
-    kept = folder / f"source-{_digest(str(file))[:16]}.json"
-    if kept.exists():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        if found["state"] == state:
-            return found["sha256"]
-    digest = _sha256(file)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps({"state": state, "sha256": digest}), encoding="utf-8")
-    partial.replace(kept)
-    return digest
+    return _digest([[file.name, kept_sha256(file, folder)] for file in files])
 
 
 @functools.cache
@@ -97,16 +79,11 @@ def _code() -> str:
     """A digest of the programs that make tokens: this package, and those it calls."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     libraries = [version(name) for name in ("tokenizers", "transformers", "jinja2")]
-    return _digest([[_sha256(file) for file in files], libraries])
+    return _digest([[sha256(file) for file in files], libraries])
 
 
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, dict) else value
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(value: Any) -> str:

@@ -16,6 +16,7 @@ from flax.traverse_util import unflatten_dict
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from ..digests import sha256
 from ..errors import UserError
 from ..files import read_json
 from ..models.decoder import Model, Params
@@ -29,6 +30,8 @@ DOWNLOADED = (
 )
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
+Digest = Callable[[Path], str]
+"""A file -> the hexadecimal SHA-256 of its bytes."""
 Keep = Callable[[tuple[str, ...], jax.Array], Any]
 """(path, parameter) -> the parameter in the form in which it is kept, such as `Quantized`."""
 
@@ -257,10 +260,14 @@ def place(
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, callback)
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """SHA-256 over the safetensors files, sorted by name; hexadecimal."""
+def weights_fingerprint(folder: Path, digest: Digest = sha256) -> str:
+    """SHA-256 over the safetensors files, sorted by name; hexadecimal.
+
+    Args:
+      folder: the checkpoint.
+      digest: the SHA-256 of a file, which a caller may have kept.
+    """
     total = hashlib.sha256()
     for file in weight_files(folder):
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        total.update(bytes.fromhex(digest(file)))
     return total.hexdigest()

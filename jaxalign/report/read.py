@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,8 @@ class _Reader:
         metrics = self._metrics(f"{name}/metrics.jsonl")
         held_out = self.json(f"{name}/held_out.json")
         timings = self.json(f"{name}/timings.json")
+        for text in _accepted(self.json(f"{name}/inputs.json")):
+            self.problems.append(f"{name} {text}")
         total = asked.get("steps") or data.get("updates")
         return Stage(
             name=name,
@@ -220,6 +222,15 @@ def _last_evaluation(metrics: Lines, recorded: Mapping[str, Any]) -> dict[str, E
     errors = _mapping(recorded.get("standard_errors")) if current else {}
     known = {name: float(e) for name, e in errors.items() if _is_number(e)}
     return {name: Estimate(value, known.get(name, math.nan)) for name, value in last.items()}
+
+
+def _accepted(inputs: Mapping[str, Any]) -> Iterator[str]:
+    """What a stage went on with although it had changed, from its ledger."""
+    entries = inputs.get("accepted")
+    for entry in entries if isinstance(entries, list) else ():
+        changes = _mapping(entry).get("changes")
+        names = [str(_mapping(c).get("name")) for c in changes] if isinstance(changes, list) else []
+        yield f"continued with changed inputs: {', '.join(names)}."
 
 
 def _counts(raw: Any) -> dict[str, int]:

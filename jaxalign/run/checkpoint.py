@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from ..digests import sha256
 from ..errors import RunError, UserError
-from ..files import first_process, sha256, write_whole
+from ..files import first_process, write_whole
 
 ARGS: Any = ocp.args  # whose constructors type checkers do not see in older releases
 

@@ -23,6 +23,7 @@ from ..models.decoder import Params
 from ..recipe.read import dump
 from ..update.state import TrainState
 from .checkpoint import Checkpoints
+from .ledger import accepted_changes
 from .stage import StageRun
 from .weights import fixed_weights
 
@@ -171,6 +172,9 @@ def model_card(
     hyper = "".join(f", {k} = {v}" for k, v in stage.task.hyper.items())
     rows = "".join(f"| {k} | {v:.6g} |\n" for k, v in metrics.items())
     note = f"The export in {rounded}; metrics are of the weights before it.\n" if rounded else ""
+    for entry in accepted_changes(stage.folder):
+        names = ", ".join(change["name"] for change in entry["changes"])
+        note += f"Continued on {entry['when']} with changed inputs: {names}.\n"
     held_out = f"\n## Held-out metrics\n\n| metric | value |\n|---|---|\n{rows}" if rows else ""
     about = environment()
     tags = ["jaxalign", objective.name]

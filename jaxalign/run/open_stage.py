@@ -16,6 +16,7 @@ from ..hf.peft import load_merged
 from ..recipe.schema import objective_settings, reference_mode
 from ..settings import Recipe, Stage
 from ..update.step import Fixed
+from . import ledger
 from .evaluate import evaluator
 from .export import newest_state, write_checkpoint
 from .plan import settled
@@ -25,11 +26,21 @@ from .train import claim, model_folder
 from .weights import live_reference
 
 
-def open_stage(recipe: Recipe, name: str, mesh: Mesh, console: Console) -> StageRun:
+def open_stage(
+    recipe: Recipe, name: str, mesh: Mesh, console: Console, *, accept_changes: bool
+) -> StageRun:
     """Read the data of a stage and describe its model, on top of the stages before it.
 
+    Args:
+      recipe: the recipe.
+      name: the name of the stage.
+      mesh: the device mesh.
+      console: where to print.
+      accept_changes: open it although its inputs have changed since it began.
+
     Raises:
-      UserError: the stage before it is not trained yet, or something in the stage does not fit.
+      UserError: the stage before it is not trained yet, or something in the stage does not fit or
+        has changed.
     """
     claim(recipe)
     names = list(recipe.stages)
@@ -37,7 +48,9 @@ def open_stage(recipe: Recipe, name: str, mesh: Mesh, console: Console) -> Stage
     source = model_folder(recipe, before[-1]) if before else recipe.locate(recipe.model.path)
     if before and not Path(source).exists():
         raise UserError(f"stage {name}: it starts from {source}, which is not there; train first")
-    return settled(prepare(recipe, name, resolve(str(source)), mesh, console), console)
+    stage = settled(prepare(recipe, name, resolve(str(source)), mesh, console), console)
+    ledger.settle(stage, console, accept_changes=accept_changes)
+    return stage
 
 
 def evaluate_stage(
@@ -49,6 +62,7 @@ def evaluate_stage(
     checkpoint: str | None = None,
     against: str | None = None,
     diagnostics: Sequence[str] | None = None,
+    accept_changes: bool = False,
 ) -> dict[str, float]:
     """Evaluate the model of a stage, or another checkpoint, on the held-out data of the stage.
 
@@ -61,6 +75,7 @@ def evaluate_stage(
       against: Hugging Face folder or hub repository of the reference; none: the reference of the
         stage, if it has one.
       diagnostics: names of additional measurements; none: the list of the stage.
+      accept_changes: evaluate although inputs of the stage have changed since it began.
 
     Returns:
       Metrics by name.
@@ -77,7 +92,7 @@ def evaluate_stage(
         raise UserError(f"stage {name}: {trained} is not there; train first, or name a checkpoint")
     folder = resolve(checkpoint or str(trained), "checkpoint")
     other = None if against is None else resolve(against, "against")
-    ready = open_stage(recipe, name, mesh, console)
+    ready = open_stage(recipe, name, mesh, console, accept_changes=accept_changes)
     assert ready.held_out is not None  # `_check_evaluation` refused a stage without
     with jax.set_mesh(mesh):
         if other is None:
@@ -110,13 +125,17 @@ def _check_evaluation(
         raise UserError(f"stages.{name}.data.eval_path: give data to evaluate on")
 
 
-def compute_reference(recipe: Recipe, name: str, mesh: Mesh, console: Console) -> Path:
+def compute_reference(
+    recipe: Recipe, name: str, mesh: Mesh, console: Console, *, accept_changes: bool = False
+) -> Path:
     """Compute the statistics of a stage's frozen models, on disk; returns their folder.
+
+    Arguments as for `open_stage`.
 
     Raises:
       UserError: the objective of the stage reads no cached reference.
     """
-    ready = open_stage(recipe, name, mesh, console)
+    ready = open_stage(recipe, name, mesh, console, accept_changes=accept_changes)
     with jax.set_mesh(mesh):
         if cached_reference(ready, "train", console) is None:
             objective = ready.task.objective.name
@@ -127,13 +146,22 @@ def compute_reference(recipe: Recipe, name: str, mesh: Mesh, console: Console) -
 
 
 def export_stage(
-    recipe: Recipe, name: str, mesh: Mesh, console: Console, folder: Path, *, adapter: bool
+    recipe: Recipe,
+    name: str,
+    mesh: Mesh,
+    console: Console,
+    folder: Path,
+    *,
+    adapter: bool,
+    accept_changes: bool = False,
 ) -> int:
-    """Export the newest checkpoint of a stage; returns the updates it has seen.
+    """Export the newest checkpoint of a stage to a folder; returns the updates it has seen.
+
+    Arguments as for `open_stage`; `adapter`: export the adapters alone.
 
     Raises:
       UserError: the folder exists, or the stage has no checkpoint or no adapters.
     """
-    ready = open_stage(recipe, name, mesh, console)
+    ready = open_stage(recipe, name, mesh, console, accept_changes=accept_changes)
     with jax.set_mesh(mesh):
         return write_checkpoint(ready, folder, console, adapter=adapter)

@@ -1,8 +1,8 @@
 """The reference pass: token statistics of a frozen model, computed once and kept on disk.
 
-A cache is a folder of `part-*.npz` files, each with the statistics of consecutive examples, and a
-`fingerprint.json` of everything they depend on. A part is written whole or not at all and carries
-zip's CRC-32: a killed pass resumes at the first missing part, and damage is found on reading.
+A cache is a folder of `part-*.npz` files, each with the statistics of consecutive examples and the
+fingerprint of everything they depend on. A part is written whole or not at all and carries zip's
+CRC-32: a killed pass resumes at the first missing part, and damage is found on reading.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -26,8 +24,8 @@ from ..core.sharding import put_batch, replicated
 from ..data.disk import Joined, OnDisk, npz_arrays
 from ..data.loader import Loader
 from ..data.pack import CachedStats
-from ..errors import UserError
-from ..files import first_process, whole_file, write_whole
+from ..errors import RunError, UserError
+from ..files import first_process, whole_file
 from ..hf import load
 from ..hf.tokenizer import tokenizer_fingerprint
 from ..models.decoder import Params
@@ -35,9 +33,11 @@ from ..models.families import read_config
 from ..update.forward import sequence_stats
 from .check_data import check_ids
 from .stage import StageRun, describe_model
-from .weights import reference_source, starting_params
+from .weights import kept_digest, reference_source, starting_params
 
 PART = 1024  # examples per part, rounded up to whole batches
+FINGERPRINT = "fingerprint"
+"""The array of a part with the SHA-256 of what it depends on."""
 
 Compute = Callable[[Batch], Mapping[str, jax.Array]]
 """A packed batch -> {statistic: [n, S, b, R, T]}, whole on every host."""
@@ -63,14 +63,21 @@ def cached(
       {statistic: flat float32, by example, response, scored token}.
 
     Raises:
-      UserError: the folder holds the statistics of another fingerprint, or a part is damaged.
+      UserError: a part is damaged. Parts of another fingerprint are computed again.
     """
-    _claim(folder, dict(fingerprint))
+    about = json.dumps(dict(fingerprint), sort_keys=True).encode()
+    digest = hashlib.sha256(about).digest()
     batches = max(PART // loader.batch_size, 1)
     size = batches * loader.batch_size
     total = len(loader.examples)
-    starts = range(0, total, size)
-    missing = [i for i in starts if not _part(folder, i).exists()]
+    offsets = loader.examples.offsets[:: loader.examples.responses]
+
+    def read(start: int) -> dict[str, OnDisk] | None:
+        tokens = int(offsets[min(start + size, total)] - offsets[start])
+        return _read(_part(folder, start), digest, tokens)
+
+    found = {start: read(start) for start in range(0, total, size)}
+    missing = [start for start, part in found.items() if part is None]
     forward = compute() if missing else None
     for start in missing:
         stop = min(start + size, total)
@@ -78,33 +85,18 @@ def cached(
         rows = [_scored(batch, forward(batch)) for batch in loader.sequential(start, stop)]
         if first_process():
             values = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+            values[FINGERPRINT] = np.frombuffer(digest, np.uint8)
+            folder.mkdir(parents=True, exist_ok=True)
             with whole_file(_part(folder, start)) as file:
                 np.savez(file, **values)
         progress(stop, total)
     if missing:
         multihost_utils.sync_global_devices(f"reference {folder}")
-    parts = [_read(_part(folder, start)) for start in starts]
-    return {k: Joined([p[k] for p in parts]) for k in parts[0]}
-
-
-def _claim(folder: Path, fingerprint: dict[str, str]) -> None:
-    """Take a new folder, or one that already holds this very fingerprint."""
-    path = folder / "fingerprint.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        if found != fingerprint:
-            keys = sorted(set(found) | set(fingerprint))
-            rows = [f"  {k:<10} {found.get(k, '-'):<66} {fingerprint.get(k, '-')}" for k in keys]
-            rows = [
-                r for r, k in zip(rows, keys, strict=True) if found.get(k) != fingerprint.get(k)
-            ]
-            table = "\n".join([f"  {'':<10} {'cache':<66} wanted", *rows])
-            raise UserError(
-                f"reference cache {folder} is stale: it was computed from something else\n{table}\n"
-                "delete the folder to compute it again"
-            )
-    else:
-        write_whole(path, json.dumps(fingerprint, indent=1))
+    parts = [part or read(start) for start, part in found.items()]
+    whole = [part for part in parts if part is not None]
+    if len(whole) < len(parts):
+        raise RunError(f"{folder}: parts are not on storage that all hosts share; choose another")
+    return {k: Joined([p[k] for p in whole]) for k in whole[0]}
 
 
 def _part(folder: Path, start: int) -> Path:
@@ -119,13 +111,23 @@ def _scored(batch: Batch, stats: Mapping[str, jax.Array]) -> dict[str, np.ndarra
     return {k: np.asarray(v).reshape(-1, *v.shape[3:])[order][mask] for k, v in stats.items()}
 
 
-def _read(path: Path) -> dict[str, OnDisk]:
+def _read(path: Path, fingerprint: bytes, tokens: int) -> dict[str, OnDisk] | None:
+    """The statistics of a part; None if there is none, or one of other inputs or of another size.
+
+    Raises:
+      UserError: the part is damaged.
+    """
+    if not path.exists():
+        return None
     try:
-        return npz_arrays(path)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as e:
+        found = npz_arrays(path)
+        own = found.pop(FINGERPRINT, None)
+        same = own is not None and own[:].tobytes() == fingerprint
+    except (OSError, ValueError) as e:
         raise UserError(
             f"reference cache: {path} is damaged ({e}); delete this file to compute it again"
         ) from e
+    return found if same and all(len(x) == tokens for x in found.values()) else None
 
 
 def cached_reference(stage: StageRun, split: str, console: Console) -> CachedStats | None:
@@ -158,7 +160,7 @@ def _pass(
     assert examples is not None
     config = repr(read_config(load.load_config(source)))
     fingerprint = {
-        "weights": load.weights_fingerprint(source),
+        "weights": load.weights_fingerprint(source, kept_digest(stage)),
         "config": hashlib.sha256(config.encode()).hexdigest(),
         "tokenizer": tokenizer_fingerprint(stage.source),
         "data": examples.fingerprint,

@@ -24,9 +24,8 @@ from ..core.batch import Batch
 from ..core.sharding import put_batch
 from ..data.loader import Loader
 from ..data.pack import TokenCounts, token_counts
-from ..data.store import Examples
 from ..errors import RunError, UserError
-from ..files import first_process, read_json, write_whole
+from ..files import first_process, write_whole
 from ..hf import load
 from ..recipe.diff import differences
 from ..recipe.read import dump, recorded, resolved
@@ -34,7 +33,7 @@ from ..settings import Recipe
 from ..update.optimizer import learning_rate
 from ..update.state import TrainState
 from ..update.step import Fixed, StepMetrics, jitted_step
-from . import export
+from . import export, ledger
 from .checkpoint import Checkpoints
 from .evaluate import HeldOut, evaluator, means
 from .phases import Phases
@@ -61,8 +60,14 @@ class Stopped(Exception):  # noqa: N818
         self.number = number
 
 
-def train(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
+def train(recipe: Recipe, mesh: Mesh, console: Console, *, accept_changes: bool = False) -> Path:
     """Train every stage that is not finished; returns the folder of the last exported model.
+
+    Args:
+      recipe: the recipe.
+      mesh: the device mesh.
+      console: where to print.
+      accept_changes: resume with inputs that have changed since a stage began.
 
     Raises:
       UserError: the recipe, its data or checkpoints do not fit, or the folder is another run's.
@@ -80,7 +85,9 @@ def train(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
             with jax.set_mesh(mesh):
                 with phases("reading data"):
                     stage = prepare(recipe, name, source, mesh, console)
-                train_stage(settled(stage, console), console, phases)
+                stage = settled(stage, console)
+                ledger.settle(stage, console, accept_changes=accept_changes)
+                train_stage(stage, console, phases)
         source = out
     return source
 
@@ -142,7 +149,6 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
         fixed = fixed_weights(stage)
         start, state = found or (0, first_state(stage))
         if found is not None:
-            _check_data(stage, start)
             console.print(f"{stage.name}: resumes after update {start} of {stage.updates}")
         evaluate = _evaluation(stage, fixed, held_out)
         if start < stage.updates:
@@ -163,34 +169,12 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
     console.print(f"{stage.name}: model written to {out}")
 
 
-def _data_sets(stage: StageRun) -> dict[str, Examples]:
-    sets = {"train": stage.train, "held_out": stage.held_out}
-    return {name: examples for name, examples in sets.items() if examples is not None}
-
-
 def _record_data(stage: StageRun) -> None:
-    """Write data.json: the updates of the stage, row counts and fingerprints of its data sets."""
-    sets = _data_sets(stage)
+    """Write data.json: the updates of the stage and the row counts of its data sets."""
+    sets = {"train": stage.train} | ({"held_out": stage.held_out} if stage.held_out else {})
     record: dict[str, Any] = {"updates": stage.updates}
     record |= {name: dataclasses.asdict(examples.counts) for name, examples in sets.items()}
-    record["fingerprints"] = {name: examples.fingerprint for name, examples in sets.items()}
     write_whole(stage.folder / "data.json", json.dumps(record, indent=1))
-
-
-def _check_data(stage: StageRun, step: int) -> None:
-    """Refuse to resume on other data than the stage began with."""
-    path = stage.folder / "data.json"
-    before = read_json(path).get("fingerprints", {}) if path.exists() else {}
-    for name, examples in _data_sets(stage).items():
-        if before.get(name, examples.fingerprint) != examples.fingerprint:
-            data = stage.settings.data
-            paths = [source.path for source in data.sources]
-            file = ", ".join(paths) if name == "train" else data.eval_path
-            raise UserError(
-                f"{stage.name}: the tokens of {file} have changed since update {step}: other rows, "
-                "another tokenizer or another chat template; put the old ones back, or start a run "
-                "in another run.dir"
-            )
 
 
 def _record_errors(stage: StageRun, step: int, metrics: HeldOut) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 
 import jax
 
+from ..digests import kept_sha256
 from ..errors import UserError
-from ..files import read_json, write_whole
 from ..hf import load
 from ..hf.reward import new_head
 from ..models.decoder import Params
@@ -17,6 +16,7 @@ from ..models.families import read_config
 from ..models.quantized import quantize
 from ..update.state import TrainState, initial_state
 from ..update.step import Fixed
+from .read_data import store_folder
 from .stage import StageRun
 
 
@@ -31,10 +31,9 @@ def fixed_weights(stage: StageRun) -> Fixed:
     """The weights that training reads and never changes.
 
     Raises:
-      UserError: the base is not the one that the stage began with, or the live reference is
-        another architecture than the policy.
+      UserError: the live reference is another architecture than the policy.
     """
-    base = None if stage.adapted is None else _base(stage)
+    base = None if stage.adapted is None else starting_params(stage)
     return Fixed(base, None if stage.moving else live_reference(stage, base))
 
 
@@ -44,25 +43,6 @@ def first_state(stage: StageRun) -> TrainState:
     return initial_state(
         _first_params(stage), stage.task.objective, stage.tx, stage.state_spec, ref_params
     )
-
-
-def _base(stage: StageRun) -> Params:
-    """The frozen weights under adapters.
-
-    A checkpoint holds adapters alone, so the stage's folder records which weights they belong to.
-    """
-    path, found = stage.folder / "base.json", load.weights_fingerprint(stage.source)
-    if path.exists():
-        before = read_json(path).get("weights")
-        if before != found:
-            raise UserError(
-                f"{stage.source}: its weights have changed since stage {stage.name} began "
-                f"(SHA-256 {before} in {path}, now {found}); restore them, or delete the folder of "
-                "the stage"
-            )
-    else:
-        write_whole(path, json.dumps({"weights": found}))
-    return starting_params(stage)
 
 
 def _first_params(stage: StageRun) -> Params:
@@ -76,6 +56,11 @@ def _first_params(stage: StageRun) -> Params:
         return stage.adapted.init(key)
     head = new_head(stage.source, stage.model, key)
     return load.load_params(stage.source, stage.model, made=head)
+
+
+def kept_digest(stage: StageRun) -> load.Digest:
+    """The SHA-256 of a file, kept with the tokens, so that large weights are read once for it."""
+    return functools.partial(kept_sha256, folder=store_folder(stage.recipe.run))
 
 
 def reference_source(stage: StageRun) -> Path:

@@ -194,16 +194,16 @@ def test_a_damaged_checkpoint_is_one_error_and_stays(stopped, refused, tmp_path)
     assert h.sealed(ours / "sft") == h.sealed(folder / "sft")
 
 
-def test_a_stale_reference_is_one_error_with_both_fingerprints(trained, refused, tmp_path):
+def test_changed_inputs_are_one_error_with_a_table(trained, refused, tmp_path):
     folder, recipe, _ = trained
     ours = h.copy_folder(folder, tmp_path / "run")
-    path = ours / "dpo" / "reference" / "train" / "fingerprint.json"
-    found = json.loads(path.read_text())
-    path.write_text(json.dumps(found | {"weights": "0" * 64}))
+    file = ours / "dpo" / "inputs.json"
+    record = json.loads(file.read_text())
+    record["inputs"]["tokenizer"]["fingerprint"] = "0" * 64
+    file.write_text(json.dumps(record))
     error = refused("reference", recipe, "--run.dir", ours)
-    assert "is stale" in error
-    assert "0" * 64 in error
-    assert found["weights"] in error
+    assert "stage dpo: its inputs are not those that it began with" in error
+    assert "tokenizer  SHA-256 000000000000 -> " in error
 
 
 def test_a_model_that_no_reader_can_find_is_one_error(refused):

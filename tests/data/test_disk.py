@@ -1,5 +1,7 @@
 """Flat arrays on disk."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,3 +38,17 @@ def test_a_slice_of_an_array_on_disk_is_a_copy(tmp_path):
     found = OnDisk.npy(tmp_path / "x.npy")[3:5]
     assert not isinstance(found, np.memmap)
     assert found.tolist() == [3, 4]
+
+
+def test_a_changed_byte_is_found_or_changes_nothing(tmp_path):
+    exact = {"logp": np.arange(5, dtype=np.float32), "other": np.arange(3, dtype=np.uint8)}
+    file = tmp_path / "part.npz"
+    np.savez(file, **exact)
+    data = file.read_bytes()
+    for at in range(len(data)):
+        for value in (data[at] ^ 0xFF, data[at] ^ 1, 0):
+            file.write_bytes(data[:at] + bytes([value]) + data[at + 1 :])
+            with contextlib.suppress(ValueError, OSError):
+                found = npz_arrays(file)
+                for name in set(found) & set(exact):
+                    np.testing.assert_array_equal(found[name][:], exact[name])

@@ -3,7 +3,7 @@
 # A module imports only from its own folder and from layers above its own in this list. `cli` alone
 # imports the door, which is in its layer.
 LAYERS = (
-    ("errors", "settings"),
+    ("errors", "settings", "digests"),
     ("core", "files"),
     ("objectives", "diagnostics", "data", "models", "report"),
     ("hf", "update", "recipe"),

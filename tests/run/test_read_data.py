@@ -9,38 +9,8 @@ from jaxalign.errors import UserError
 from jaxalign.hf.tokenizer import load_tokenizer
 from jaxalign.run import train
 from jaxalign.run.read_data import make_encoder
-from jaxalign.run.tracking import Tracker
 
 CLOCK = "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
-
-
-class Crash(Exception):  # noqa: N818
-    pass
-
-
-@pytest.mark.parametrize("name", ["path", "eval_path"])
-def test_a_stage_does_not_resume_on_other_data(tmp_path, monkeypatch, name):
-    inputs = h.write_inputs(tmp_path / "inputs")
-    files = {"path": inputs / "pairs.jsonl", "eval_path": inputs / "held_out.jsonl"}
-    data = {f"stages__sft__data__{key}": str(file) for key, file in files.items()}
-    recipe = h.recipe(inputs, tmp_path / "run", "sft", **data, stages__sft__steps=4)
-    log = Tracker.log
-
-    def crash(self, at, metrics, *, evaluation=False):
-        log(self, at, metrics, evaluation=evaluation)
-        if at == 3:
-            raise Crash
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Tracker, "log", crash)
-        with pytest.raises(Crash):
-            h.run(recipe, h.one_device())
-    before = files[name].read_text()
-    h.write_rows(files[name], [h.pair(i + 7) for i in range(h.TRAIN)])
-    with pytest.raises(UserError, match=rf"sft: the tokens of {files[name]} have changed since"):
-        h.run(recipe, h.one_device())
-    files[name].write_text(before)
-    assert "resumes after update 2 of 4" in h.run(recipe, h.one_device())
 
 
 def test_the_clock_of_a_template_shows_the_date_on_which_the_run_began(tmp_path):

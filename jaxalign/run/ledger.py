@@ -1,0 +1,167 @@
+"""The ledger of a stage: what its result depends on besides the settings of the recipe.
+
+`inputs.json` in the stage's folder has a fingerprint of every input: tokens, starting weights and
+configuration, tokenizer, chat template, reference. It is written before the stage computes
+anything, and compared whenever the stage is resumed, evaluated or exported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.experimental import multihost_utils
+from rich.console import Console
+from rich.text import Text
+
+from ..data.sources import local_files
+from ..data.store import Examples
+from ..errors import UserError
+from ..files import first_process, read_own_json, write_whole
+from ..hf import load
+from ..hf.tokenizer import tokenizer_fingerprint
+from ..models.families import read_config
+from .stage import StageRun
+from .weights import kept_digest, reference_source
+
+FILE = "inputs.json"
+SHOWN = 12
+"""Characters of a fingerprint in a message."""
+
+
+class Input(NamedTuple):
+    """Something that the result of a stage depends on."""
+
+    source: str
+    """The file or folder that it comes from."""
+    fingerprint: str
+    """A hexadecimal SHA-256."""
+
+
+class Change(NamedTuple):
+    """An input that is not as the ledger has it."""
+
+    name: str
+    source: str
+    before: str
+    """The fingerprint in the ledger; '' if it has none."""
+    now: str
+
+
+def settle(stage: StageRun, console: Console, *, accept_changes: bool) -> None:
+    """Write the ledger of a stage that has none, or compare it with the inputs as they are now.
+
+    Args:
+      stage: the stage.
+      console: where to print.
+      accept_changes: write changed inputs down and continue.
+
+    Raises:
+      UserError: an input has changed, and `accept_changes` is off; has a table of the changes.
+    """
+    file, found = stage.folder / FILE, inputs_of(stage)
+    held = read_own_json(file) if file.exists() else {}
+    before = {name: Input(**value) for name, value in held.get("inputs", {}).items()}
+    changed = changes(before, found) if held else []
+    if changed and not accept_changes:
+        raise UserError(
+            f"stage {stage.name}: its inputs are not those that it began with\n{table(changed)}\n"
+            "restore them, choose another --run.dir, or add --accept-changes to continue with the "
+            "new ones"
+        )
+    if not held and (stage.folder / "checkpoints").exists():
+        text = f"{stage.name}: an older version began this stage, so its inputs were not compared"
+        console.print(Text(text))
+    accepted = held.get("accepted", [])
+    if changed:
+        console.print(Text(f"{stage.name}: continues with changed inputs\n{table(changed)}"))
+        when = datetime.datetime.now().isoformat(timespec="seconds")
+        accepted = [*accepted, {"when": when, "changes": [c._asdict() for c in changed]}]
+    if changed or not held:
+        record = {"inputs": {k: v._asdict() for k, v in found.items()}, "accepted": accepted}
+        # Every host has read the ledger before the first one writes.
+        multihost_utils.sync_global_devices(f"inputs of {stage.name}")
+        write_whole(file, json.dumps(record, indent=1))
+
+
+def accepted_changes(folder: Path) -> list[dict[str, Any]]:
+    """The changes of inputs with which a stage continued, each with its time."""
+    file = folder / FILE
+    return read_own_json(file).get("accepted", []) if file.exists() else []
+
+
+def changes(before: dict[str, Input], now: dict[str, Input]) -> list[Change]:
+    """The inputs whose fingerprints differ."""
+    none = Input("", "")
+    pairs = {name: (before.get(name, none), now.get(name, none)) for name in {**before, **now}}
+    return [
+        Change(name, new.source or old.source, old.fingerprint, new.fingerprint)
+        for name, (old, new) in pairs.items()
+        if old.fingerprint != new.fingerprint
+    ]
+
+
+def table(changed: list[Change]) -> str:
+    """One line for each change: its name, the SHA-256 before and now, and its source."""
+    width = max(len(c.name) for c in changed)
+    return "\n".join(
+        f"  {c.name:<{width}}  SHA-256 {c.before[:SHOWN] or 'none':<{SHOWN}} -> "
+        f"{c.now[:SHOWN] or 'none':<{SHOWN}}  {c.source}"
+        for c in changed
+    )
+
+
+def inputs_of(stage: StageRun) -> dict[str, Input]:
+    """All inputs of a stage by name.
+
+    The first process reads large files, unless it has kept their fingerprints; the others wait.
+    """
+    if first_process():
+        _inputs_of(stage)
+    multihost_utils.sync_global_devices(f"fingerprints of {stage.name}")
+    return _inputs_of(stage)
+
+
+def _inputs_of(stage: StageRun) -> dict[str, Input]:
+    data, recipe = stage.settings.data, stage.recipe
+    digest = kept_digest(stage)
+    train = ", ".join(source.path for source in data.sources)
+    found = {"tokens of the training data": Input(train, stage.train.fingerprint)}
+    if stage.stream is not None and (files := local_files(recipe.locate(data.path or ""))):
+        found["files of the training data"] = Input(train, _sha256([digest(f) for f in files]))
+    if stage.held_out is not None:
+        found["tokens of the held-out data"] = _tokens(data.eval_path, stage.held_out)
+    found |= _checkpoint("start", stage.source, digest)
+    found["tokenizer"] = Input(str(stage.source), tokenizer_fingerprint(stage.source))
+    about = [stage.encoder.templates, stage.encoder.all_stops()]
+    found["chat template"] = Input(data.chat_template or str(stage.source), _sha256(about))
+    if stage.reference_mode is not None and reference_source(stage) != stage.source:
+        found |= _checkpoint("reference", reference_source(stage), digest)
+    return found
+
+
+def _tokens(path: str | None, examples: Examples) -> Input:
+    return Input(path or "", examples.fingerprint)
+
+
+def _checkpoint(name: str, folder: Path, digest: load.Digest) -> dict[str, Input]:
+    """The weights and the configuration of a checkpoint."""
+    config = read_config(load.load_config(folder))
+    # Without defaults, so that a new field of a later version changes nothing.
+    given = {
+        field.name: repr(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    }
+    return {
+        f"weights of the {name}": Input(str(folder), load.weights_fingerprint(folder, digest)),
+        f"config.json of the {name}": Input(str(folder), _sha256(given)),
+    }
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
