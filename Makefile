@@ -6,7 +6,7 @@ CONSTRAINTS ?=
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: quickstart test slow lint check format docs
+.PHONY: quickstart test slow chaos lint check format docs
 
 # Train, align and report a small model on this machine.
 quickstart: $(VENV)/run.stamp
@@ -19,6 +19,10 @@ test: $(VENV)/test.stamp
 # The tests that take more than a few seconds each.
 slow: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m slow
+
+# A hundred kills of a run, which ends as if nothing had happened.
+chaos: $(VENV)/test.stamp
+	JAXALIGN_CHAOS_KILLS=100 $(BIN)/python -m pytest -q -s -m slow tests/run/test_resume.py
 
 # Format, lint and types.
 lint: $(VENV)/dev.stamp
