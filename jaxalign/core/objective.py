@@ -52,6 +52,8 @@ class Objective(Generic[P]):
     """
     check: Callable[[Mapping[str, Any]], str] | None = None
     """What is wrong with the columns of an example, in words, or nothing: ""; before training."""
+    rules: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None
+    """All hyper-parameters -> what is wrong with them together, in words, by the name of one."""
     couples_examples: bool = False
     """Whether the loss of an example, or the next state, depends on other examples."""
     init_state: Callable[[], Any] | None = None
@@ -153,6 +155,7 @@ def objective(
     layers: tuple[LayerStat, ...] = (),
     columns: tuple[str, ...] = (),
     check: Callable[[Mapping[str, Any]], str] | None = None,
+    rules: Callable[[Mapping[str, Any]], Mapping[str, str]] | None = None,
     couples_examples: bool = False,
     init_state: Callable[[], Any] | None = None,
     scores: Callable[[Mapping[str, Any]], int] | None = None,
@@ -166,6 +169,7 @@ def objective(
       layers: statistics of the reference's layers.
       columns: columns of the batch.
       check: columns of an example -> what is wrong with them.
+      rules: hyper-parameters -> what is wrong with them together, by the name of one.
       couples_examples: whether examples meet.
       init_state: makes the state before the first batch.
       scores: how many numbers its reward head gives.
@@ -178,8 +182,21 @@ def objective(
         params = inspect.signature(fn).parameters
         inputs = tuple(k for k, p in params.items() if p.kind is not p.KEYWORD_ONLY)
         hyper = {k: p for k, p in params.items() if p.kind is p.KEYWORD_ONLY}
-        declared = data, source, needs, layers, columns, check, couples_examples, init_state, scores
-        made = Objective(fn, *declared, inputs, hyper)
+        made = Objective(
+            fn,
+            data,
+            source,
+            needs=needs,
+            layers=layers,
+            columns=columns,
+            check=check,
+            rules=rules,
+            couples_examples=couples_examples,
+            init_state=init_state,
+            scores=scores,
+            inputs=inputs,
+            hyper=hyper,
+        )
         if wrong := _contradiction(made) or _misdeclared(made):
             raise TypeError(f"{fn.__module__}.{fn.__name__}: {wrong}")
         return made

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax.nn import logsumexp, softplus
@@ -19,10 +20,32 @@ Complement = Literal["tree", "closed"]
 Temperature = Literal["length"] | Positive | None
 
 
+def _rules(hyper: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    if wrong := _wrong_temperature(hyper["form"], hyper["temperature"]):
+        found["temperature"] = wrong
+    if hyper["mass_shift"] == "paper" and hyper["alpha"] <= 0.5:
+        found["alpha"] = (
+            "with mass_shift 'paper' the chosen response gets the fraction alpha of the mass of "
+            "both; set it over 0.5, or training favors the rejected response"
+        )
+    return found
+
+
+def _wrong_temperature(form: str, temperature: object) -> str:
+    if form == "joint" and temperature is not None:
+        return (
+            "form 'joint' has no temperature; set temperature to None (null in YAML), or form to "
+            "'split'"
+        )
+    return ""
+
+
 @objective(
     Pairs,
     source="Ho 2025, SLPO, TechRxiv preprint, Eq. 6-8 and Code 6.1",
     needs=(stats.logp, stats.log_complement),
+    rules=_rules,
 )
 def slpo(
     policy: Pairs,
@@ -55,7 +78,7 @@ def slpo(
       ref: both responses under the frozen reference.
       form: kind of fit: `split`, two Bernoulli fits (Eq. 8); `joint`, one over three outcomes (Eq.
         6 and 7).
-      alpha: fraction of the rejected response's mass that moves.
+      alpha: fraction of the rejected response's mass that moves; over 0.5 with `paper`.
       mass_shift: choice of the targets: `repo` as above; `paper`, alpha and 1 - alpha times
         pi_ref(y_w|x) + pi_ref(y_l|x), which can be below the reference for y_w, above for y_l.
       temperature: N; `length` is the number of tokens of the response, None is 1, where loss and
@@ -76,7 +99,8 @@ def slpo(
       evaluates to NaN, is softplus(s)/4; a branch's prefix ends before the branching token, as in
       the paper's text and code (its displayed formula is off by one).
     """
-    _check(form, temperature)
+    if wrong := _wrong_temperature(form, temperature):
+        raise UserError(f"objective 'slpo': {wrong}; got {temperature!r}")
     shifts = _mass_shifts(ref, alpha, mass_shift)
     if form == "joint":
         loss = _joint(policy, ref, shifts, complement)
@@ -84,14 +108,6 @@ def slpo(
         loss = _split(policy, ref, shifts, complement, temperature)
     rewards = log_ratio(policy.chosen, ref.chosen), log_ratio(policy.rejected, ref.rejected)
     return per_example(loss), pair_metrics(policy, *rewards)
-
-
-def _check(form: str, temperature: object) -> None:
-    if form == "joint" and temperature is not None:
-        raise UserError(
-            f"objective 'slpo': form 'joint' has no temperature; got {temperature!r}, wanted None; "
-            "set temperature to None (null in YAML), or form to 'split'"
-        )
 
 
 def _mass_shifts(ref: Pairs, alpha: float | Array, mass_shift: str) -> Two:

@@ -84,6 +84,8 @@ def _misfits(recipe: Recipe) -> Complaints:
     named = all(dataclasses.is_dataclass(stage.objective) for stage in recipe.stages.values())
     for name, stage in recipe.stages.items():
         found |= _misfit_sources(f"stages.{name}.data", stage.data)
+        found |= _misfit_sizes(f"stages.{name}", stage)
+        found |= _misfit_hyper(f"stages.{name}.objective", stage) if named else {}
         found |= _misfit_stream(f"stages.{name}", stage, named) if stage.data.streaming else {}
         found |= _misfit_reference(f"stages.{name}", stage) if named else {}
         if wrong := _wrong_diagnostics(stage, named):
@@ -117,6 +119,38 @@ def _misfit_sources(where: str, data: Data) -> Complaints:
     if len(shares) < len(data.mixture) and total >= 1:
         return {f"{where}.mixture": f"{said}; next to sources without a share, to less than 1"}
     return {}
+
+
+def _misfit_sizes(where: str, stage: Stage) -> Complaints:
+    """Complaints about lengths and numbers of a stage that leave no room for one another."""
+    found: Complaints = {}
+    data, optimizer = stage.data, stage.optimizer
+    if data.max_prompt is not None and data.max_prompt >= data.max_length:
+        found[f"{where}.data.max_prompt"] = (
+            f"leaves no room for a response in max_length {data.max_length}; lower it, leave it "
+            f"out for half of max_length, or raise max_length (got {data.max_prompt})"
+        )
+    if stage.microbatches != "auto" and stage.batch_size % stage.microbatches:
+        found[f"{where}.batch_size"] = (
+            f"wanted a multiple of microbatches, {stage.microbatches} (got {stage.batch_size})"
+        )
+    if stage.steps is not None and optimizer.warmup > stage.steps:
+        found[f"{where}.optimizer.warmup"] = (
+            f"longer than the stage of {stage.steps} steps; lower it, or train for more steps "
+            f"(got {optimizer.warmup})"
+        )
+    return found
+
+
+def _misfit_hyper(where: str, stage: Stage) -> Complaints:
+    """Complaints by the rules of an objective across its hyper-parameters."""
+    chosen, hyper = objective_settings(stage)
+    if chosen.rules is None:
+        return {}
+    return {
+        f"{where}.{name}": f"{wrong} (got {hyper[name]!r})"
+        for name, wrong in chosen.rules(hyper).items()
+    }
 
 
 def _misfit_stream(where: str, stage: Stage, named: bool) -> Complaints:
@@ -162,6 +196,10 @@ def _misfit_reference(where: str, stage: Stage) -> Complaints:
     if chosen.reference == "live" and stage.reference.mode != "live":
         said = f"{chosen.name} reads the reference's logits, which are not cached; set it to live"
         return {f"{where}.reference.mode": f"{said} (got {stage.reference.mode!r})"}
+    mode, path = stage.reference.mode, stage.reference.path
+    if stage.lora is not None and mode == "live" and path is not None:
+        said = "the live reference of adapters is their frozen base; leave it out, or use cached"
+        return {f"{where}.reference.path": f"{said} (got {path!r})"}
     if stage.reference.every:
         said = ""
         if chosen.reference == "none":

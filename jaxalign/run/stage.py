@@ -19,7 +19,6 @@ from ..data.mixture import Mixture, mix
 from ..data.pack import CachedStats, cell_size, head_chunks
 from ..data.store import ROWS, Examples
 from ..data.stream import Stream
-from ..errors import UserError
 from ..hf import load
 from ..hf.peft import low_rank
 from ..hf.reward import with_scores
@@ -239,9 +238,4 @@ def _adapted(recipe: settings.Recipe, name: str, model: Model) -> Adapted | None
     stage = recipe.stages[name]
     if stage.lora is None:
         return None
-    if stage.reference.mode == "live" and stage.reference.path is not None:
-        raise UserError(
-            f"stages.{name}.reference.path: got {stage.reference.path}, but the live reference of "
-            "adapters is their frozen base; leave path out, or use mode: cached"
-        )
     return adapt(model, low_rank(stage.lora, model.config, f"stages.{name}.lora"))

@@ -30,7 +30,7 @@ WRONG = {
         ),
         "limits": (
             {"stages__sft__data__max_prompt": 32},
-            r"max_prompt 32 leaves no room",
+            r"stages\.sft\.data\.max_prompt: leaves no room .* \(got 32\)",
         ),
     },
     "data": {

@@ -55,6 +55,30 @@ from jaxalign.recipe.read import parse
             with_stage(data={"path": "{world}/pairs.jsonl"}),
             r"^at: stages.dpo.data.path: only a recipe with a `world` has that folder \(got '{w",
         ),
+        (
+            with_stage(data={"path": "p", "max_length": 256, "max_prompt": 512}),
+            r"^at: stages.dpo.data.max_prompt: leaves no room .* max_length 256; .*\(got 512\)$",
+        ),
+        (
+            with_stage(batch_size=12, microbatches=8),
+            r"^at: stages.dpo.batch_size: wanted a multiple of microbatches, 8 \(got 12\)$",
+        ),
+        (
+            with_stage(steps=5, optimizer={"warmup": 6}),
+            r"^at: stages.dpo.optimizer.warmup: longer than the stage of 5 steps; .*\(got 6\)$",
+        ),
+        (
+            with_stage(lora={}, reference={"mode": "live", "path": "m"}),
+            r"^at: stages.dpo.reference.path: the live reference of adapters is .* \(got 'm'\)$",
+        ),
+        (
+            with_stage(objective={"name": "slpo", "form": "joint"}),
+            r"^at: stages.dpo.objective.temperature: form 'joint' has no .* \(got 'length'\)$",
+        ),
+        (
+            with_stage(objective={"name": "slpo", "mass_shift": "paper", "alpha": 0.5}),
+            r"^at: stages.dpo.objective.alpha: with mass_shift 'paper' .* over 0.5, .*\(got 0.5\)$",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(values, message):
