@@ -108,24 +108,6 @@ def check_out(out: str) -> None:
         raise UserError(f"--out: no folder {file.parent}; make it, or give a file elsewhere")
 
 
-def read_own_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file that jaxalign has written.
-
-    Raises:
-      RunError: the file is missing or damaged.
-    """
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(raw, dict):
-            return raw
-        reason = f"got {type(raw).__name__}, wanted an object"
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error)
-    raise RunError(
-        f"{file}: damaged ({reason}); restore it from a copy, or start in another run.dir"
-    )
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

@@ -7,6 +7,7 @@ import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, cast
 
 import numpy as np
 
@@ -30,9 +31,10 @@ class OnDisk:
         """The array of a .npy file.
 
         Raises:
+          OSError: the file cannot be read.
           ValueError: the file is damaged.
         """
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = cast(np.memmap, npy_array(path, "r"))
         return cls(path, mapped.dtype, mapped.offset, mapped.size)
 
     def __len__(self) -> int:
@@ -66,6 +68,16 @@ class Joined:
                 break
             pieces.append(array[max(start - int(begin), 0) : max(stop - int(begin), 0)])
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def npy_array(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """The array of a .npy file; arguments and errors as for `np.load` and `OnDisk.npy`."""
+    try:
+        return np.load(path, mmap_mode, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # numpy has several for a damaged header
+        raise ValueError(f"{path.name}: {error}") from error
 
 
 def npz_arrays(path: Path) -> dict[str, OnDisk]:

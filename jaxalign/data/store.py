@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,27 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from .disk import OnDisk
+from ..errors import RunError
+from ..sealed import read_own, sealed
+from .disk import OnDisk, npy_array
 from .examples import Branch, Example, RowCounts
 
 ROWS = 4096
 """Rows of a part."""
 PROMPT = -1
 """The number of a prompt among the responses of its example."""
-READ_WHOLE = ("bounds", "response", "first", "weight", "scored_counts", "place_bounds")
-"""Arrays of a part that are read when it is opened; the others are read in slices."""
+READ_WHOLE = (
+    "bounds",
+    "response",
+    "first",
+    "weight",
+    "scored_counts",
+    "place_bounds",
+    "checksums",
+)
+"""Arrays of a part that are read when it is opened."""
+READ_IN_SLICES = ("tokens", "scored", "places")
+"""Its other arrays, apart from columns."""
 
 
 class Summary(NamedTuple):
@@ -32,6 +44,15 @@ class Summary(NamedTuple):
     largest_token: int
     last_tokens: list[int]  # the tokens that a branch ends with
     digest: str  # SHA-256 of everything but the places
+
+
+class About(NamedTuple):
+    """The content of a part's `part.json`."""
+
+    columns: list[str]
+    summary: Summary
+    checksums: dict[str, int]
+    """CRC-32 of each array that is read whole, by the name of its file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +79,8 @@ class Part:
     """[bytes] uint8: where each example comes from, for messages, in UTF-8."""
     place_bounds: np.ndarray
     """[examples + 1] int64: where the place of each example begins in `places`."""
+    checksums: np.ndarray
+    """[examples] uint32: CRC-32 of the tokens and the place of each example."""
     summary: Summary
 
     @classmethod
@@ -75,30 +98,46 @@ class Part:
         }
         columns = {k: np.array([item.columns[k] for item in items]) for k in items[0].columns}
         places = [item.where.encode() for item in items]
+        edges = arrays["bounds"][arrays["first"]]
+        held = [slice(*edges[i : i + 2]) for i in range(len(items))]
+        checksums = [
+            _checksum(arrays["tokens"][at], arrays["scored"][at], place)
+            for at, place in zip(held, places, strict=True)
+        ]
         return cls(
             **arrays,
             scored_counts=_scored_counts(**arrays),
             columns=columns,
             places=np.frombuffer(b"".join(places), np.uint8),
             place_bounds=_edges([len(place) for place in places]),
+            checksums=np.array(checksums, np.uint32),
             summary=_summary(arrays | columns),
         )
 
     @classmethod
     def open(cls, folder: Path) -> Part:
-        """A part that `save` wrote."""
-        about = json.loads((folder / "part.json").read_text(encoding="utf-8"))
+        """A part that `save` wrote.
+
+        Raises:
+          RunError: its part.json is damaged.
+          OSError: a file cannot be read.
+          ValueError: an array is damaged.
+        """
+        about = read_own(folder / "part.json", About, f"delete {folder.parent}")
 
         def whole(name: str) -> np.ndarray:
-            return np.load(folder / f"{name}.npy", allow_pickle=False)
+            array = npy_array(folder / f"{name}.npy")
+            if _crc(array) != about.checksums.get(name):
+                raise ValueError(f"{folder.name}/{name}.npy: its checksum differs")
+            return array
 
         return cls(
             tokens=OnDisk.npy(folder / "tokens.npy"),
             scored=OnDisk.npy(folder / "scored.npy"),
             **{name: whole(name) for name in READ_WHOLE},
-            columns={name: whole(f"column-{i}") for i, name in enumerate(about["columns"])},
+            columns={name: whole(f"column-{i}") for i, name in enumerate(about.columns)},
             places=OnDisk.npy(folder / "places.npy"),
-            summary=Summary(**about["summary"]),
+            summary=about.summary,
         )
 
     def save(self, folder: Path) -> None:
@@ -106,7 +145,7 @@ class Part:
         partial = folder.with_name(f".{folder.name}.{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        names = ("tokens", "scored", "places", *READ_WHOLE)
+        names = (*READ_IN_SLICES, *READ_WHOLE)
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
         arrays |= {f"column-{i}": x for i, x in enumerate(self.columns.values())}
         for name, array in arrays.items():
@@ -114,8 +153,12 @@ class Part:
                 np.save(file, array, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
-        about = {"columns": list(self.columns), "summary": self.summary._asdict()}
-        (partial / "part.json").write_text(json.dumps(about), encoding="utf-8")
+        about = {
+            "columns": list(self.columns),
+            "summary": self.summary._asdict(),
+            "checksums": {k: _crc(x) for k, x in arrays.items() if k not in READ_IN_SLICES},
+        }
+        (partial / "part.json").write_text(sealed(about), encoding="utf-8")
         try:
             partial.rename(folder)
         except OSError:
@@ -127,18 +170,29 @@ class Part:
         return len(self.first) - 1
 
     def example(self, i: int) -> Example:
-        """Example i."""
+        """Example i.
+
+        Raises:
+          RunError: its tokens on disk are damaged.
+        """
         first, end = self.first[i], self.first[i + 1]
         start = self.bounds[first]
         held = slice(start, self.bounds[end])
         tokens, scored = self.tokens[held], self.scored[held]
+        where = self._place(i)
+        if _checksum(tokens, scored, where) != self.checksums[i]:
+            folder = self.tokens.path.parent.parent if isinstance(self.tokens, OnDisk) else "memory"
+            raise RunError(
+                f"{folder}: the tokens of {where.decode(errors='replace')} are damaged; delete "
+                "this folder to make them again"
+            )
         pieces = [slice(*(self.bounds[k : k + 2] - start)) for k in range(first, end)]
         branches = tuple(
             Branch(tokens[at], scored[at], int(r))
             for at, r in zip(pieces[1:], self.response[first + 1 : end], strict=True)
         )
         weight = float(self.weight[i])
-        return Example(tokens[pieces[0]], branches, self.columns_of(i), self.place(i), weight)
+        return Example(tokens[pieces[0]], branches, self.columns_of(i), where.decode(), weight)
 
     def item(self, i: int) -> Held:
         """Example i, its tokens left where they are."""
@@ -159,7 +213,10 @@ class Part:
 
     def place(self, i: int) -> str:
         """Where example i comes from."""
-        return self.places[slice(*self.place_bounds[i : i + 2])].tobytes().decode()
+        return self._place(i).decode(errors="replace")
+
+    def _place(self, i: int) -> bytes:
+        return self.places[slice(*self.place_bounds[i : i + 2])].tobytes()
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -273,6 +330,16 @@ class Examples(Sequence[Example]):
         """SHA-256 over all token ids, lengths, scored tokens, weights and columns."""
         parts = "".join(part.summary.digest for part in self.parts)
         return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def _crc(array: np.ndarray) -> int:
+    """CRC-32 of an array, its shape and its dtype."""
+    return zlib.crc32(array.tobytes(), zlib.crc32(f"{array.dtype} {array.shape}".encode()))
+
+
+def _checksum(tokens: np.ndarray, scored: np.ndarray, place: bytes) -> int:
+    """CRC-32 of an example: its tokens, which of them are scored, and where it comes from."""
+    return zlib.crc32(place, zlib.crc32(scored.tobytes(), zlib.crc32(tokens.tobytes())))
 
 
 def _pieces(item: Example) -> list[tuple[np.ndarray, np.ndarray, int]]:

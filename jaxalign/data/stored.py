@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core.layouts import Layout
 from ..errors import RunError
+from ..sealed import read_own, sealed
 from ..settings import Data
 from .borrow import borrowed_parts, with_cut
 from .cut import Limits
@@ -31,6 +31,15 @@ from .workers import in_processes
 
 MOST_PROCESSES = 16
 """More processes than this wait for the one that reads the rows."""
+
+
+AGAIN = "delete the folder to make them again"
+
+
+class Index(NamedTuple):
+    """The content of `parts.json`."""
+
+    parts: int
 
 
 class Store(NamedTuple):
@@ -152,12 +161,12 @@ def _borrow(
 
 
 def _finish(folder: Path, count: int) -> None:
-    _write(folder / "parts.json", {"parts": count})
+    _write(folder / "parts.json", Index(count)._asdict())
 
 
-def _write(file: Path, value: object) -> None:
+def _write(file: Path, value: Mapping[str, Any]) -> None:
     partial = file.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(value), encoding="utf-8")
+    partial.write_text(sealed(value), encoding="utf-8")
     partial.replace(file)
 
 
@@ -170,7 +179,7 @@ def _counts(folder: Path, number: int) -> Path:
 
 
 def _numbers(folder: Path) -> range:
-    return range(json.loads((folder / "parts.json").read_text(encoding="utf-8"))["parts"])
+    return range(read_own(folder / "parts.json", Index, AGAIN).parts)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -187,14 +196,15 @@ def _opened(folder: Path, where: str) -> Examples:
     """
     try:
         numbers = _numbers(folder)
-        counts = [
-            RowCounts(**json.loads(_counts(folder, i).read_text(encoding="utf-8"))) for i in numbers
-        ]
-        folders = (_part(folder, i) for i in numbers)
+        counts = [RowCounts(**read_own(_counts(folder, i), dict[str, Any], AGAIN)) for i in numbers]
+        folders = [_part(folder, i) for i in numbers]
         parts = tuple(Part.open(part) for part in folders if part.exists())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{folder}: the tokens of {where} are damaged or not on storage that all hosts share "
             f"({error}); delete this folder to make them again"
         ) from error
-    return checked(parts, RowCounts.merged(counts), where)
+    total = RowCounts.merged(counts)
+    if sum(map(len, parts)) != total.kept:
+        raise RunError(f"{folder}: a part of the tokens of {where} is missing; {AGAIN}")
+    return checked(parts, total, where)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
+from ..sealed import sealed
 from ..settings import Data
 from .examples import RowCounts
 from .fields import Raw
@@ -19,6 +19,17 @@ from .loader import Numbered
 from .mixture import order
 from .store import ROWS, Examples, Part
 from .tokenize import Job, Rows, checked, in_parts, tokenize_part
+
+
+class Known(NamedTuple):
+    """What a run keeps of the parts of its stream, in `stream.json`."""
+
+    sizes: list[int]
+    """Examples of the first parts."""
+    whole: bool
+    """Whether these are all parts."""
+    counts: RowCounts | None
+    """What became of their rows; none: no part is known."""
 
 
 class _Shuffled(NamedTuple):
@@ -47,7 +58,7 @@ class Stream:
     seed: int
     check: Callable[[Examples], None]
     """Raises a UserError for a part that the model or the objective cannot use."""
-    kept: Mapping[str, Any] | None
+    kept: Known | None
     """What an earlier process kept of the parts, so that whole parts are skipped; or none."""
     keep: Callable[[str], object]
     """Keeps the sizes and row counts of parts, as JSON text, for a report and to resume."""
@@ -69,7 +80,7 @@ class Stream:
 
     def _parts(self, place: int) -> Iterator[_Shuffled]:
         """The parts of all passes, from the one with this place of the stream on."""
-        sizes = _Known(self.kept, self.keep, self.where)
+        sizes = _Sizes(self.kept, self.keep, self.where)
         begun = place // sum(sizes.known) if sizes.whole else 0
         done = begun * sum(sizes.known)
         for number_of_pass in itertools.count(begun):
@@ -101,7 +112,7 @@ def only_first(data: Data) -> Data:
     return dataclasses.replace(data, limit=min(data.limit or ROWS, ROWS))
 
 
-class _Known:
+class _Sizes:
     """The parts of a data set, as far as they are known.
 
     Attributes:
@@ -110,11 +121,11 @@ class _Known:
       whole: whether these are all parts.
     """
 
-    def __init__(self, kept: Mapping[str, Any] | None, keep: Callable[[str], object], where: str):
+    def __init__(self, kept: Known | None, keep: Callable[[str], object], where: str):
         self._keep, self._where = keep, where
-        self.known: list[int] = list(kept["sizes"]) if kept else []
-        self.counts = RowCounts(**kept["counts"]) if kept else None
-        self.whole: bool = bool(kept and kept["whole"])
+        self.known = list(kept.sizes) if kept else []
+        self.counts = kept.counts if kept else None
+        self.whole = kept is not None and kept.whole
 
     def add(self, number: int, counts: RowCounts) -> None:
         """Keep the row counts of a part, or compare its size with the one that is known."""
@@ -143,4 +154,4 @@ class _Known:
 
     def _write(self) -> None:
         counts = self.counts and dataclasses.asdict(self.counts)
-        self._keep(json.dumps({"sizes": self.known, "whole": self.whole, "counts": counts}))
+        self._keep(sealed({"sizes": self.known, "whole": self.whole, "counts": counts}))

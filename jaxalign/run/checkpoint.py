@@ -8,12 +8,11 @@ sealed checkpoints count, and a restore reads the files only after their checksu
 from __future__ import annotations
 
 import concurrent.futures
-import json
 import os
 import pathlib
 import re
 import shutil
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,8 +20,17 @@ import orbax.checkpoint as ocp
 from ..digests import sha256
 from ..errors import RunError, UserError
 from ..files import first_process, write_whole
+from ..sealed import read_own, sealed
 
 ARGS: Any = ocp.args  # whose constructors type checkers do not see in older releases
+
+
+class Manifest(NamedTuple):
+    """The content of the file that seals a checkpoint."""
+
+    step: int
+    sha256: dict[str, str]
+    """Digest of each file of the checkpoint."""
 
 
 class Checkpoints:
@@ -121,7 +129,7 @@ class Checkpoints:
             return
         root = self._path(step)
         files = {str(p.relative_to(root)): sha256(p) for p in _files(root)}
-        write_whole(self._manifest(step), json.dumps({"step": step, "sha256": files}, indent=1))
+        write_whole(self._manifest(step), sealed(Manifest(step, files)._asdict()))
         for old in self.steps()[: -self._keep]:
             # The seal goes first: a kill between the two leaves a folder that does not count.
             self._manifest(old).unlink()
@@ -129,8 +137,9 @@ class Checkpoints:
 
     def _verify(self, step: int) -> None:
         root = self._path(step)
-        saved = json.loads(self._manifest(step).read_text())["sha256"]
-        for name, digest in saved.items():
+        remedy = "delete it to continue from an older checkpoint"
+        saved = read_own(self._manifest(step), Manifest, remedy)
+        for name, digest in saved.sha256.items():
             path = root / name
             what = "is missing" if not path.exists() else None
             if what or sha256(path) != digest:

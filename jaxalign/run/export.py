@@ -173,8 +173,8 @@ def model_card(
     rows = "".join(f"| {k} | {v:.6g} |\n" for k, v in metrics.items())
     note = f"The export in {rounded}; metrics are of the weights before it.\n" if rounded else ""
     for entry in accepted_changes(stage.folder):
-        names = ", ".join(change["name"] for change in entry["changes"])
-        note += f"Continued on {entry['when']} with changed inputs: {names}.\n"
+        names = ", ".join(change.name for change in entry.changes)
+        note += f"Continued on {entry.when} with changed inputs: {names}.\n"
     held_out = f"\n## Held-out metrics\n\n| metric | value |\n|---|---|\n{rows}" if rows else ""
     about = environment()
     tags = ["jaxalign", objective.name]

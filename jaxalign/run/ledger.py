@@ -21,10 +21,11 @@ from rich.text import Text
 from ..data.sources import local_files
 from ..data.store import Examples
 from ..errors import UserError
-from ..files import first_process, read_own_json, write_whole
+from ..files import first_process, write_whole
 from ..hf import load
 from ..hf.tokenizer import tokenizer_fingerprint
 from ..models.families import read_config
+from ..sealed import read_own, sealed
 from .stage import StageRun
 from .weights import kept_digest, reference_source
 
@@ -52,6 +53,21 @@ class Change(NamedTuple):
     now: str
 
 
+class Accepted(NamedTuple):
+    """Changes of inputs with which a stage continued."""
+
+    when: str
+    """Local time, ISO 8601."""
+    changes: list[Change]
+
+
+class Ledger(NamedTuple):
+    """The content of `inputs.json`."""
+
+    inputs: dict[str, Input]
+    accepted: list[Accepted]
+
+
 def settle(stage: StageRun, console: Console, *, accept_changes: bool) -> None:
     """Write the ledger of a stage that has none, or compare it with the inputs as they are now.
 
@@ -64,9 +80,8 @@ def settle(stage: StageRun, console: Console, *, accept_changes: bool) -> None:
       UserError: an input has changed, and `accept_changes` is off; has a table of the changes.
     """
     file, found = stage.folder / FILE, inputs_of(stage)
-    held = read_own_json(file) if file.exists() else {}
-    before = {name: Input(**value) for name, value in held.get("inputs", {}).items()}
-    changed = changes(before, found) if held else []
+    held = read_own(file, Ledger) if file.exists() else None
+    changed = changes(held.inputs, found) if held else []
     if changed and not accept_changes:
         raise UserError(
             f"stage {stage.name}: its inputs are not those that it began with\n{table(changed)}\n"
@@ -76,22 +91,27 @@ def settle(stage: StageRun, console: Console, *, accept_changes: bool) -> None:
     if not held and (stage.folder / "checkpoints").exists():
         text = f"{stage.name}: an older version began this stage, so its inputs were not compared"
         console.print(Text(text))
-    accepted = held.get("accepted", [])
+    accepted = held.accepted if held else []
     if changed:
         console.print(Text(f"{stage.name}: continues with changed inputs\n{table(changed)}"))
         when = datetime.datetime.now().isoformat(timespec="seconds")
-        accepted = [*accepted, {"when": when, "changes": [c._asdict() for c in changed]}]
+        accepted = [*accepted, Accepted(when, changed)]
     if changed or not held:
-        record = {"inputs": {k: v._asdict() for k, v in found.items()}, "accepted": accepted}
+        record = {
+            "inputs": {name: input_._asdict() for name, input_ in found.items()},
+            "accepted": [
+                {"when": a.when, "changes": [c._asdict() for c in a.changes]} for a in accepted
+            ],
+        }
         # Every host has read the ledger before the first one writes.
         multihost_utils.sync_global_devices(f"inputs of {stage.name}")
-        write_whole(file, json.dumps(record, indent=1))
+        write_whole(file, sealed(record))
 
 
-def accepted_changes(folder: Path) -> list[dict[str, Any]]:
+def accepted_changes(folder: Path) -> list[Accepted]:
     """The changes of inputs with which a stage continued, each with its time."""
     file = folder / FILE
-    return read_own_json(file).get("accepted", []) if file.exists() else []
+    return read_own(file, Ledger).accepted if file.exists() else []
 
 
 def changes(before: dict[str, Input], now: dict[str, Input]) -> list[Change]:

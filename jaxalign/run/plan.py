@@ -7,10 +7,9 @@ folder, so that a run that goes on does the same and compiles nothing for it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -22,14 +21,25 @@ from ..core.batch import Batch
 from ..core.sharding import batch_layout, batch_shards
 from ..data.pack import CachedStats, cell_size
 from ..errors import UserError
-from ..files import read_json, write_whole
+from ..files import write_whole
 from ..models.decoder import Params
 from ..models.quantized import Quantized, quantize
+from ..sealed import read_own, sealed
 from ..update.step import Fixed, jitted_step
 from .stage import StageRun
 
 SHARE = 0.9
 """Part of a device's memory that an update may take; the rest is for unplanned memory."""
+
+
+class Plan(NamedTuple):
+    """A choice and its figures."""
+
+    microbatches: int
+    limit: int
+    """Bytes that an update may take on each device."""
+    bytes: dict[int, int | None]
+    """What it takes with each number of microbatches; None: more than the compiler had room for."""
 
 
 def settled(stage: StageRun, console: Console) -> StageRun:
@@ -44,11 +54,12 @@ def settled(stage: StageRun, console: Console) -> StageRun:
     if stage.settings.microbatches != "auto":
         return stage
     path, where = stage.folder / "plan.json", _where(stage.mesh)
-    plans = read_json(path) if path.exists() else {}
+    remedy = "delete the file to choose again"
+    plans = read_own(path, dict[str, Plan], remedy) if path.exists() else {}
     if where not in plans:
         plans[where] = _plan(stage, console)
-        write_whole(path, json.dumps(plans, indent=1))
-    return stage.with_microbatches(plans[where]["microbatches"])
+        write_whole(path, sealed({where: plan._asdict() for where, plan in plans.items()}))
+    return stage.with_microbatches(plans[where].microbatches)
 
 
 def _where(mesh: Mesh) -> str:
@@ -57,8 +68,7 @@ def _where(mesh: Mesh) -> str:
     return f"{sizes} {mesh.devices.flat[0].device_kind}"
 
 
-def _plan(stage: StageRun, console: Console) -> dict[str, Any]:
-    """The choice and its figures, as `plan.json` keeps them."""
+def _plan(stage: StageRun, console: Console) -> Plan:
     limit = int(SHARE * memory(jax.local_devices()))
     per_shard = cell_size(stage.settings.batch_size, 1, batch_shards(stage.mesh))
     tried: dict[int, int | None] = {}
@@ -81,7 +91,7 @@ def _plan(stage: StageRun, console: Console) -> dict[str, Any]:
             "optimizer.moment_dtype bfloat16 or another optimizer, model.remat full, a cached "
             "reference, or lora"
         )
-    return {"microbatches": chosen, "limit": limit, "bytes": tried}
+    return Plan(chosen, limit, tried)
 
 
 def divisors(count: int) -> list[int]:

@@ -22,13 +22,14 @@ from ..data.examples import RowCounts, preview
 from ..data.sources import raw_records
 from ..data.store import Examples
 from ..data.stored import Store, stored_examples
-from ..data.stream import Stream, only_first
+from ..data.stream import Known, Stream, only_first
 from ..data.tokenize import Job, load_examples
 from ..errors import UserError
-from ..files import read_json, read_text, write_whole
+from ..files import read_text, write_whole
 from ..hf.tokenizer import read_template, stop_tokens
 from ..models.decoder import Model
 from ..recipe.schema import objective_settings
+from ..sealed import read_own
 from .check_data import check_branches, check_columns, check_ids
 
 SAID_EVERY = 100_000
@@ -168,7 +169,7 @@ def open_stream(
         first=first,
         seed=recipe.run.seed,
         check=check,
-        kept=read_json(file) if file.exists() else None,
+        kept=read_own(file, Known) if file.exists() else None,
         keep=functools.partial(write_whole, file),
     )
 

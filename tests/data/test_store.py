@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,6 +198,31 @@ def test_a_damaged_part_is_refused_by_its_folder(tmp_path, path):
     (file,) = token_files(tmp_path)
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(RunError, match=r"damaged.*delete this folder"):
+        stored(tmp_path / "store", path)
+
+
+def test_a_flipped_byte_anywhere_is_refused_or_changes_nothing(tmp_path, path, parts_of_5):
+    folder = tmp_path / "store"
+    before = [plain(item) for item in stored(folder, path)]
+    refused = 0
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        good = file.read_bytes()
+        for at in range(0, len(good), -(-len(good) // 9)):
+            file.write_bytes(good[:at] + bytes([good[at] ^ 5]) + good[at + 1 :])
+            try:
+                found = [plain(item) for item in stored(folder, path)]
+            except RunError:
+                refused += 1
+            else:
+                assert found == before, (file.name, at)
+        file.write_bytes(good)
+    assert refused > 100
+
+
+def test_a_missing_part_is_refused(tmp_path, path, parts_of_5):
+    stored(tmp_path / "store", path)
+    shutil.rmtree(next((tmp_path / "store").glob("*/part-000001")))
+    with pytest.raises(RunError, match=r"a part of the tokens of .* is missing; delete the folder"):
         stored(tmp_path / "store", path)
 
 

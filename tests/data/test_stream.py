@@ -19,9 +19,10 @@ from jaxalign.data.cut import Limits
 from jaxalign.data.encode import Encoder
 from jaxalign.data.loader import Loader
 from jaxalign.data.sources import raw_records
-from jaxalign.data.stream import Stream
+from jaxalign.data.stream import Known, Stream
 from jaxalign.data.tokenize import Job, load_examples
 from jaxalign.errors import UserError
+from jaxalign.sealed import read_own
 from jaxalign.settings import Data
 
 PART, COUNT = 4, 14
@@ -55,7 +56,7 @@ def make_stream(path, *, seed=0, check=lambda examples: None, layout=PAIRS, **ch
         first=first,
         seed=seed,
         check=check,
-        kept=json.loads(file.read_text()) if file.exists() else None,
+        kept=read_own(file, Known) if file.exists() else None,
         keep=file.write_text,
     )
 

@@ -4,7 +4,7 @@
 # imports the door, which is in its layer.
 LAYERS = (
     ("errors", "settings", "digests"),
-    ("core", "files"),
+    ("core", "files", "sealed"),
     ("objectives", "diagnostics", "data", "models", "report"),
     ("hf", "update", "recipe"),
     ("collect",),

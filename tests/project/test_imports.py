@@ -16,7 +16,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 WITHOUT_JAX = ("errors", "settings", "data")
-DATA_READS = ("digests", "errors", "settings", "data", "core.batch", "core.layouts")
+DATA_READS = ("digests", "sealed", "errors", "settings", "data", "core.batch", "core.layouts")
 ONLY_WHEN_USED = ("matplotlib", "tensorboardX", "wandb", "sklearn", "qwix")
 ONLY_IN = {
     "sys.argv": ("cli",),

@@ -123,7 +123,7 @@ def test_a_changed_input_is_refused(tmp_path, change, name, changes, what):
     settle(changed, h.QUIET, accept_changes=True)
     settle(changed, h.QUIET, accept_changes=False)
     (entry,) = accepted_changes(changed.folder)
-    assert what in [c["name"] for c in entry["changes"]]
+    assert what in [c.name for c in entry.changes]
 
 
 def test_a_run_resumes_with_changed_inputs_only_if_they_are_accepted(crashed):

@@ -10,6 +10,7 @@ from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
 from jaxalign.run import plan, train
 from jaxalign.run.weights import fixed_weights
+from jaxalign.sealed import read_own
 from jaxalign.settings import Mesh
 
 MESH = h.one_device()
@@ -41,7 +42,7 @@ def sizes(inputs, run, *microbatches, mesh=MESH, name="dpo", **changes):
 
 def planned(run, stage="dpo"):
     """What `plan.json` holds for the one mesh it was made for."""
-    (found,) = json.loads((run / stage / "plan.json").read_text()).values()
+    (found,) = read_own(run / stage / "plan.json", dict[str, dict]).values()
     return found
 
 
