@@ -35,6 +35,7 @@ from .report import write_report
 from .run import inspect as inspecting
 from .run import open_stage
 from .run.folder import Run
+from .run.lock import locked
 from .run.train import train as train_stages
 
 
@@ -54,7 +55,7 @@ def train(recipe: AnyRecipe, overrides: Overrides = None, *, accept_changes: boo
       Stopped: Ctrl-C or SIGTERM; the state is saved and the same call resumes from it.
     """
     chosen = given_recipe(recipe, overrides)
-    with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
+    with _writing("train", chosen) as (mesh, console):
         make_world(chosen, mesh)
         train_stages(chosen, mesh, console, accept_changes=accept_changes)
         last, _ = objective_settings(list(chosen.stages.values())[-1])
@@ -95,7 +96,7 @@ def evaluate(
     """
     chosen = given_recipe(recipe, overrides)
     name = stage_name(chosen, stage)
-    with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
+    with _writing("evaluate", chosen) as (mesh, console):
         return open_stage.evaluate_stage(
             chosen,
             name,
@@ -131,7 +132,7 @@ def reference(
     """
     chosen = given_recipe(recipe, overrides)
     name = stage_name(chosen, stage)
-    with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
+    with _writing("reference", chosen) as (mesh, console):
         return open_stage.compute_reference(
             chosen, name, mesh, console, accept_changes=accept_changes
         )
@@ -164,7 +165,7 @@ def export(
     """
     chosen = given_recipe(recipe, overrides)
     name = stage_name(chosen, stage)
-    with _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console):
+    with _writing("export", chosen) as (mesh, console):
         return open_stage.export_stage(
             chosen,
             name,
@@ -309,6 +310,16 @@ def inspect_row(
       UserError: a setting or the checkpoint does not fit, or there is no such row.
     """
     return inspecting.inspect_row(inspecting.open_given(data, stage, overrides, settings), row)
+
+
+@contextlib.contextmanager
+def _writing(command: str, recipe: settings.Recipe) -> Iterator[tuple[Mesh, Console]]:
+    """Set up jax for a recipe, and hold the lock of its folder for a command that writes there."""
+    with (
+        _devices(recipe.mesh, recipe.model.dtype, recipe.run) as (mesh, console),
+        locked(Path(recipe.run.dir), command, console),
+    ):
+        yield mesh, console
 
 
 @contextlib.contextmanager

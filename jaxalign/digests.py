@@ -1,4 +1,4 @@
-"""Checksums of files."""
+"""Checksums of files, and names of temporary files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import socket
 from pathlib import Path
 
 
@@ -13,6 +14,11 @@ def sha256(path: Path) -> str:
     """The hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def own_suffix() -> str:
+    """A suffix of names of files that no other process writes; process ids repeat across hosts."""
+    return f"{socket.gethostname()}.{os.getpid()}"
 
 
 def kept_sha256(file: Path, folder: Path) -> str:
@@ -30,7 +36,7 @@ def kept_sha256(file: Path, folder: Path) -> str:
     digest = sha256(file)
     with contextlib.suppress(OSError):  # of a folder that cannot be written, files are read again
         folder.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(f".{os.getpid()}.tmp")
+        partial = kept.with_suffix(f".{own_suffix()}.tmp")
         partial.write_text(json.dumps({"state": state, "sha256": digest}), encoding="utf-8")
         partial.replace(kept)
     return digest

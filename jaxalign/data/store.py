@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from ..digests import own_suffix
 from ..errors import RunError
 from ..sealed import read_own, sealed
 from .disk import OnDisk, npy_array
@@ -142,7 +143,7 @@ class Part:
 
     def save(self, folder: Path) -> None:
         """Write the part, whole or not at all; a part that is there already is kept."""
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        partial = folder.with_name(f".{folder.name}.{own_suffix()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         names = (*READ_IN_SLICES, *READ_WHOLE)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.layouts import Layout
+from ..digests import own_suffix
 from ..errors import RunError
 from ..sealed import read_own, sealed
 from ..settings import Data
@@ -165,7 +166,7 @@ def _finish(folder: Path, count: int) -> None:
 
 
 def _write(file: Path, value: Mapping[str, Any]) -> None:
-    partial = file.with_suffix(f".{os.getpid()}.tmp")
+    partial = file.with_suffix(f".{own_suffix()}.tmp")
     partial.write_text(sealed(value), encoding="utf-8")
     partial.replace(file)
 

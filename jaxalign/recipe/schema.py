@@ -24,6 +24,8 @@ _typed_dict: Any = typing_extensions.TypedDict  # to a type checker its keys mus
 STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
 """How pydantic checks a record and the records in it."""
 _STAGE_NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
+_OTHER_NAMES = ("lock", "report", "world")
+"""Names that the folder of a run has for something else."""
 
 
 def objective_settings(stage: Stage) -> tuple[Objective[...], dict[str, Any]]:
@@ -144,6 +146,10 @@ def schema(
     for name, given in stages.items() if isinstance(stages, Mapping) else ():
         if not _STAGE_NAME.fullmatch(name):
             complaints[f"stages.{name}"] = "the name is a folder and a flag; use a-z, 0-9, - and _"
+        if name in _OTHER_NAMES:
+            complaints[f"stages.{name}"] = (
+                "the folder of a run has something of this name; choose another"
+            )
         if name.replace("_", "-") in (other.replace("_", "-") for other in kinds):
             complaints[f"stages.{name}"] = "flags do not distinguish - and _; choose another name"
         kinds[name] = _stage_kind(f"stages.{name}", given, own.get(name), complaints)

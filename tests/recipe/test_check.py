@@ -23,6 +23,10 @@ from jaxalign.recipe.read import parse
             r"^at: stages.My Stage: the name is a folder and a flag; use a-z, 0-9, - and _$",
         ),
         (
+            minimal(stages={"lock": minimal()["stages"]["dpo"]}),
+            r"^at: stages.lock: the folder of a run has something of this name; choose another$",
+        ),
+        (
             minimal(stages=dict.fromkeys(("a-b", "a_b"), minimal()["stages"]["dpo"])),
             r"^at: stages.a_b: flags do not distinguish - and _; choose another name$",
         ),
