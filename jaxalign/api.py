@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -28,25 +28,39 @@ from .files import first_process
 from .hf.load import resolve
 from .language_model import LanguageModel, precision
 from .quickstart.show import show
-from .quickstart.start import make_world
+from .quickstart.start import make_world, with_world
 from .recipe.overrides import AnyRecipe, Overrides, given_recipe, stage_name
 from .recipe.schema import objective_settings
 from .report import write_report
 from .run import inspect as inspecting
 from .run import open_stage
-from .run.folder import Run
+from .run.dry_run import dry_run as plan_run
+from .run.folder import Run, compile_cache_folder
 from .run.lock import locked
 from .run.train import train as train_stages
 
 
-def train(recipe: AnyRecipe, overrides: Overrides = None, *, accept_changes: bool = False) -> Run:
-    """Train the stages of a recipe; resume where an earlier process stopped.
+@overload
+def train(recipe: AnyRecipe, overrides: Overrides = ..., *, accept_changes: bool = ...) -> Run: ...
+@overload
+def train(
+    recipe: AnyRecipe, overrides: Overrides = ..., *, accept_changes: bool = ..., dry_run: bool
+) -> Run | None: ...
+def train(
+    recipe: AnyRecipe,
+    overrides: Overrides = None,
+    *,
+    accept_changes: bool = False,
+    dry_run: bool = False,
+) -> Run | None:
+    """Check all stages of a recipe and train them; resume where an earlier process stopped.
 
     Args:
       recipe: the recipe.
       overrides: values to use instead of those in the recipe.
       accept_changes: continue although data, weights or another input of a stage has changed since
         it began; the stage's `inputs.json` keeps the changes.
+      dry_run: check, print the plan of the run, change nothing in its folder and return None.
 
     Raises:
       UserError: the recipe, its data or checkpoints do not fit or have changed, or the folder holds
@@ -55,6 +69,13 @@ def train(recipe: AnyRecipe, overrides: Overrides = None, *, accept_changes: boo
       Stopped: Ctrl-C or SIGTERM; the state is saved and the same call resumes from it.
     """
     chosen = given_recipe(recipe, overrides)
+    if dry_run:
+        with (
+            _devices(chosen.mesh, chosen.model.dtype, chosen.run) as (mesh, console),
+            with_world(chosen, mesh) as readable,
+        ):
+            plan_run(chosen, readable, mesh, console, accept_changes=accept_changes)
+        return None
     with _writing("train", chosen) as (mesh, console):
         make_world(chosen, mesh)
         train_stages(chosen, mesh, console, accept_changes=accept_changes)
@@ -339,13 +360,6 @@ def _devices(
             _join_hosts()
     with precision(dtype):
         yield make_mesh(sizes), Console(quiet=jax.process_index() != 0, soft_wrap=True)
-
-
-def compile_cache_folder(run: settings.Run) -> str | None:
-    """The folder of compiled programs; None: they are not kept."""
-    shared = str(Path(run.dir).absolute().parent / "compile_cache")
-    folder = run.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or shared
-    return None if folder == "off" else folder
 
 
 def _keep_programs(folder: str | None) -> None:

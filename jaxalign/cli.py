@@ -108,10 +108,14 @@ ACCEPT: tuple[str, dict[str, Any]] = (
 
 def _train(argv: list[str]) -> int:
     """Train the stages of a recipe, or resume where an earlier process stopped."""
-    own, recipe = _recipe("train", argv, ACCEPT)
+    dry = {"action": "store_true", "help": "check everything, print the plan of the run, and stop"}
+    own, recipe = _recipe("train", argv, ACCEPT, ("--dry-run", dry))
     from . import api
     from .run.train import Stopped
 
+    if own.dry_run:
+        api.train(recipe, accept_changes=own.accept_changes, dry_run=True)
+        return 0
     try:
         api.train(recipe, accept_changes=own.accept_changes)
     except Stopped as e:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +160,36 @@ def load_params(
       UserError: a file is missing or damaged; a tensor is missing, unexpected, not of floats, or
         has another shape than config.json gives.
     """
+    made = made or {}
+    with _tensors_of(folder, model, made) as found:
+        return placed(found, model, keep or (lambda path, leaf: leaf)) | made
+
+
+def check_weights(folder: Path, model: Model, made: Collection[str] = ()) -> None:
+    """Refuse what `load_params` would refuse, by the headers of the files alone.
+
+    Args:
+      folder: a checkpoint with one or several safetensors files.
+      model: the decoder of the weights.
+      made: first keys of parameters that the checkpoint lacks.
+
+    Raises:
+      UserError: see `load_params`.
+    """
+    with _tensors_of(folder, model, made):
+        pass
+
+
+@contextlib.contextmanager
+def _tensors_of(
+    folder: Path, model: Model, made: Collection[str]
+) -> Iterator[dict[Weight, list[Tensor]]]:
+    """The tensors of each parameter of a checkpoint, checked, readable until the context ends."""
     with open_tensors(weight_files(folder)) as tensors:
-        made = made or {}
         plan = [w for w in weights(model.config) if w.path[0] not in made]
         found = {w: layers_of(w, tensors, model, Path(folder)) for w in plan}
         _refuse_unexpected(tensors, {t.name for ts in found.values() for t in ts}, model)
-        return placed(found, model, keep or (lambda path, leaf: leaf)) | made
+        yield found
 
 
 def placed(found: dict[Weight, list[Tensor]], model: Model, keep: Keep) -> Params:

@@ -39,6 +39,11 @@ def with_scores(config: ModelConfig, scores: int, where: Path) -> ModelConfig:
     )
 
 
+def lacks_head(where: Path, config: ModelConfig) -> bool:
+    """Whether a decoder has a reward head and the checkpoint in a folder has none."""
+    return bool(config.scores) and not read_config(load_config(where)).scores
+
+
 def new_head(where: Path, model: Model, key: jax.Array) -> Params | None:
     """A random reward head, initialized as in transformers; None if the checkpoint has a head.
 
@@ -48,7 +53,7 @@ def new_head(where: Path, model: Model, key: jax.Array) -> Params | None:
       key: random key of the initialization.
     """
     raw = load_config(where)
-    if not model.config.scores or read_config(raw).scores:
+    if not lacks_head(where, model.config):
         return None
     leaf = model.abstract["head"]["kernel"]
     spread = float(raw.get("initializer_range", 0.02))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Literal
 
 import flax.struct
@@ -35,6 +36,29 @@ class Quantized:
         return qwix.dequantize(self.array).astype(dtype)
 
 
+def is_quantized(path: tuple[str, ...], shape: tuple[int, ...], kind: Kind) -> bool:
+    """Whether `quantize` replaces a parameter, which is not read.
+
+    Args:
+      path: keys of the parameter in the nested dict.
+      shape: the shape of the parameter.
+      kind: number format.
+
+    Raises:
+      UserError: qwix is not installed, or 64 does not divide the rows.
+    """
+    if path[0] != "layers" or path[-1] != "kernel":
+        return False
+    if importlib.util.find_spec("qwix") is None:
+        raise UserError(f"lora.quantize: {kind} needs qwix; pip install 'jaxalign[quantize]'")
+    if kind == "nf4" and shape[1] % BLOCK:
+        raise UserError(
+            f"lora.quantize: nf4 takes {BLOCK} rows at a time, which does not divide the "
+            f"{shape[1]} rows of {'.'.join(path)}; use int8"
+        )
+    return True
+
+
 def quantize(path: tuple[str, ...], leaf: Array, kind: Kind) -> Array | Kernel:
     """Quantize a parameter if it is a matrix of the layers; other parameters are returned as is.
 
@@ -49,19 +73,10 @@ def quantize(path: tuple[str, ...], leaf: Array, kind: Kind) -> Array | Kernel:
     Raises:
       UserError: qwix is not installed, or 64 does not divide the rows.
     """
-    if path[0] != "layers" or path[-1] != "kernel":
+    if not is_quantized(path, leaf.shape, kind):
         return leaf
-    try:
-        import qwix
-    except ImportError:
-        raise UserError(
-            f"lora.quantize: {kind} needs qwix; pip install 'jaxalign[quantize]'"
-        ) from None
-    if kind == "nf4" and leaf.shape[1] % BLOCK:
-        raise UserError(
-            f"lora.quantize: nf4 takes {BLOCK} rows at a time, which does not divide the "
-            f"{leaf.shape[1]} rows of {'.'.join(path)}; use int8"
-        )
+    import qwix
+
     tiles = {1: BLOCK} if kind == "nf4" else {}
     number = "nf4" if kind == "nf4" else jnp.int8
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -42,3 +46,20 @@ def make_world(recipe: Recipe, mesh: Mesh) -> None:
         dtype="float32",
         card="# A random model\n\nThe start of the quickstart.\n",
     )
+
+
+@contextlib.contextmanager
+def with_world(recipe: Recipe, mesh: Mesh) -> Iterator[Recipe]:
+    """Gives the recipe in a folder that has its synthetic data, and leaves the run's as it is.
+
+    Without such data, or where the run has it, that is the recipe itself; otherwise the data is in
+    a temporary folder.
+    """
+    if recipe.world is None or (Path(recipe.world_dir) / "model").exists():
+        yield recipe
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run = dataclasses.replace(recipe.run, dir=f"{folder}/run")
+        made = dataclasses.replace(recipe, run=run)
+        make_world(made, mesh)
+        yield made

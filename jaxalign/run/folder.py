@@ -8,10 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import settings
 from ..errors import UserError, near_miss
 from ..recipe.read import recipe_values
 from ..report import write_report
 from ..report.metrics import read_metrics
+
+
+def compile_cache_folder(run: settings.Run) -> str | None:
+    """The folder of compiled programs; None: they are not kept."""
+    shared = str(Path(run.dir).absolute().parent / "compile_cache")
+    folder = run.compile_cache or os.environ.get("JAX_COMPILATION_CACHE_DIR") or shared
+    return None if folder == "off" else folder
 
 
 class Series(NamedTuple):

@@ -20,9 +20,10 @@ from . import ledger
 from .evaluate import evaluator
 from .export import newest_state, write_checkpoint
 from .plan import settled
+from .preflight import model_folder
 from .reference import cached_reference
 from .stage import StageRun, prepare
-from .train import claim, model_folder
+from .train import claim
 from .weights import live_reference
 
 
@@ -48,7 +49,9 @@ def open_stage(
     source = model_folder(recipe, before[-1]) if before else recipe.locate(recipe.model.path)
     if before and not Path(source).exists():
         raise UserError(f"stage {name}: it starts from {source}, which is not there; train first")
-    stage = settled(prepare(recipe, name, resolve(str(source)), mesh, console), console)
+    stage = prepare(recipe, name, resolve(str(source)), mesh, console)
+    stage.show_data(console)
+    stage = settled(stage, console)
     ledger.settle(stage, console, accept_changes=accept_changes)
     return stage
 

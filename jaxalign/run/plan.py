@@ -42,11 +42,16 @@ class Plan(NamedTuple):
     """What it takes with each number of microbatches; None: more than the compiler had room for."""
 
 
-def settled(stage: StageRun, console: Console) -> StageRun:
+def settled(stage: StageRun, console: Console, *, keep: bool = True) -> StageRun:
     """The stage with a number of microbatches; one that has a number is returned as it is.
 
     The choice is read from `plan.json` in the stage's folder, where there is one for this mesh and
     kind of device, and else made and written there. All hosts make the same choice.
+
+    Args:
+      stage: the stage.
+      console: where to print the memory of each number tried.
+      keep: write the choice down.
 
     Raises:
       UserError: not even one example per microbatch and shard fits.
@@ -58,7 +63,8 @@ def settled(stage: StageRun, console: Console) -> StageRun:
     plans = read_own(path, dict[str, Plan], remedy) if path.exists() else {}
     if where not in plans:
         plans[where] = _plan(stage, console)
-        write_whole(path, sealed({where: plan._asdict() for where, plan in plans.items()}))
+        if keep:
+            write_whole(path, sealed({where: plan._asdict() for where, plan in plans.items()}))
     return stage.with_microbatches(plans[where].microbatches)
 
 
@@ -69,16 +75,13 @@ def _where(mesh: Mesh) -> str:
 
 
 def _plan(stage: StageRun, console: Console) -> Plan:
-    limit = int(SHARE * memory(jax.local_devices()))
+    limit = _limit()
     per_shard = cell_size(stage.settings.batch_size, 1, batch_shards(stage.mesh))
     tried: dict[int, int | None] = {}
 
     def fits(microbatches: int) -> bool:
         size = tried[microbatches] = update_bytes(stage.with_microbatches(microbatches))
-        console.print(
-            f"{stage.name}: microbatches {microbatches}: an update takes {_mib(size)}; it may "
-            f"take {_mib(limit)} on each device"
-        )
+        console.print(f"{stage.name}: microbatches {microbatches}: {_words(size, limit)}")
         return size is not None and size <= limit
 
     chosen = fewest(divisors(per_shard), fits)
@@ -92,6 +95,19 @@ def _plan(stage: StageRun, console: Console) -> Plan:
             "reference, or lora"
         )
     return Plan(chosen, limit, tried)
+
+
+def memory_words(stage: StageRun) -> str:
+    """The memory of an update, and how much it may take, in words."""
+    return _words(update_bytes(stage), _limit())
+
+
+def _words(size: int | None, limit: int) -> str:
+    return f"an update takes {_mib(size)}; it may take {_mib(limit)} on each device"
+
+
+def _limit() -> int:
+    return int(SHARE * memory(jax.local_devices()))
 
 
 def divisors(count: int) -> list[int]:

@@ -28,7 +28,7 @@ from ..errors import RunError, UserError
 from ..files import first_process, whole_file
 from ..hf import load
 from ..hf.tokenizer import tokenizer_fingerprint
-from ..models.decoder import Params
+from ..models.decoder import Model, Params
 from ..models.families import read_config
 from ..update.forward import sequence_stats
 from .check_data import check_ids
@@ -181,12 +181,22 @@ def _pass(
     return cached(folder, fingerprint, stage.loader(examples), compute, progress)
 
 
-def reference_forward(stage: StageRun, source: Path) -> Compute:
-    """Load a reference and compile its forward pass over packed batches."""
+def reference_model(stage: StageRun, source: Path) -> Model:
+    """The decoder of a frozen checkpoint, without its weights.
+
+    Raises:
+      UserError: it is of an unknown architecture, or lacks a token or a position of the data.
+    """
     model = describe_model(source, stage.recipe.model, stage.mesh, stage.model.branches)
     for examples in (stage.train, stage.held_out):
         if examples is not None:
             check_ids(examples, model.config, source)
+    return model
+
+
+def reference_forward(stage: StageRun, source: Path) -> Compute:
+    """Load a reference and compile its forward pass over packed batches."""
+    model = reference_model(stage, source)
     own = source == stage.source
     params = starting_params(stage) if own else load.load_params(source, model)
     task = dataclasses.replace(stage.task, forward=model.forward)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import optax
@@ -19,6 +21,7 @@ from ..data.mixture import Mixture, mix
 from ..data.pack import CachedStats, cell_size, head_chunks
 from ..data.store import ROWS, Examples
 from ..data.stream import Stream
+from ..errors import UserError
 from ..hf import load
 from ..hf.peft import low_rank
 from ..hf.reward import with_scores
@@ -52,6 +55,8 @@ class StageRun:
     """The tokenizer with its chat template and stop tokens."""
     task: Task
     train: Examples
+    read: tuple[Examples, ...]
+    """The sources of `train`."""
     mixture: Mixture
     """How many examples of each source of `train` an epoch has."""
     held_out: Examples | None
@@ -105,6 +110,20 @@ class StageRun:
         if self.adapted is None:
             return self.task
         return dataclasses.replace(self.task, forward=self.adapted.forward, trains_head=False)
+
+    def show_data(self, console: Console) -> None:
+        """Print what became of the rows of each data set, and the first examples."""
+        first = f", the first {ROWS:,} rows" if self.settings.data.streaming else ""
+        tables = [(f"training data{first}", self.train.counts)]
+        if len(self.read) > 1:
+            sources = zip(self.settings.data.sources, self.read, self.mixture.draws, strict=True)
+            tables = [
+                (f"training data, {source.path}, {count:,} examples an epoch", examples.counts)
+                for source, examples, count in sources
+            ]
+        if self.held_out is not None:
+            tables.append(("held out data", self.held_out.counts))
+        show_data(console, self.name, tables, self.train, self.encoder)
 
     def with_microbatches(self, count: int) -> StageRun:
         """The same stage with another number of microbatches."""
@@ -176,25 +195,46 @@ def describe_model(
 def prepare(
     recipe: settings.Recipe, name: str, source: Path, mesh: Mesh, console: Console
 ) -> StageRun:
-    """Read a stage's data, describe its model, and print what became of the rows.
+    """Read a stage's data and describe its model.
 
     Args:
       recipe: the resolved recipe.
       name: name of the stage.
       source: folder of the checkpoint that it starts from.
       mesh: the device mesh.
-      console: where to print.
+      console: where to print the progress of tokenizing.
 
     Raises:
       UserError: something in the recipe, the checkpoint or the data does not fit.
     """
+    with in_stage(name):
+        return _prepare(recipe, name, source, mesh, console)
+
+
+@contextlib.contextmanager
+def in_stage(name: str) -> Iterator[None]:
+    """Name the stage, or the setting in it, in the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        settings_of = [field.name for field in dataclasses.fields(settings.Stage)]
+        if text.startswith((f"stages.{name}.", f"stage {name}:", "model.")):
+            raise
+        relative = text.startswith(tuple(f"{key}{end}" for key in settings_of for end in ".: "))
+        where = f"stages.{name}." if relative else f"stage {name}: "
+        raise UserError(where + text) from error
+
+
+def _prepare(
+    recipe: settings.Recipe, name: str, source: Path, mesh: Mesh, console: Console
+) -> StageRun:
     stage = recipe.stages[name]
     objective, hyper = objective_settings(stage)
     tokenizer = load_tokenizer(source)
     encoder = make_encoder(recipe, stage.data, source, tokenizer)
-    sources = stage.data.sources
     read, held_out = read_data(recipe, stage, objective, encoder, console)
-    train, mixture = mix(sources, read)
+    train, mixture = mix(stage.data.sources, read)
     both = [examples for examples in (train, held_out) if examples]
     branches = max(examples.branches for examples in both)
     model = describe_model(source, recipe.model, mesh, branches, objective.head(hyper))
@@ -206,16 +246,6 @@ def prepare(
         check_columns(examples, objective)
     streaming = stage.data.streaming
     stream = open_stream(recipe, name, encoder, train, model, source) if streaming else None
-    first = f", the first {ROWS:,} rows" if streaming else ""
-    tables = [(f"training data{first}", train.counts)]
-    if len(sources) > 1:
-        tables = [
-            (f"training data, {source.path}, {count:,} examples an epoch", examples.counts)
-            for source, examples, count in zip(sources, read, mixture.draws, strict=True)
-        ]
-    if held_out is not None:
-        tables.append(("held out data", held_out.counts))
-    show_data(console, name, tables, train, encoder)
     return StageRun(
         recipe=recipe,
         name=name,
@@ -227,6 +257,7 @@ def prepare(
         encoder=encoder,
         task=Task(objective, hyper, model.forward, seed=recipe.run.seed),
         train=train,
+        read=tuple(read),
         mixture=mixture,
         held_out=held_out,
         stream=stream,

@@ -255,16 +255,25 @@ def _drop_from(path: Path, first: int) -> None:
         file.write("".join(_to_json(r.pop("step"), r) for r in kept).encode())
 
 
-def _start_wandb(
-    project: str, folder: Path, stage: str, config: Mapping[str, Any] | None, resumed: bool
-) -> Any:
+def import_wandb(project: str) -> Any:
+    """The package of Weights & Biases, for a project of `run.wandb`.
+
+    Raises:
+      UserError: it is not installed; says how to install it.
+    """
     try:
-        wandb = importlib.import_module("wandb")
+        return importlib.import_module("wandb")
     except ImportError as error:
         raise UserError(
             f"run.wandb: '{project}' asks for Weights & Biases, which is not installed; "
             "pip install 'jaxalign[wandb]', or set run.wandb to null"
         ) from error
+
+
+def _start_wandb(
+    project: str, folder: Path, stage: str, config: Mapping[str, Any] | None, resumed: bool
+) -> Any:
+    wandb = import_wandb(project)
     name = folder / "wandb_id.txt"
     if not (resumed and name.exists()):
         name.write_text(uuid.uuid4().hex, encoding="utf-8")

@@ -38,8 +38,10 @@ from .checkpoint import Checkpoints
 from .evaluate import HeldOut, evaluator, means
 from .phases import Phases
 from .plan import settled
+from .preflight import check_stages, model_folder, pending
 from .read_data import begin
 from .reference import cached_reference
+from .room import check_writable
 from .stage import StageRun, prepare
 from .tracking import Tracker
 from .weights import first_state, fixed_weights
@@ -75,16 +77,21 @@ def train(recipe: Recipe, mesh: Mesh, console: Console, *, accept_changes: bool 
       Stopped: SIGTERM or SIGINT came; the state is saved and the same command resumes from it.
     """
     claim(recipe)
+    clocks = {
+        name: Phases(model_folder(recipe, name).parent, name, console) for name in pending(recipe)
+    }
+    check_stages(recipe, mesh, console, clocks)
     source = load.resolve(recipe.locate(recipe.model.path))
     for name in recipe.stages:
         out = model_folder(recipe, name)
-        if out.exists():
+        if name not in clocks:
             console.print(f"{name}: finished before, its model is in {out}")
         else:
-            phases = Phases(out.parent, name, console)
+            phases = clocks[name]
             with jax.set_mesh(mesh):
                 with phases("reading data"):
                     stage = prepare(recipe, name, source, mesh, console)
+                stage.show_data(console)
                 stage = settled(stage, console)
                 ledger.settle(stage, console, accept_changes=accept_changes)
                 train_stage(stage, console, phases)
@@ -92,18 +99,29 @@ def train(recipe: Recipe, mesh: Mesh, console: Console, *, accept_changes: bool 
     return source
 
 
-def model_folder(recipe: Recipe, name: str) -> Path:
-    """The folder of a finished stage's model; it exists only once it is complete."""
-    return Path(recipe.run.dir) / name / "model"
-
-
 def claim(recipe: Recipe) -> None:
     """Take the folder of the run, or continue in it if this recipe made its contents.
 
     Raises:
-      UserError: it holds another run; names what differs.
+      UserError: it cannot be written, or holds another run; names what differs.
+    """
+    check_folder(recipe)
+    # Every host has looked before the first one writes.
+    multihost_utils.sync_global_devices("claim")
+    folder = Path(recipe.run.dir)
+    write_whole(folder / "recipe.yaml", dump(recipe))
+    begin(folder)
+    write_whole(folder / "environment.json", json.dumps(export.environment(), indent=1))
+
+
+def check_folder(recipe: Recipe) -> None:
+    """Refuse a folder that `claim` could not take; nothing is written.
+
+    Raises:
+      UserError: it cannot be written, or holds another run; names what differs.
     """
     folder = Path(recipe.run.dir)
+    check_writable(folder, "run.dir")
     path = folder / "recipe.yaml"
     held = {f.name for f in folder.iterdir()} if folder.exists() else set()
     if not held <= CLAIM and not path.exists():
@@ -123,11 +141,6 @@ def claim(recipe: Recipe) -> None:
                 + "\n  ".join(changed)
                 + "\nchoose another --run.dir, or delete that folder"
             )
-    # Every host has looked before the first one writes.
-    multihost_utils.sync_global_devices("claim")
-    write_whole(path, dump(recipe))
-    begin(folder)
-    write_whole(folder / "environment.json", json.dumps(export.environment(), indent=1))
 
 
 def _begun(stages: Iterable[str], held: Collection[str]) -> list[str]:

@@ -64,11 +64,22 @@ def kept_digest(stage: StageRun) -> load.Digest:
 
 
 def reference_source(stage: StageRun) -> Path:
-    """The folder of the reference's checkpoint: `reference.path`, or the start of the stage."""
+    """The folder of the reference's checkpoint: `reference.path`, or the start of the stage.
+
+    Raises:
+      UserError: there is no such checkpoint, or a live one is another architecture than the policy.
+    """
     path = stage.settings.reference.path
     if path is None:
         return stage.source
-    return load.resolve(stage.recipe.locate(path), f"stages.{stage.name}.reference.path")
+    source = load.resolve(stage.recipe.locate(path), f"stages.{stage.name}.reference.path")
+    live = stage.reference_mode == "live"
+    if live and read_config(load.load_config(source)) != stage.model.config:
+        raise UserError(
+            f"stages.{stage.name}.reference: {source} is another architecture than the policy; "
+            "a live reference must be the same, use mode: cached"
+        )
+    return source
 
 
 def live_reference(stage: StageRun, base: Params | None = None) -> Params | None:
@@ -82,11 +93,6 @@ def live_reference(stage: StageRun, base: Params | None = None) -> Params | None
     if base is not None:
         return {}
     source = reference_source(stage)
-    if read_config(load.load_config(source)) != stage.model.config:
-        raise UserError(
-            f"stages.{stage.name}.reference: {source} is another architecture than the policy; "
-            "a live reference must be the same, use mode: cached"
-        )
     if source == stage.source:
         return starting_params(stage)
     return load.load_params(source, stage.model)

@@ -14,9 +14,9 @@ import pytest
 import transformers
 from lib import runs as h
 
-from jaxalign.api import compile_cache_folder
 from jaxalign.cli import COMMANDS
 from jaxalign.collect.sample import Sampling
+from jaxalign.run.folder import compile_cache_folder
 from jaxalign.settings import Run
 
 GOES_ON = "the same command resumes from there"

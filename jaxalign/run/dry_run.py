@@ -1,0 +1,124 @@
+"""The plan of a run: all checks of `train`, and what it would do and write, without doing it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.text import Text
+
+from ..data.examples import RowCounts
+from ..settings import Recipe
+from . import ledger
+from .phases import Phases
+from .plan import memory_words, settled
+from .preflight import checked_stages, model_folder, pending
+from .room import check_room, free, need, peak, size, words
+from .stage import StageRun
+from .train import check_folder
+
+
+def dry_run(
+    recipe: Recipe, readable: Recipe, mesh: Mesh, console: Console, *, accept_changes: bool
+) -> None:
+    """Check a run as `train` does, and print its plan; the folder of the run is not changed.
+
+    Args:
+      recipe: the recipe.
+      readable: the same recipe, in a folder whose synthetic data is there.
+      mesh: the device mesh.
+      console: where to print.
+      accept_changes: whether inputs that have changed since a stage began are no error.
+
+    Raises:
+      UserError: see `train`.
+      RunError: the disk has no room for the run.
+    """
+    check_folder(recipe)
+    waiting, folder = pending(recipe), Path(recipe.run.dir)
+    for name in recipe.stages:
+        if name not in waiting:
+            out = model_folder(recipe, name)
+            console.print(Text(f"{name}: finished before, its model is in {out}"), soft_wrap=True)
+    clocks = {name: Phases(folder / name, name, Console(quiet=True)) for name in waiting}
+    needs, before = {}, None
+    for opened in checked_stages(readable, mesh, console, clocks):
+        stage = dataclasses.replace(opened, recipe=recipe)
+        if (stage.folder / ledger.FILE).exists() and not accept_changes:
+            ledger.settle(stage, console, accept_changes=False)  # it is there, so none is written
+        needs[stage.name] = need(opened)
+        with jax.set_mesh(mesh):
+            lines = {"start": before or _start(recipe, stage.name), **_lines(stage, console)}
+        lines["disk"] = words(needs[stage.name])
+        console.print(Text(f"\n{stage.name}: {stage.task.objective.name}"), soft_wrap=True)
+        for what, said in lines.items():
+            console.print(Text(f"  {what:<10} {said}"), soft_wrap=True)
+        before = f"the model of {stage.name}"
+    room = f"needs {size(peak(needs.values()))}, and {size(free(folder))} is free"
+    console.print(Text(f"\n{folder}: {room}; nothing was written"), soft_wrap=True)
+    check_room(folder, needs)
+
+
+def _start(recipe: Recipe, name: str) -> str:
+    """The checkpoint that the first stage to be trained starts from."""
+    names = list(recipe.stages)
+    before = names[: names.index(name)]
+    return str(model_folder(recipe, before[-1])) if before else recipe.model.path
+
+
+def _lines(stage: StageRun, console: Console) -> dict[str, str]:
+    """The plan of a stage, by what each line is about."""
+    settings, auto = stage.settings, stage.settings.microbatches == "auto"
+    if auto:
+        stage = settled(stage, console, keep=False)
+    found: dict[str, str] = {}
+    paths = ", ".join(source.path for source in settings.data.sources)
+    if stage.stream is None:
+        found["data"] = f"{paths}: {_rows(stage.train.counts)}"
+    else:
+        found["data"] = f"{paths}, streamed; its first rows: {_rows(stage.train.counts)}"
+    if stage.held_out is not None:
+        found["held out"] = f"{settings.data.eval_path}: {_rows(stage.held_out.counts)}"
+    begun = _saved(stage)
+    done = f", {begun} of them done" if begun else ""
+    found["updates"] = (
+        f"{stage.updates:,}{done}, of {settings.batch_size:,} examples in "
+        f"{stage.settings.microbatches} microbatches"
+    )
+    found["trains"] = _trained(stage)
+    if stage.reference_mode is not None:
+        found["reference"] = f"{stage.reference_mode}, {settings.reference.path or 'the start'}"
+    if not auto:
+        found["memory"] = memory_words(stage)
+    written = ["inputs.json, metrics.jsonl, checkpoints/, model/"]
+    written += [] if stage.adapted is None else ["adapter/"]
+    written += ["reference/"] if stage.reference_mode == "cached" else []
+    found["writes"] = f"{stage.folder}: {', '.join(written)}"
+    return found
+
+
+def _rows(counts: RowCounts) -> str:
+    dropped = sum(counts.dropped.values())
+    return f"{counts.kept:,} examples" + (f", {dropped:,} rows dropped" if dropped else "")
+
+
+def _trained(stage: StageRun) -> str:
+    whole = _count(stage.model.abstract)
+    if stage.adapted is None:
+        return f"all {whole:,} parameters"
+    return f"adapters of {_count(stage.adapted.abstract):,} parameters, over {whole:,} frozen ones"
+
+
+def _count(params: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _saved(stage: StageRun) -> int:
+    """Updates of the newest checkpoint; 0 if there is none."""
+    steps = (stage.folder / "checkpoints").glob("step-*.json")
+    return max((int(path.stem.removeprefix("step-")) for path in steps), default=0)
