@@ -1,20 +1,23 @@
-"""How much of the change that training made to the weights an export keeps in its dtype."""
+"""The weights as an export holds them, and how much of the change made by training it keeps."""
 
 from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..core.types import Array
 from ..models.adapted import Merged
 from ..models.decoder import Model, Params
+from ..models.rounded import Rounded
 from .load import Tensor, layers_of, open_tensors, place, weight_files
 from .save import export_plan
 from .weights import Weight, weights
@@ -67,6 +70,36 @@ def rounding(
                 total += np.array(jax.device_get(_sums(new, start, *ends)))
     left, change = total.tolist()
     return Rounding(" and ".join(sorted(coarse)), left / change) if change else None
+
+
+def lossy(
+    model: Model, *, source: Path, dtype: str | None, merged: bool = False
+) -> dict[tuple[str, ...], str]:
+    """{path of a parameter: dtype of its tensor}, where that dtype does not hold all its values.
+
+    Args:
+      model: the decoder.
+      source: the checkpoint that the run started from.
+      dtype: dtype of all exported tensors; None: the dtype of each tensor in `source`.
+      merged: whether matrices are `Merged`, sums in float32.
+    """
+    kinds = {name: kind for name, _, kind in export_plan(model, source, dtype)}
+    held = jnp.float32 if merged else model.param_dtype
+    found = {w.path: kinds[w.name.format(0)] for w in weights(model.config)}
+    return {p: kind.name for p, kind in found.items() if jnp.promote_types(held, kind) != kind}
+
+
+def exported(params: Params, kinds: Mapping[tuple[str, ...], str]) -> Params:
+    """Parameters as their tensors hold them, each rounded when it is used.
+
+    Args:
+      params: parameters as in `model.abstract`; matrices may be `Merged`.
+      kinds: {path of a parameter: dtype of its tensor}; the others are not rounded.
+    """
+    flat: dict[tuple[str, ...], Any] = flatten_dict(params)
+    return unflatten_dict(
+        {path: Rounded(x, kinds[path]) if path in kinds else x for path, x in flat.items()}
+    )
 
 
 _layer = jax.jit(operator.getitem)

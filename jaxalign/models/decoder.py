@@ -71,8 +71,9 @@ class Decoder(nnx.Module):
 
     def head_matrix(self, dtype: DTypeLike) -> Array:
         """The matrix [D, V] that turns hidden states into logits."""
-        kernel = self.embed[...].T if self.head is None else self.head.kernel[...]
-        return kernel.astype(dtype)
+        if self.head is None:
+            return self.embed[...].astype(dtype).T
+        return self.head.kernel[...].astype(dtype)
 
     def __call__(
         self, ids: Array, mask: RowMask, mesh: Mesh, dtype: DTypeLike, remat: Remat, layers: bool

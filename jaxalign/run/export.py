@@ -171,7 +171,9 @@ def model_card(
     objective = stage.task.objective
     hyper = "".join(f", {k} = {v}" for k, v in stage.task.hyper.items())
     rows = "".join(f"| {k} | {v:.6g} |\n" for k, v in metrics.items())
-    note = f"The export in {rounded}; metrics are of the weights before it.\n" if rounded else ""
+    note = f"The export in {rounded}.\n" if rounded else ""
+    if library == "peft":
+        note = "Metrics are of `model`: the adapters merged into the base, and rounded.\n"
     for entry in accepted_changes(stage.folder):
         names = ", ".join(change.name for change in entry.changes)
         note += f"Continued on {entry.when} with changed inputs: {names}.\n"

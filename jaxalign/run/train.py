@@ -22,7 +22,6 @@ from rich.console import Console
 
 from ..core.batch import Batch
 from ..core.sharding import put_batch
-from ..data.loader import Loader
 from ..data.pack import TokenCounts, token_counts
 from ..errors import RunError, UserError
 from ..files import first_process, write_whole
@@ -35,7 +34,8 @@ from ..update.state import TrainState
 from ..update.step import Fixed, StepMetrics, jitted_step
 from . import export, ledger
 from .checkpoint import Checkpoints
-from .evaluate import HeldOut, evaluator, means
+from .evaluate import HeldOut, means
+from .held_out import Evaluation, evaluation
 from .phases import Phases
 from .plan import settled
 from .preflight import check_stages, model_folder, pending
@@ -163,7 +163,7 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
         start, state = found or (0, first_state(stage))
         if found is not None:
             console.print(f"{stage.name}: resumes after update {start} of {stage.updates}")
-        evaluate = _evaluation(stage, fixed, held_out)
+        evaluate = evaluation(stage, fixed, held_out)
         if start < stage.updates:
             _record_data(stage)
             log = tracker(stage, start, console, phases)
@@ -173,7 +173,7 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
             )
         else:
             with phases("evaluating"):
-                metrics = evaluate(state)
+                metrics = evaluate(state, last=True)
         out = model_folder(stage.recipe, stage.name)
         with phases("exporting"):
             if stage.adapted is not None:
@@ -196,19 +196,6 @@ def _record_errors(stage: StageRun, step: int, metrics: HeldOut) -> None:
         record = {"step": step, "examples": len(stage.held_out)}
         text = json.dumps(record | {"standard_errors": metrics.standard_errors}, indent=1)
         write_whole(stage.folder / "held_out.json", text)
-
-
-Evaluation = Callable[[TrainState], HeldOut]
-"""A training state -> its held-out metrics; none where the stage has no held-out data."""
-
-
-def _evaluation(stage: StageRun, fixed: Fixed, held_out: Loader | None) -> Evaluation:
-    if held_out is None:
-        return lambda state: HeldOut({}, {})
-    run = evaluator(stage.policy, stage.mesh, fixed, stage.settings.diagnostics)
-    return lambda state: run(
-        state.params, state.objective_state, held_out.sequential(), state.ref_params
-    )
 
 
 def _updates(
@@ -246,7 +233,7 @@ def _updates(
             if _due(step, every.eval_every) or last:
                 log.flush()
                 with log.phases("evaluating"):
-                    metrics = evaluate(state)
+                    metrics = evaluate(state, last=last)
                 log.evaluation(step, metrics)
                 _record_errors(stage, step, metrics)
             stop = stopping(step)

@@ -18,9 +18,10 @@ from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import RunError, UserError
 from jaxalign.hf.load import load_params
 from jaxalign.recipe.read import dump
-from jaxalign.run import train
+from jaxalign.run import held_out, train
 from jaxalign.run.evaluate import evaluator
 from jaxalign.run.export import newest_state
+from jaxalign.run.open_stage import evaluate_stage
 from jaxalign.run.tracking import Tracker
 from jaxalign.settings import Mesh
 
@@ -151,6 +152,23 @@ def test_an_export_that_rounds_the_training_away_says_so(inputs, tmp_path):
     exact = {"model__export_dtype": "float32"}
     printed = h.run(h.recipe(folder, tmp_path / "exact", "sft", **rate, **exact), MESH)
     assert "of the change" not in printed
+
+
+@pytest.mark.parametrize(
+    "lora", [None, pytest.param({"rank": 4, "alpha": 8.0}, marks=pytest.mark.slow)]
+)
+def test_the_last_held_out_metrics_are_of_the_exported_weights(inputs, tmp_path, lora):
+    changes = {"data__eval_path": f"{inputs}/held_out.jsonl", "lora": lora}
+    changes |= {"optimizer__learning_rate": 1e-4, "reference": {"mode": "live"}}
+    stage = {f"stages__dpo__{name}": value for name, value in changes.items()}
+    recipe = h.recipe(inputs, tmp_path / "run", "dpo", model__export_dtype="bfloat16", **stage)
+    h.run(recipe, MESH)
+    found = evaluate_stage(recipe, "dpo", MESH, h.QUIET)
+    last = h.metrics(tmp_path / "run/dpo")[-1]
+    noise = 1e-5 * found["loss"]
+    assert {k: last[f"eval/{k}"] for k in found} == pytest.approx(found, rel=1e-5, abs=noise)
+    card = (tmp_path / "run/dpo/model/README.md").read_text()
+    assert f"| loss | {last['eval/loss']:.6g} |" in card
 
 
 def test_the_recipe_in_the_folder_of_the_run_is_the_resolved_one(finished):
@@ -293,7 +311,7 @@ def test_sigterm_in_the_last_evaluation_does_not_start_the_next_stage(
 
         return run
 
-    monkeypatch.setattr(train, "evaluator", terminating)
+    monkeypatch.setattr(held_out, "evaluator", terminating)
     with pytest.raises(train.Stopped, match="sft: stopped and saved after update 4"):
         h.run(recipe, MESH)
     assert not (tmp_path / "run" / "dpo").exists()
