@@ -14,6 +14,18 @@ _NODES, _WEIGHTS = (a.tolist() for a in np.polynomial.legendre.leggauss(6))
 
 
 @jax.custom_jvp
+def expm1(x: Array) -> Array:
+    """The exponential minus 1, with the derivative e^x; jax has `expm1` + 1, 0 at x = -20."""
+    return jnp.expm1(x)
+
+
+@expm1.defjvp
+def _expm1_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return expm1(x), jnp.exp(x) * dx
+
+
+@jax.custom_jvp
 def log1mexp(x: Array) -> Array:
     """log(1 - e^x) for x <= 0, accurate at both ends; x > -1e-37 counts as -1e-37.
 
@@ -54,8 +66,8 @@ def bernoulli_kl(logit: Array, target: Array, excess: Array) -> Array:
     subtracts numbers of order 1 to get one of order excess^2.
 
     Args:
-      logit: log-odds of the distribution that is moved.
-      target: log-odds of the target distribution, a constant; -inf (probability 0) is allowed.
+      logit: log-odds of the second distribution.
+      target: log-odds of the target distribution; if a constant, -inf (probability 0) is allowed.
       excess: logit - target, which a caller may know to more digits than its terms.
     """
     # The KL is the same after exchanging the two outcomes; then sigmoid(target) <= 1/2.
@@ -95,5 +107,5 @@ def _slope(x: Array, q: Array) -> Array:
     Gauss-Legendre: the integrand has one sign, so there is no cancellation, and its nearest pole
     is pi away, so six nodes are exact to 1e-12.
     """
-    grown = [jnp.expm1((node + 1.0) / 2.0 * x) for node in _NODES]
+    grown = [expm1((node + 1.0) / 2.0 * x) for node in _NODES]
     return sum((w / 2.0 * g / (1.0 + q * g) for w, g in zip(_WEIGHTS, grown, strict=True)), 0.0 * x)

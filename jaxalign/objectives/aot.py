@@ -53,10 +53,12 @@ def aot(
       devices; TRL ranks on each device. TRL's label smoothing is left out.
     """
     margin = policy.chosen.logp - policy.rejected.logp
-    ref_margin = same_rank(margin, ref.chosen.logp - ref.rejected.logp, batch["weight"])
+    ref_margin = ref.chosen.logp - ref.rejected.logp
+    moved = ref_margin - same_rank(margin, ref_margin, batch["weight"])
     chosen = beta * log_ratio(policy.chosen, ref.chosen)
     rejected = beta * log_ratio(policy.rejected, ref.rejected)
-    loss = -log_sigmoid(beta * (margin - ref_margin))
+    # Of a pair compared with itself, no sum of thousands of nats is subtracted from another.
+    loss = -log_sigmoid(chosen - rejected + beta * moved)
     return per_example(loss), pair_metrics(policy, chosen, rejected)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid
 
+from ..core.numerics import expm1
 from ..core.objective import objective
 from ..core.types import Array, Loss, Metrics, Pairs, per_example
 from ._common import Positive, log_ratio, pair_metrics
@@ -67,5 +69,24 @@ def apo_down(policy: Pairs, ref: Pairs, *, beta: Positive = 0.1) -> tuple[Loss, 
     """
     chosen = beta * log_ratio(policy.chosen, ref.chosen)
     rejected = beta * log_ratio(policy.rejected, ref.rejected)
-    loss = _sigmoid(chosen) + _sigmoid(rejected - chosen)
-    return per_example(loss), pair_metrics(policy, chosen, rejected)
+    return per_example(_both_down(chosen, rejected)), pair_metrics(policy, chosen, rejected)
+
+
+@jax.custom_jvp
+def _both_down(chosen: Array, rejected: Array) -> Array:
+    """APO-down of two rewards, s(w) + s(l - w)."""
+    return _sigmoid(chosen) + _sigmoid(rejected - chosen)
+
+
+@_both_down.defjvp
+def _both_down_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    # The slope in w, s'(w) - s'(l - w), is 4 s'(w) s'(l - w) sinh(l/2) sinh(l/2 - w): near the
+    # reference, both terms of the difference are 1/4.
+    (w, l), (dw, dl) = primals, tangents  # noqa: E741
+    push = jnp.exp(log_sigmoid(l - w) + log_sigmoid(w - l))
+    size = expm1(-jnp.abs(l)) * expm1(-jnp.abs(l - 2 * w))
+    size *= jnp.exp(-jnp.minimum(jnp.abs(w), jnp.abs(l - w)))
+    size /= ((1 + jnp.exp(-jnp.abs(w))) * (1 + jnp.exp(-jnp.abs(l - w)))) ** 2
+    return _both_down(w, l), jnp.sign(l) * jnp.sign(l - 2 * w) * size * dw + push * dl

@@ -8,7 +8,7 @@ import annotated_types
 import jax
 import jax.numpy as jnp
 
-from ..core.numerics import log1mexp
+from ..core.numerics import expm1, log1mexp
 from ..core.objective import objective
 from ..core.types import Array, Demos, Loss, Metrics, per_example
 
@@ -63,5 +63,5 @@ def _slope(logp: Array, samples: float | Array) -> Array:
     """F = N p (1 - p)^(N - 1) / (1 - (1 - p)^N), p = e^logp; the power from its logarithm."""
     p, log_rest = jnp.exp(logp), log1mexp(logp)
     tiny = p < 1e-30
-    missed = -jnp.expm1(samples * jnp.where(tiny, -1.0, log_rest))
+    missed = -expm1(samples * jnp.where(tiny, -1.0, log_rest))
     return jnp.where(tiny, 1.0, samples * p * jnp.exp((samples - 1.0) * log_rest) / missed)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from ..core.objective import objective
-from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
-from ._common import Positive, between, log_ratio, pair_metrics
+from ..core.types import Array, Loss, Metrics, Pairs, per_example
+from ._common import Positive, avg_log_ratio, between, log_ratio, pair_metrics
 
 
 @objective(
@@ -49,11 +49,7 @@ def egpo(
       Differences: none in the loss. The extragradient step and its sampling are not included; if
       the opponent is the policy, the loss is online IPO.
     """
-    chosen = _log_ratio(policy.chosen, ref.chosen, reduction)
-    rejected = _log_ratio(policy.rejected, ref.rejected, reduction)
+    ratio = avg_log_ratio if reduction == "mean" else log_ratio
+    chosen, rejected = ratio(policy.chosen, ref.chosen), ratio(policy.rejected, ref.rejected)
     loss = (chosen - rejected - batch["preference_gap"] / beta) ** 2
     return per_example(loss), pair_metrics(policy, beta * chosen, beta * rejected)
-
-
-def _log_ratio(policy: SequenceStats, ref: SequenceStats, reduction: str) -> Array:
-    return policy.avg_logp - ref.avg_logp if reduction == "mean" else log_ratio(policy, ref)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import annotated_types
 import jax.numpy as jnp
-from jax.nn import log_sigmoid
 
+from ..core.numerics import bernoulli_kl
 from ..core.objective import objective
 from ..core.types import Loss, Metrics, Pairs, per_example
 from ._common import Positive, log_ratio, pair_metrics
@@ -46,8 +46,6 @@ def exo_pair(
     chosen = beta * log_ratio(policy.chosen, ref.chosen)
     rejected = beta * log_ratio(policy.rejected, ref.rejected)
     margin = chosen - rejected
-    log_q, log_not_q = log_sigmoid(margin), log_sigmoid(-margin)
-    # Not sigmoid(margin): its gradient q(1 - q) loses its digits as q nears 1.
-    right = jnp.exp(log_q) * (log_q - jnp.log1p(-label_smoothing))
-    wrong = jnp.exp(log_not_q) * (log_not_q - jnp.log(label_smoothing))
-    return per_example(right + wrong), pair_metrics(policy, chosen, rejected)
+    aim = jnp.log1p(-label_smoothing) - jnp.log(label_smoothing)
+    loss = bernoulli_kl(aim, margin, aim - margin)
+    return per_example(loss), pair_metrics(policy, chosen, rejected)

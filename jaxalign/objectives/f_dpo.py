@@ -8,7 +8,7 @@ import annotated_types
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, relu
 
-from ..core.numerics import LOG_HALF
+from ..core.numerics import LOG_HALF, expm1
 from ..core.objective import objective
 from ..core.types import Array, Loss, Metrics, Pairs, per_example
 from ._common import Positive, log_ratio, pair_metrics
@@ -74,4 +74,4 @@ def _slope(log_u: Array, divergence: Divergence, alpha: float | Array) -> Array:
 
 def _expm1(x: Array) -> Array:
     """e^x - 1; beyond `LIMIT`, its tangent there."""
-    return jnp.expm1(jnp.minimum(x, LIMIT)) + jnp.exp(LIMIT) * relu(x - LIMIT)
+    return expm1(jnp.minimum(x, LIMIT)) + jnp.exp(LIMIT) * relu(x - LIMIT)

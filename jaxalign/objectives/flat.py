@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import jax.numpy as jnp
-import numpy as np
-from jax.nn import softplus
 
 from ..core.objective import objective
 from ..core.types import Array, Loss, Metrics, Pairs, SequenceStats, per_example
@@ -50,7 +48,7 @@ def flat(policy: Pairs, *, divergence: Divergence = "tv") -> tuple[Loss, Metrics
         "kl": jnp.exp(bad - 1.0) - good,
         "jeffrey": bad + bad**2 / 4 + bad**3 / 16 - good,
         "pearson": bad + bad**2 / 4 - good,
-        "js": softplus(-good) + softplus(-bad) + bad - 2 * float(np.log(2.0)),
+        "js": _log_cosh(good / 2) + _log_cosh(bad / 2) + (bad - good) / 2,
     }[divergence]
     return per_example(loss), pair_metrics(policy, good, bad)
 
@@ -58,3 +56,8 @@ def flat(policy: Pairs, *, divergence: Divergence = "tv") -> tuple[Loss, Metrics
 def _probability(y: SequenceStats) -> Array:
     """The mean probability of a token, [B]."""
     return (jnp.exp(y.token["logp"]) * y.mask).sum(-1) / jnp.maximum(y.length, 1.0)
+
+
+def _log_cosh(x: Array) -> Array:
+    """The logarithm of cosh, accurate near 0: log(1 + e^-P) is log 2 - P/2 + log cosh(P/2)."""
+    return jnp.log1p(2 * jnp.sinh(x / 2) ** 2)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jax.nn import log_sigmoid, log_softmax, softmax
+import jax.numpy as jnp
+from jax.nn import log_sigmoid, logsumexp, softmax, softplus
 
 from ..core.objective import objective
 from ..core.types import Array, Loss, Metrics, Ranked, per_example
@@ -45,7 +46,7 @@ def info_nca(
     """
     reward = beta * log_ratio(policy.responses, ref.responses)
     target = softmax(batch["scores"] / alpha, -1)
-    loss = -(target * log_softmax(reward, -1)).sum(-1)
+    loss = (target * softplus(_rivals(reward) - reward)).sum(-1)
     return per_example(loss), ranked_metrics(policy.responses, reward, batch["scores"].argmax(-1))
 
 
@@ -88,3 +89,9 @@ def nca(
     target = softmax(batch["scores"] / alpha, -1)
     loss = -(target * log_sigmoid(reward)).sum(-1) - log_sigmoid(-reward).mean(-1)
     return per_example(loss), ranked_metrics(policy.responses, reward, batch["scores"].argmax(-1))
+
+
+def _rivals(reward: Array) -> Array:
+    """The logsumexp of all other rewards, [B, R]: -log softmax is softplus(rivals - reward)."""
+    own = jnp.eye(reward.shape[-1], dtype=bool)
+    return logsumexp(jnp.where(own, -jnp.inf, reward[:, None]), -1)

@@ -49,15 +49,10 @@ def ld_dpo(
     shorter = jnp.minimum(policy.chosen.length, policy.rejected.length)
 
     def reward(y: SequenceStats, ref_y: SequenceStats) -> Array:
-        ref_logp = _discounted(ref_y, shorter, alpha) if desensitize == "both" else ref_y.logp
-        return beta * (_discounted(y, shorter, alpha) - ref_logp)
+        weights = jnp.where(jnp.cumsum(y.mask, -1) <= shorter[..., None], 1.0, alpha)
+        ref_weights = weights if desensitize == "both" else 1.0
+        return beta * (weights * y.token["logp"] - ref_weights * ref_y.token["logp"]).sum(-1)
 
     chosen = reward(policy.chosen, ref.chosen)
     rejected = reward(policy.rejected, ref.rejected)
     return per_example(-log_sigmoid(chosen - rejected)), pair_metrics(policy, chosen, rejected)
-
-
-def _discounted(y: SequenceStats, n: Array, alpha: float | Array) -> Array:
-    """Log-probability, [B], where tokens after the n-th have weight alpha."""
-    weights = jnp.where(jnp.cumsum(y.mask, -1) <= n[..., None], 1.0, alpha)
-    return jnp.sum(weights * y.token["logp"], -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax.lax import cumlogsumexp
+from jax.nn import softplus
 
 from ..core.objective import objective
 from ..core.types import Loss, Metrics, Ranked, per_example
@@ -33,6 +34,8 @@ def plackett_luce(policy: Ranked, ref: Ranked, *, beta: Positive = 0.1) -> tuple
       Differences: none. The last term, a choice among one, is 0.
     """
     reward = beta * log_ratio(policy.responses, ref.responses)
-    left = cumlogsumexp(reward, axis=1, reverse=True)
+    # Of each place, the loss is softplus(rest - reward), rest the responses after it together.
+    rest = cumlogsumexp(reward, axis=1, reverse=True)[:, 1:]
+    loss = softplus(rest - reward[:, :-1]).sum(-1)
     best = jnp.zeros(reward.shape[0], jnp.int32)
-    return per_example((left - reward).sum(-1)), ranked_metrics(policy.responses, reward, best)
+    return per_example(loss), ranked_metrics(policy.responses, reward, best)

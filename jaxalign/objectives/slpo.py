@@ -101,11 +101,11 @@ def slpo(
     """
     if wrong := _wrong_temperature(form, temperature):
         raise UserError(f"objective 'slpo': {wrong}; got {temperature!r}")
-    shifts = _mass_shifts(ref, alpha, mass_shift)
+    shifts, log_w = _mass_shifts(ref, alpha, mass_shift), _targets(ref, alpha, mass_shift)
     if form == "joint":
-        loss = _joint(policy, ref, shifts, complement)
+        loss = _joint(policy, ref, shifts, log_w, complement)
     else:
-        loss = _split(policy, ref, shifts, complement, temperature)
+        loss = _split(policy, ref, shifts, log_w, complement, temperature)
     rewards = log_ratio(policy.chosen, ref.chosen), log_ratio(policy.rejected, ref.rejected)
     return per_example(loss), pair_metrics(policy, *rewards)
 
@@ -122,12 +122,30 @@ def _mass_shifts(ref: Pairs, alpha: float | Array, mass_shift: str) -> Two:
     return softplus(gap + moved), jnp.broadcast_to(kept, gap.shape)
 
 
+def _targets(ref: Pairs, alpha: float | Array, mass_shift: str) -> Two:
+    """The log-probabilities log w_w and log w_l, nats; -inf where w is 0.
+
+    Not the reference plus its shift: where a response of -3,000 nats gets the mass of a short one,
+    float32 would lose 2e-4 nats.
+    """
+    chosen, rejected = ref.chosen.logp, ref.rejected.logp
+    moved, kept = jnp.log(alpha), jnp.log1p(-alpha)
+    if mass_shift == "paper":
+        both = jnp.logaddexp(chosen, rejected)
+        return both + moved, both + kept
+    return jnp.logaddexp(chosen, rejected + moved), rejected + kept
+
+
 def _split(
-    policy: Pairs, ref: Pairs, shifts: Two, complement: Complement, temperature: Temperature
+    policy: Pairs,
+    ref: Pairs,
+    shifts: Two,
+    log_w: Two,
+    complement: Complement,
+    temperature: Temperature,
 ) -> Array:
     """Eq. 8: a Bernoulli KL per response, [B]."""
     rest = _log_rest(ref, complement)
-    log_w = ref.chosen.logp + shifts[0], ref.rejected.logp + shifts[1]
 
     def kl(y: SequenceStats, ref_y: SequenceStats, shift: Array, log_w: Array, others: Array):
         n = _temperature(y, temperature)
@@ -143,13 +161,13 @@ def _split(
     )
 
 
-def _joint(policy: Pairs, ref: Pairs, shifts: Two, complement: Complement) -> Array:
+def _joint(policy: Pairs, ref: Pairs, shifts: Two, log_w: Two, complement: Complement) -> Array:
     """Eq. 6 and 7: one KL over the outcomes chosen, rejected, anything else, [B]."""
     rest, target_rest = _log_rest(policy, complement), _log_rest(ref, complement)
     total = kl_term(rest, target_rest, rest - target_rest)
-    for name, shift in zip(("chosen", "rejected"), shifts, strict=True):
+    for name, shift, target in zip(("chosen", "rejected"), shifts, log_w, strict=True):
         y, ref_y = getattr(policy, name), getattr(ref, name)
-        total += kl_term(y.logp, ref_y.logp + shift, _difference(y, ref_y) - shift)
+        total += kl_term(y.logp, target, _difference(y, ref_y) - shift)
     return total
 
 

@@ -7,11 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxalign.core.numerics import bernoulli_kl, kl_term, log1mexp, weighted_mean
+from jaxalign.core.numerics import bernoulli_kl, expm1, kl_term, log1mexp, weighted_mean
 
 grad_log1mexp = jax.grad(log1mexp)
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(400)
 LOGITS = st.floats(-60, 60, width=32)
+
+
+@pytest.mark.parametrize("x", [-80.0, -20.0, -1.0, -1e-8, 0.0, 1.0, 20.0])
+def test_the_gradient_of_expm1_keeps_its_digits(x):
+    np.testing.assert_allclose(jax.grad(expm1)(x), np.exp(x), rtol=1e-6)
 
 
 @pytest.mark.parametrize("x", [-1e-30, -1e-8, -1e-3, -0.5, -0.7, -1.0, -10.0, -80.0])

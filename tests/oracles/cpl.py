@@ -1,6 +1,6 @@
-import math
-
 import numpy as np
+
+from .scalars import sigmoid, softplus
 
 HYPER = {
     "cpl": [{}, {"alpha": 0.4, "lam": 1.0}],
@@ -15,10 +15,10 @@ def cpl_kl(policy, ref, columns, previous=None, alpha=0.1, lam=0.5):
         w, y = policy["chosen"][i], policy["rejected"][i]
         a_w = alpha * (w.sum() - ref["chosen"][i].sum())
         a_l = alpha * (y.sum() - ref["rejected"][i].sum())
-        wins = math.exp(a_w) / (math.exp(a_w) + math.exp(lam * a_l))
-        loss -= math.log(wins) / n
-        grad["chosen"].append(np.full(len(w), -alpha * (1 - wins) / n))
-        grad["rejected"].append(np.full(len(y), lam * alpha * (1 - wins) / n))
+        loses = sigmoid(lam * a_l - a_w)
+        loss += softplus(lam * a_l - a_w) / n
+        grad["chosen"].append(np.full(len(w), -alpha * loses / n))
+        grad["rejected"].append(np.full(len(y), lam * alpha * loses / n))
     return loss, grad
 
 

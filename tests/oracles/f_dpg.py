@@ -30,7 +30,7 @@ def f_dpg(policy, ref, columns, previous=None, divergence="js", decay=0.9):
     b = -sum(x for _, x in now) / n
     if previous is not None:
         before = weighted(previous[0], previous[2])
-        b = decay * -sum(x for _, x in before) / n + (1 - decay) * b
+        b = decay * -sum(x for _, x in before) / len(before) + (1 - decay) * b
     loss, grad = 0.0, []
     for (w, slope), y in zip(now, policy["response"], strict=True):
         loss += (slope + b * w) * y.sum() / n

@@ -12,5 +12,6 @@ def implicit_prm(policy, ref, columns, previous=None, beta=0.05):
         y, label = policy["response"][i], float(columns["label"][i])
         r = beta * (y.sum() - ref["response"][i].sum())
         loss += (label * softplus(-r) + (1 - label) * softplus(r)) / n
-        grad.append(np.full(len(y), beta * (sigmoid(r) - label) / n))
+        slope = (1 - label) * sigmoid(r) - label * sigmoid(-r)
+        grad.append(np.full(len(y), beta * slope / n))
     return loss, {"response": grad}

@@ -38,7 +38,7 @@ def apo_zero_unpaired(
         y = policy["response"][i]
         r = beta * (y.sum() - ref["response"][i].sum())
         if columns["label"][i] == 1:
-            loss += desirable_weight * (1 - sigmoid(r)) / n
+            loss += desirable_weight * sigmoid(-r) / n
             slope = -desirable_weight * beta * sigmoid(r) * sigmoid(-r)
         else:
             loss += undesirable_weight * sigmoid(r) / n

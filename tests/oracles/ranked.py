@@ -49,11 +49,11 @@ def nca(policy, ref, columns, previous=None, beta=0.01, alpha=1.0):
 def plackett_luce(policy, ref, columns, previous=None, beta=0.1):
     def one(m, scores):
         loss, slope = 0.0, np.zeros(len(m))
-        for k in range(len(m)):
-            q = log_softmax(m[k:])
-            loss -= q[0]
-            slope[k:] += np.exp(q)
-            slope[k] -= 1
+        for k in range(len(m) - 1):
+            rest = np.logaddexp.reduce(m[k + 1 :])
+            loss += softplus(rest - m[k])
+            slope[k] -= sigmoid(rest - m[k])
+            slope[k + 1 :] += np.exp(m[k + 1 :] - rest) * sigmoid(rest - m[k])
         return loss, slope
 
     return over_examples(policy, ref, columns, beta, one)

@@ -15,9 +15,9 @@ def mask_of(layers):
     for layer in layers:
         z = layer - layer.mean()
         z = z / z.std() if z.any() else z
+        low, high = z.min(), z.max()
         for t in range(length):
-            flat = z.max() == z.min()
-            out[t] += (1.0 if flat else (z[t] - z.min()) / (z.max() - z.min())) / n
+            out[t] += (1.0 if high == low else (z[t] - low) / (high - low)) / n
     return out
 
 
