@@ -20,6 +20,7 @@ from . import settings
 from .collect.chat import Chatting, converse, replier
 from .collect.density import Density, write_ratios
 from .collect.sample import Answers, Prompt, Sampling, sample
+from .console import Terminal
 from .core.sharding import make_mesh
 from .data.ask import PromptRow
 from .data.inspection import Inspection, RowInspection
@@ -359,7 +360,7 @@ def _devices(
         if run.distributed:
             _join_hosts()
     with precision(dtype):
-        yield make_mesh(sizes), Console(quiet=jax.process_index() != 0, soft_wrap=True)
+        yield make_mesh(sizes), Terminal(quiet=jax.process_index() != 0, soft_wrap=True)
 
 
 def _keep_programs(folder: str | None) -> None:

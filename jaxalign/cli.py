@@ -17,12 +17,9 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .errors import RunError, UserError, near_miss
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+from .errors import RunError, UserError, message, near_miss
 
 RECIPE = "recipe: a YAML file, or `quickstart`; `RECIPE --help` lists its settings as flags"
 
@@ -49,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxalign: {e}", file=sys.stderr)
         return 2
     except (RunError, OSError) as e:
-        print(f"jaxalign: {e}", file=sys.stderr)
+        print(f"jaxalign: {message(str(e))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("jaxalign: interrupted; the last checkpoint is intact", file=sys.stderr)
@@ -267,9 +264,8 @@ def _inspect(argv: list[str]) -> int:
         values = dataclasses.asdict(own)
         data = values.pop("path")
         values = {k: v for k, v in values.items() if k not in ("examples", "row", "json")}
-    from rich.console import Console
-
     from . import api
+    from .console import Terminal
     from .run.inspect_terminal import row_terminal, terminal
 
     if own.row is None:
@@ -281,7 +277,7 @@ def _inspect(argv: list[str]) -> int:
     if own.json:
         print(json.dumps(found.to_json(), default=str))
     else:
-        _show(Console(soft_wrap=True, highlight=False), shown)
+        Terminal(soft_wrap=True, highlight=False).print(shown)
     return 0
 
 
@@ -290,22 +286,14 @@ def _report(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("jaxalign report", description=_report.__doc__)
     parser.add_argument("run", help="folder of the run")
     own = parser.parse_args(argv)
-    from rich.console import Console
-
+    from .console import Terminal
     from .report import terminal, write_report
 
     # Not by `Run`, which needs a recipe: a damaged run has a report too.
     page = write_report(Path(own.run))
-    _show(Console(), terminal(Path(own.run)))
+    Terminal().print(terminal(Path(own.run)))
     print(f"report: {page}")
     return 0
-
-
-def _show(console: Console, shown: RenderableType) -> None:
-    """Print by `print`: where nobody reads the output, a console would end the program with 1."""
-    with console.capture() as captured:
-        console.print(shown)
-    print(captured.get(), end="")
 
 
 def _table(metrics: dict[str, float]) -> str:

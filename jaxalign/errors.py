@@ -5,6 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from .shown import NAME, cut, escaped, listed
+
+LINE = 1200  # characters of a line of a message
+LINES = 20
+
+
+def message(text: str) -> str:
+    """A message as it is printed: control characters escaped, its lines bounded.
+
+    What it says of values from outside cannot flood a terminal, nor command it.
+    """
+    lines = [escaped(cut(line, LINE), keep="\t") for line in text.split("\n")]
+    more = len(lines) - LINES
+    return "\n".join(lines if more <= 0 else [*lines[:LINES], f"… ({more:,} more lines)"])
+
 
 class UserError(ValueError):
     """Something in what the user gave is wrong.
@@ -13,12 +28,8 @@ class UserError(ValueError):
     a traceback and exits with code 2.
     """
 
-
-def near_miss(name: str, known: Iterable[str]) -> str:
-    """'did you mean ...?' when a known name is close, else the list of known names."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    def __init__(self, text: str):
+        super().__init__(message(text))
 
 
 class RunError(RuntimeError):
@@ -26,3 +37,20 @@ class RunError(RuntimeError):
 
     The command line prints it without a traceback and exits with code 1.
     """
+
+    def __init__(self, text: str):
+        super().__init__(message(text))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is close to a name, as a typing error is; None if none is."""
+    if len(name) > NAME:
+        return None
+    return next(iter(difflib.get_close_matches(name, sorted(known), 1)), None)
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """'did you mean ...?' when a known name is close, and in any case the list of known names."""
+    known = sorted(known)
+    near = nearest(name, known)
+    return f"{f'did you mean {near!r}? ' if near else ''}known: {listed(known, quote='')}"

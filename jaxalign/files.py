@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import IO, Any
 
 from safetensors import SafetensorError
 
+from .documents import from_json, refuse_pointer
 from .errors import RunError, UserError
 
 
@@ -115,9 +115,12 @@ def read_json(file: Path) -> dict[str, Any]:
       UserError: the file is missing, or holds no JSON object.
     """
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        refuse_pointer(file)
+        raw = from_json(file.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{file}: missing; is {file.parent} a complete checkpoint?") from None
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not readable as JSON ({error}); download it again") from error
     if not isinstance(raw, dict):

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
+from .documents import from_json
 from .errors import RunError
 
 SEAL = "seal"
@@ -39,7 +40,7 @@ def read_own(file: Path, kind: type[T], remedy: str = "") -> T:
       RunError: the file is missing or damaged: no object of this kind, or its checksum differs.
     """
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = from_json(file.read_bytes(), finite=False)
         seal = raw.pop(SEAL, None) if isinstance(raw, dict) else None
         if seal not in (None, _seal(raw)):
             raise ValueError("its checksum differs")
@@ -47,7 +48,7 @@ def read_own(file: Path, kind: type[T], remedy: str = "") -> T:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = str(error)
     remedy = remedy or "restore it from a copy, or start in another run.dir"
     raise RunError(f"{file}: damaged ({reason[:200]}); {remedy}")

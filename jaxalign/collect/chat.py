@@ -16,7 +16,8 @@ from ..data.ask import PromptRow
 from ..data.turns import Turn, encodable
 from ..errors import UserError, near_miss
 from ..hf.open import open_weights
-from ..report.text import escaped, visible
+from ..report.text import visible
+from ..shown import escaped
 from .sample import Draws, answer, chat_encoder, prompt_ids
 
 COMMANDS = {

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..settings import Data
+from ..shown import listed, shown
 from .fields import Field
 from .records import Record
 from .spans import Chat, Draft, Drafter, Opening
@@ -86,7 +87,7 @@ class Encoder:
         self.front: Ids = self._prefix or ([] if bos is None else [bos])
         self._eos = None if eos is None else str(tokenizer.convert_ids_to_tokens(eos))
         ids = {*stops, *([] if eos is None else [eos])}
-        self.stops = {str(tokenizer.convert_ids_to_tokens(i)): i for i in sorted(ids)}
+        self.stops = {str(tokenizer.convert_ids_to_tokens(i) or f"id {i}"): i for i in sorted(ids)}
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the compiled chat templates, which are compiled again where they are needed."""
@@ -148,7 +149,7 @@ class Encoder:
             name = "tool_use" if tools and "tool_use" in found else "default"
             if name not in found:
                 raise TemplateError(
-                    f"the tokenizer has chat templates {', '.join(found)} and no 'default'; "
+                    f"the tokenizer has chat templates {listed(found, quote='')} and no 'default'; "
                     "give one in data.chat_template"
                 )
             found = found[name]
@@ -158,7 +159,7 @@ class Encoder:
                 "data.chat_template, or a model whose tokenizer has one"
             )
         if not isinstance(found, str):
-            raise TemplateError(f"the chat template is {str(found)[:40]!r}; wanted text")
+            raise TemplateError(f"the chat template is {shown(found)}; wanted text")
         if name not in self._drafters:
             self._drafters[name] = self._make_drafter(found)
         return self._drafters[name]

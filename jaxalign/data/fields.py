@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UserError, near_miss
+from ..errors import UserError, nearest
+from ..shown import listed, shown, shown_json
 from .turns import Turn, encodable, is_turns, read_turns
 
 CHATS = ("messages", "conversations")
@@ -45,8 +45,8 @@ def value(raw: Raw, name: str, where: str) -> Any:
     """
     if name not in raw:
         others = [k for k in raw if k not in (*COLUMNS, name)]
-        hint = near_miss(name, others) if others else ""
-        hint = f"; {hint}" if hint.startswith("did you mean") else ""
+        near = nearest(name, others)
+        hint = f"; did you mean '{near}'?" if near else ""
         raise UserError(f"{where}: no '{name}'; the columns are {listed(raw)}{hint}")
     return raw[name]
 
@@ -61,7 +61,7 @@ def number(raw: Raw, name: str, where: str) -> float:
     found = found.number() if isinstance(found, Cell) else found
     # Over 3e38 a float32 is infinite; NaN compares as false.
     if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < 3e38:
-        raise UserError(f"{where}: '{name}' is {str(found)[:40]!r}; wanted a finite number")
+        raise UserError(f"{where}: '{name}' is {shown(found)}; wanted a finite number")
     return float(found)
 
 
@@ -73,7 +73,7 @@ def scores(raw: Raw, count: int, where: str) -> tuple[float, ...]:
     """
     values = value(raw, "scores", where)
     if not isinstance(values, list) or len(values) != count:
-        got = json.dumps(values, default=str)[:80]
+        got = shown_json(values)
         raise UserError(f"{where}: 'scores' is {got}; wanted a list of {count}, one a response")
     return tuple(number({f"scores[{i}]": v}, f"scores[{i}]", where) for i, v in enumerate(values))
 
@@ -88,7 +88,7 @@ def field(raw: Raw, name: str, where: str, roles: Roles = NO_ROLES) -> Field:
     if isinstance(found, str):
         return encodable(found, f"{where}: '{name}'")
     if not is_turns(found):
-        got = json.dumps(found, default=str)[:80]
+        got = shown_json(found)
         raise UserError(
             f"{where}: '{name}' is neither text nor messages; got {got}; "
             'wanted a string or a list of {"role": ..., "content": ...}'
@@ -106,7 +106,7 @@ def fields(
     """
     values = value(raw, name, where)
     if not isinstance(values, list) or len(values) < least:
-        got = json.dumps(values, default=str)[:80]
+        got = shown_json(values)
         raise UserError(f"{where}: '{name}' is {got}; wanted a list of {wanted}")
     named = {f"{name}[{i}]": v for i, v in enumerate(values)}
     return {key: field(named, key, where, roles) for key in named}
@@ -134,10 +134,5 @@ def label(found: Any, where: str) -> float:
     if isinstance(found, Cell):
         found = {"true": 1, "false": 0}.get(found.lower(), found.number())
     if found not in (0, 1):
-        raise UserError(f"{where}: 'label' is {found!r}; wanted true, false, 1 or 0")
+        raise UserError(f"{where}: 'label' is {shown(found)}; wanted true, false, 1 or 0")
     return float(found)
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in quotes, for messages."""
-    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -18,7 +18,8 @@ from ..core.layouts import (
     Layout,
 )
 from ..errors import UserError
-from .fields import Field, Raw, field, fields, listed
+from ..shown import listed
+from .fields import Field, Raw, field, fields
 from .prompts import revisions, why
 from .records import Record
 from .tally import Reasons

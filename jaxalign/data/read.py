@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from ..core.layouts import Layout
 from ..errors import UserError, near_miss
 from ..settings import Data
-from .fields import COLUMNS, Raw, listed, number, scores
+from ..shown import listed
+from .fields import COLUMNS, Raw, number, scores
 from .fit import FITS, Fit
 from .records import HUMAN, PAIR, TURN, Columns, Record, make_record, recognize
 from .sources import raw_records

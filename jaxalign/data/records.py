@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..errors import UserError, near_miss
-from .fields import CHATS, COLUMNS, NO_ROLES, Field, Raw, Roles, field, fields, label, listed, text
+from ..errors import UserError, nearest
+from ..shown import listed
+from .fields import CHATS, COLUMNS, NO_ROLES, Field, Raw, Roles, field, fields, label, text
 from .turns import Turn, read_json
 
 TURN = "\n\nAssistant:"
@@ -132,8 +133,8 @@ def _recognize(raw: Raw, where: str, roles: Roles) -> Record | None:
     if "text" in raw:
         whole = text(field(raw, "text", where, roles), "text", where)
         return make_record("", (whole,), where, ("text",))
-    hints = [near_miss(k, COLUMNS) for k in raw if k not in COLUMNS]
-    hint = next((h for h in hints if h.startswith("did you mean")), f"wanted one of: {SCHEMAS}")
+    near = filter(None, (nearest(k, COLUMNS) for k in raw if k not in COLUMNS))
+    hint = next((f"did you mean '{name}'? " for name in near), "") + f"wanted one of: {SCHEMAS}"
     raise UserError(f"{where}: no known columns; got {listed(raw)}; {hint}")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from ..documents import from_json
 from ..errors import UserError
+from ..shown import listed, shown, shown_json
 
 Turn = dict[str, Any]
 """A message: `role`, `content` (text or None) and, where it has them, `tool_calls`,
@@ -74,12 +75,12 @@ def _turn(raw: Mapping[str, Any], roles: Mapping[str, str], where: str) -> Turn:
     said = kept.get(named)
     if not isinstance(said, str):
         raise UserError(
-            f'{where}: is no message; got {_shown(raw)}; wanted {{"role": ..., "content": ...}}'
+            f'{where}: is no message; got {shown_json(raw)}; wanted {{"role": ..., "content": ...}}'
         )
     role = roles.get(said, RENAMED.get(said, said))
     if role not in ROLES:
         raise UserError(
-            f"{where}: unknown role {said!r}; wanted one of {', '.join(ROLES)}; "
+            f"{where}: unknown role {shown(said)}; wanted one of {', '.join(ROLES)}; "
             f"say which it is, as in data.roles: {{{said}: assistant}}"
         )
     content = _content(kept.get("value" if named == "from" else "content"), where)
@@ -95,7 +96,7 @@ def _turn(raw: Mapping[str, Any], roles: Mapping[str, str], where: str) -> Turn:
     if "tool_calls" in turn:
         turn["tool_calls"] = _calls(turn["tool_calls"], where)
     if content is None and not turn.get("tool_calls") and reasoning is None:
-        raise UserError(f"{where}: has neither content nor tool calls; got {_shown(raw)}")
+        raise UserError(f"{where}: has neither content nor tool calls; got {shown_json(raw)}")
     if role == "assistant":
         _check_marks(turn, where)
     return turn
@@ -105,7 +106,7 @@ def _check_marks(turn: Turn, where: str) -> None:
     for key in SCORED:
         if turn.get(key, 1) not in (0, 1):
             raise UserError(
-                f"{where}: its '{key}' is {_shown(turn[key])}; wanted 1 or true for a scored "
+                f"{where}: its '{key}' is {shown_json(turn[key])}; wanted 1 or true for a scored "
                 "answer, 0 or false for context; a factor of the loss is a column of the row"
             )
 
@@ -125,7 +126,7 @@ def _content(value: Any, where: str) -> str | None:
         kinds = {str(part.get("type")) if isinstance(part, Mapping) else "?" for part in value}
         if kinds - {"text"}:
             raise UserError(
-                f"{where}: content has parts of type {', '.join(sorted(kinds - {'text'}))}; "
+                f"{where}: content has parts of type {listed(sorted(kinds - {'text'}), quote='')}; "
                 "only text can be trained on; drop the row or these parts"
             )
         value = "".join(_text(part.get("text"), f"{where}: the text of a part") for part in value)
@@ -134,7 +135,7 @@ def _content(value: Any, where: str) -> str | None:
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{what} is {_shown(value)}; wanted a text")
+        raise UserError(f"{what} is {shown_json(value)}; wanted a text")
     return encodable(value, what)
 
 
@@ -157,7 +158,7 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     """Tool calls in the form `{type, id, function: {name, arguments}}`, arguments a mapping."""
     calls = _json(value, where) if isinstance(value, str) else value
     if not isinstance(calls, list):
-        raise UserError(f"{where}: tool_calls is {_shown(value)}; wanted a list")
+        raise UserError(f"{where}: tool_calls is {shown_json(value)}; wanted a list")
     return [_call(call, where) for call in calls]
 
 
@@ -166,7 +167,7 @@ def _call(value: Any, where: str) -> dict[str, Any]:
     function = call.get("function", call)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise UserError(
-            f"{where}: a tool call is {_shown(value)}; wanted "
+            f"{where}: a tool call is {shown_json(value)}; wanted "
             '{"function": {"name": ..., "arguments": {...}}}'
         )
     arguments = function.get("arguments", {})
@@ -174,7 +175,7 @@ def _call(value: Any, where: str) -> dict[str, Any]:
         arguments = _json(arguments, f"{where}: the arguments of {function['name']}")
     if not isinstance(arguments, dict):
         raise UserError(
-            f"{where}: the arguments of {function['name']} are {_shown(arguments)}; "
+            f"{where}: the arguments of {function['name']} are {shown_json(arguments)}; "
             "wanted an object, or its JSON text"
         )
     others = {k: v for k, v in call.items() if k not in ("function", "name", "arguments")}
@@ -194,17 +195,12 @@ def read_json(value: Any, kind: type, where: str) -> Any:
     found = _json(value, where) if isinstance(value, str) else value
     if not isinstance(found, kind):
         name = "list" if kind is list else "object"
-        raise UserError(f"{where} is {_shown(value)}; wanted a JSON {name}")
+        raise UserError(f"{where} is {shown_json(value)}; wanted a JSON {name}")
     return found
 
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); got {_shown(text)}") from None
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:79] + "…"
+        return from_json(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error}); got {shown_json(text)}") from None

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-from huggingface_hub import metadata_load
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from ..data.encode import Encoder
+from ..documents import from_yaml
 from .peft import base_folder
 
 WORDS = ("chat", "instruct", "it")
@@ -78,7 +78,9 @@ def _name(folder: Path) -> str:
 def _tags(folder: Path) -> list[object]:
     """The tags of the model card; a card that is missing or damaged has none."""
     try:
-        found = (metadata_load(folder / "README.md") or {}).get("tags")
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        block = REGEX_YAML_BLOCK.search((folder / "README.md").read_text(encoding="utf-8"))
+        about = from_yaml(block[2]) if block else {}
+    except (OSError, ValueError):
         return []
+    found = about.get("tags") if isinstance(about, dict) else None
     return found if isinstance(found, list) else []

@@ -17,9 +17,12 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from ..digests import sha256
+from ..documents import refuse_pointer
 from ..errors import UserError
 from ..files import read_json
 from ..models.decoder import Model, Params
+from ..shown import shown
+from .kinds import kind, require
 from .weights import Weight, heads, hf_shape, names_of, read_part, weights
 
 INDEX = "model.safetensors.index.json"
@@ -28,6 +31,7 @@ DOWNLOADED = (
     *("*.json", "*.jinja", "*.safetensors", "tokenizer.model", "merges.txt"),
     "README.md",
 )
+LONGEST_PATH = 1024  # characters, four bytes each at most: over it no system call takes one
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 Digest = Callable[[Path], str]
@@ -67,8 +71,13 @@ def resolve(path: str, setting: str = "model.path") -> Path:
       UserError: neither exists, or the hub cannot be reached.
     """
     folder = Path(path).expanduser()
+    if len(path) > LONGEST_PATH:
+        raise UserError(f"{setting}: got a path of {len(path):,} characters; give a shorter one")
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        about = kind(folder) or f"give the folder of the checkpoint, as {folder.parent}"
+        raise UserError(f"{setting}: {path} is a file; {about}")
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         raise UserError(f"{setting}: no folder {path}; give a checkpoint folder or a hub name")
     try:
@@ -87,7 +96,9 @@ def load_config(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: the file is missing or damaged.
     """
-    return read_json(Path(folder) / "config.json")
+    file = Path(folder) / "config.json"
+    require(file)
+    return read_json(file)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -100,20 +111,25 @@ def weight_files(folder: Path) -> list[Path]:
     """
     folder = Path(folder)
     if (folder / INDEX).is_file() and not (folder / SINGLE).is_file():
-        parts = read_json(folder / INDEX).get("weight_map", {}).values()
-        files = [folder / Path(name).name for name in sorted(set(parts))]
+        files = [folder / name for name in _indexed(folder / INDEX)]
     else:
         files = [folder / SINGLE]
     for file in files:
-        if not file.is_file():
-            pickled = sorted(folder.glob("*.bin"))
-            hint = (
-                f"{pickled[0].name} is a pickle, which is not read; convert it to safetensors"
-                if pickled
-                else "download the checkpoint again"
-            )
-            raise UserError(f"{file}: missing; {hint}")
+        require(file)
     return files
+
+
+def _indexed(index: Path) -> list[str]:
+    """The names of the files in an index of tensors, sorted; the files are next to it."""
+    named = read_json(index).get("weight_map")
+    wanted = '{"name of a tensor": "name of a file"}; download it again'
+    if not isinstance(named, dict) or not named:
+        raise UserError(f"{index}: weight_map: got {shown(named)}, wanted {wanted}")
+    for tensor, name in named.items():
+        if not isinstance(name, str) or not 0 < len(Path(name).name) < 256:
+            got = f"got {shown(name)} for {shown(tensor)}"
+            raise UserError(f"{index}: weight_map: {got}, wanted {wanted}")
+    return sorted({Path(name).name for name in named.values()})
 
 
 @contextlib.contextmanager
@@ -127,13 +143,22 @@ def open_tensors(files: Iterable[Path]) -> Iterator[dict[str, Tensor]]:
         tensors = {}
         for file in files:
             try:
+                refuse_pointer(file)
                 handle = stack.enter_context(safe_open(file, framework="np"))
-            except (SafetensorError, OSError) as error:
+                names = handle.keys()
+                found = {name: Tensor(name, file, handle.get_slice(name)) for name in names}
+            except UserError:
+                raise
+            except (SafetensorError, OSError, ValueError) as error:
                 raise UserError(
                     f"{file}: not readable as safetensors ({error}); download it again"
                 ) from error
-            names = handle.keys()
-            tensors |= {name: Tensor(name, file, handle.get_slice(name)) for name in names}
+            if twice := tensors.keys() & found.keys():
+                raise UserError(
+                    f"{file}: tensor {shown(min(twice))} is also in "
+                    f"{tensors[min(twice)].file}; keep one of them"
+                )
+            tensors |= found
         yield tensors
 
 

@@ -17,6 +17,7 @@ from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
 from ..models.lora import ATTENTION_INPUTS, LowRank
 from ..settings import Lora
+from ..shown import shown
 from .load import layers_of, load_params, open_tensors, placed, resolve
 from .save import by_tensor, gathered
 from .weights import Weight, names_of
@@ -145,7 +146,9 @@ def base_folder(folder: Path) -> Path:
         return folder
     name = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str):
-        raise UserError(f"{folder / CONFIG}: base_model_name_or_path: got {name!r}; name the base")
+        raise UserError(
+            f"{folder / CONFIG}: base_model_name_or_path: got {shown(name)}; name the base"
+        )
     return resolve(name, f"{folder / CONFIG}: base_model_name_or_path")
 
 
@@ -196,13 +199,13 @@ def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
         known = not value or key in READ or key in HARMLESS
         if value not in wanted[key] if key in wanted else not known:
             raise UserError(
-                f"{file}: {key} = {value!r} is not implemented; merge the adapter with PEFT and "
-                "give the merged checkpoint"
+                f"{file}: {key} = {shown(value)} is not implemented; merge the adapter with "
+                "PEFT and give the merged checkpoint"
             )
     for key, kinds in (("r", (int,)), ("lora_alpha", (int, float))):
         value: Any = raw.get(key)
         if type(value) not in kinds or value <= 0:
-            raise UserError(f"{file}: {key}: got {value!r}, wanted a positive number")
+            raise UserError(f"{file}: {key}: got {shown(value)}, wanted a positive number")
     stabilized = bool(raw.get("use_rslora"))
     return {"rank": raw["r"], "alpha": raw["lora_alpha"], "rank_stabilized": stabilized}
 

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.encode import Encoder
 from ..data.store import Examples
+from ..documents import leaves
 from ..errors import UserError
 from ..files import read_json, read_text
 from ..models.config import ModelConfig
+from ..shown import cut, shown
+from .kinds import require
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -22,6 +25,10 @@ PROBE = (
     "Über café 漢字かな🙂 1234567 I'LL"
 )
 
+NAMED = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Files that name special tokens next to `tokenizer.json`."""
+LONGEST = 5000
+"""Characters of a token or a setting; the time to add a token grows with their square."""
 SLOW = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """Files of tokenizers without a `tokenizer.json`."""
 
@@ -47,22 +54,50 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             f"{file}: missing; {other} is not read; make the file once, in Python: transformers."
             f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
         )
-    read_json(file)
+    require(file)
+    _check_lengths(Path(folder))
     try:
         plain = tokenizers.Tokenizer.from_file(str(file))
         plain.no_truncation()
         plain.no_padding()
+        wanted = plain.encode(PROBE, add_special_tokens=False).ids
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # `tokenizers` raises bare exceptions
-        raise UserError(f"{file}: not a usable tokenizer ({error}); download it again") from error
-    wanted = plain.encode(PROBE, add_special_tokens=False).ids
-    got = tokenizer.encode(PROBE, add_special_tokens=False)
+        got = tokenizer.encode(PROBE, add_special_tokens=False)
+        Encoder(tokenizer)
+    except BaseException as error:  # `tokenizers` raises bare exceptions, and panics
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise UserError(
+            f"{file}: not a usable tokenizer ({cut(str(error), 300)}); restore it and "
+            "tokenizer_config.json from the original"
+        ) from error
     if got != wanted:
         raise UserError(
             f"{file}: transformers gives other ids than the file itself on a probe text; got "
             f"{got[:8]}..., wanted {wanted[:8]}...; check tokenizer_config.json"
         )
     return tokenizer
+
+
+def _check_lengths(folder: Path) -> None:
+    """Refuse tokens so long that adding them to a tokenizer would take hours.
+
+    Raises:
+      UserError: a file of the tokenizer is damaged, or has such a token.
+    """
+    for name in ("tokenizer.json", *NAMED):
+        if not (folder / name).is_file():
+            continue
+        about = read_json(folder / name)
+        if name == "tokenizer.json":
+            about = {"added_tokens": about.get("added_tokens")}
+        for key, value in leaves(about):
+            long = max(len(key), len(value) if isinstance(value, str) else 0)
+            if long > LONGEST and not key.startswith("chat_template"):
+                raise UserError(
+                    f"{folder / name}: '{cut(key, 60)}' has {long:,} characters, more than a token "
+                    "has; restore the original file"
+                )
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
@@ -101,12 +136,21 @@ def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, 
 
     They are the tokenizer's EOS, `eos_token_id` of `config.json` and `generation_config.json`, and
     the token by which the chat template ends a turn of the assistant.
+
+    Raises:
+      UserError: an `eos_token_id` is no id.
     """
     ids = set()
     for name in ("config.json", "generation_config.json"):
         path = Path(folder) / name
         named = read_json(path).get("eos_token_id") if path.exists() else None
-        ids |= {i for i in (named if isinstance(named, list) else [named]) if i is not None}
+        found = [] if named is None else named if isinstance(named, list) else [named]
+        if not all(type(i) is int and 0 <= i < 2**31 for i in found):
+            raise UserError(
+                f"{path}: eos_token_id: got {shown(named)}, wanted the id of a token or a list of "
+                "ids; restore the original file"
+            )
+        ids |= set(found)
     return Encoder(tokenizer, stops=ids).all_stops()
 
 

@@ -15,6 +15,7 @@ from ..core.objective import Objective
 from ..diagnostics import problem
 from ..errors import UserError, near_miss
 from ..settings import Data, Recipe, Reference, Stage
+from ..shown import shown
 from .diff import leaves
 from .own import Complaints
 from .renamed import new_name
@@ -94,7 +95,7 @@ def _misfits(recipe: Recipe) -> Complaints:
     if recipe.world is None:
         for path, value in leaves(dataclasses.asdict(recipe)):
             if "{world}" in str(value):
-                found[path] = f"only a recipe with a `world` has that folder (got {value!r})"
+                found[path] = f"only a recipe with a `world` has that folder (got {shown(value)})"
     return found
 
 
@@ -103,7 +104,7 @@ def _misfit_sources(where: str, data: Data) -> Complaints:
     if data.mixture is None:
         return {} if data.path else {f"{where}.path": "missing; give a path, or data.mixture"}
     if data.path is not None:
-        return {f"{where}.path": f"give a path or data.mixture, not both (got {data.path!r})"}
+        return {f"{where}.path": f"give a path or data.mixture, not both (got {shown(data.path)})"}
     if not data.mixture:
         return {f"{where}.mixture": "give at least one source, such as {path: a.jsonl} (got [])"}
     for i, source in enumerate(data.mixture):
@@ -246,7 +247,7 @@ def _complaints(schema: type, error: pydantic.ValidationError) -> Complaints:
     got: dict[str, str] = {}
     for e in error.errors():
         path, siblings = _locate(schema, e["loc"])
-        got[path] = f" (got {e['input']!r})"
+        got[path] = f" (got {shown(e['input'])})"
         match e["type"]:
             case "unexpected_keyword_argument" | "extra_forbidden":
                 new = new_name(path)

@@ -20,6 +20,7 @@ import pydantic
 from ..core.objective import Objective
 from ..errors import UserError, near_miss
 from ..objectives import OBJECTIVES
+from ..shown import shown
 
 Complaints = dict[str, str]
 """Dotted path -> what is wrong there."""
@@ -74,7 +75,7 @@ def _own(section: Mapping[str, Any], folder: Path) -> Own | None:
         return None
     if file is not None:
         if not isinstance(file, str) or not isinstance(name, str):
-            raise UserError(f"give file and name as text (got {file!r} and {name!r})")
+            raise UserError(f"give file and name as text (got {shown(file)} and {shown(name)})")
         own = _from_file((folder / Path(file).expanduser()).absolute(), name, section)
     else:
         assert isinstance(name, Objective)

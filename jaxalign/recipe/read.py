@@ -11,9 +11,11 @@ from typing import Any
 import tyro
 import yaml
 
+from ..documents import from_yaml
 from ..errors import UserError
 from ..objectives import OBJECTIVES
 from ..settings import Recipe
+from ..shown import shown
 from .check import validate
 from .own import own_objectives
 from .renamed import refuse_renamed
@@ -117,24 +119,6 @@ def _listed(value: Any) -> Any:
     return [_listed(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-class _Loader(yaml.SafeLoader):
-    """`SafeLoader`, but a key must be text and be given once."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:
-            problem = "is given twice" if key.value in seen else None
-            if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                problem = "is not read as text; quote it"
-            if problem:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value!r} {problem}", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return node
-
-
 def file_of(path: str) -> Path:
     """The file of a recipe; a file in the working folder goes before a built-in recipe."""
     return Path(path) if Path(path).is_file() else BUILT_IN.get(path, Path(path))
@@ -152,17 +136,16 @@ def recipe_values(path: str) -> dict[str, Any]:
       UserError: the file is missing or is not the YAML of a recipe.
     """
     try:
-        values = yaml.load(file_of(path).read_bytes(), _Loader)
+        values = from_yaml(file_of(path).read_bytes())
     except OSError as e:
         known = ", ".join(BUILT_IN)
         raise UserError(
             f"{path}: {e.strerror}; give the path of a recipe, a YAML file, or {known}"
         ) from None
-    except yaml.MarkedYAMLError as e:
-        line = f" line {e.problem_mark.line + 1}" if e.problem_mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {e.problem}") from None
-    except yaml.YAMLError as e:
+    except ValueError as e:
         raise UserError(f"{path}: not valid YAML: {e}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of run, model and stages (got {values!r})")
+        raise UserError(
+            f"{path}: a recipe is a mapping of run, model and stages (got {shown(values)})"
+        )
     return values

@@ -18,6 +18,7 @@ from ..core.objective import Objective
 from ..errors import near_miss
 from ..objectives import OBJECTIVES
 from ..settings import Recipe, Stage
+from ..shown import shown
 from .own import Complaints, Own
 
 _typed_dict: Any = typing_extensions.TypedDict  # to a type checker its keys must be literals
@@ -117,11 +118,11 @@ def _stage_kind(where: str, given: Any, own: Own | None, complaints: Complaints)
         case {"name": name}:
             hint = near_miss(str(name), OBJECTIVES)
             own_file = "; for one of your own also give its `file`"
-            complaints[f"{where}.objective.name"] = f"no objective {name!r}; {hint}{own_file}"
+            complaints[f"{where}.objective.name"] = f"no objective {shown(name)}; {hint}{own_file}"
         case {}:
             complaints[f"{where}.objective.name"] = f"missing; {near_miss('', OBJECTIVES)}"
         case other:
-            complaints[f"{where}.objective"] = f"give a mapping with a name (got {other!r})"
+            complaints[f"{where}.objective"] = f"give a mapping with a name (got {shown(other)})"
     return Stage
 
 

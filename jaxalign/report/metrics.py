@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ..documents import from_json
 from ..errors import UserError
+from ..shown import shown
 
 
 def parse_line(line: str) -> dict[str, Any] | None:
     """A line of a metrics.jsonl: `step` an int, everything else a float; None if it is damaged."""
     try:
-        values = json.loads(line)
+        values = from_json(line, finite=False)
         step = int(values.pop("step"))
         return {"step": step} | {name: float(value) for name, value in values.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 
@@ -35,7 +36,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             records.append(record)
         elif number < len(lines):
             raise UserError(
-                f"{path} line {number}: got {line[:60]!r}, wanted a JSON object of numbers "
+                f"{path} line {number}: got {shown(line)}, wanted a JSON object of numbers "
                 "with a 'step'; remove the line"
             )
     return records

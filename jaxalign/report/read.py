@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..documents import from_json, from_yaml
 from ..errors import UserError
 from .metrics import parse_line
 from .samples import FILE, Comparison, Estimate, parse_samples
@@ -146,8 +144,8 @@ class _Reader:
 
     def recipe(self, text: str) -> Mapping[str, Any]:
         try:
-            found = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            found = from_yaml(text)
+        except ValueError:
             found = None
         if text and not isinstance(found, dict):
             self.problems.append("recipe.yaml is damaged; the settings are not shown as a table.")
@@ -158,8 +156,8 @@ class _Reader:
         if not text:
             return {}
         try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
+            found = from_json(text, finite=False)
+        except ValueError:
             found = None
         if not isinstance(found, dict):
             self.problems.append(f"{name} is damaged and left out.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..shown import escaped
+
 LONGEST = 4000  # characters of one text; a page of a million is of no use
 ITEMS = 20  # of a setting that is a list
-JOINERS = "\u200c\u200d"  # inside words and emoji: not printable by themselves, and harmless
 
 
 def visible(text: object, keep: str = "") -> str:
@@ -21,19 +22,6 @@ def visible(text: object, keep: str = "") -> str:
     shown = escaped(full[:LONGEST], keep)
     more = len(full) - LONGEST
     return shown if more <= 0 else f"{shown} … ({more:,} more characters)"
-
-
-def escaped(text: str, keep: str = "") -> str:
-    """Escape control characters, which a page or a terminal would obey.
-
-    Args:
-      text: the text to show.
-      keep: control characters to leave, such as a line break.
-    """
-    return "".join(
-        c if c.isprintable() or c in JOINERS or c in keep else c.encode("unicode_escape").decode()
-        for c in text
-    )
 
 
 def short(value: float) -> str:

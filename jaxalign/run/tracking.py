@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..console import Terminal
 from ..data.pack import TokenCounts
 from ..errors import UserError
 from ..files import whole_file
@@ -89,7 +90,7 @@ class Tracker:
         self.path = folder / "metrics.jsonl"
         self._stage, self._total, self._start, self._every = stage, total, start, every
         self._tensorboard, self._wandb, self._config = tensorboard, wandb, config
-        self._console = console or Console()
+        self._console = console or Terminal()
         self.phases = phases or Phases(folder, stage, self._console)
         self._enabled = enabled
         self._file = self._writer = self._run = self._live = None

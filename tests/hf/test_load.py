@@ -229,7 +229,7 @@ def test_integer_weights_are_refused(damaged_checkpoint):
 
 def test_pickled_weights_are_refused(damaged_checkpoint):
     (damaged_checkpoint / "model.safetensors").rename(damaged_checkpoint / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, which is not read"):
+    with pytest.raises(UserError, match=r"pytorch_model.bin is a pickle, .* not read; convert it"):
         load(damaged_checkpoint)
 
 
@@ -241,7 +241,9 @@ def test_a_missing_shard_is_named(tmp_path):
 
 
 def test_a_folder_without_configuration_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"config.json: missing; is .* a complete checkpoint"):
+    with pytest.raises(
+        UserError, match=r"config.json: missing; wanted a checkpoint with .* has none"
+    ):
         load_config(tmp_path)
 
 

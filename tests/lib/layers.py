@@ -3,7 +3,9 @@
 # A module imports only from its own folder and from layers above its own in this list. `cli` alone
 # imports the door, which is in its layer.
 LAYERS = (
+    ("shown",),
     ("errors", "settings", "digests"),
+    ("documents", "console"),
     ("core", "files", "sealed"),
     ("objectives", "diagnostics", "data", "models", "report"),
     ("hf", "update", "recipe"),

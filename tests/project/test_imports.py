@@ -15,8 +15,11 @@ PACKAGE = ROOT / "jaxalign"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
-WITHOUT_JAX = ("errors", "settings", "data")
-DATA_READS = ("digests", "sealed", "errors", "settings", "data", "core.batch", "core.layouts")
+WITHOUT_JAX = ("shown", "errors", "settings", "documents", "data")
+DATA_READS = (
+    *("shown", "documents", "digests", "sealed", "errors", "settings", "data"),
+    *("core.batch", "core.layouts"),
+)
 ONLY_WHEN_USED = ("matplotlib", "tensorboardX", "wandb", "sklearn", "qwix")
 ONLY_IN = {
     "sys.argv": ("cli",),

@@ -60,7 +60,7 @@ def data(recipe):
         ),
         (
             with_stage(data=[{"path": "a", "row": 2}]),
-            r"^at: stages.dpo.data.mixture.0.row: unknown; did you mean 'rows'\? \(got 2\)$",
+            r"^at: stages.dpo.data.mixture.0.row: unknown; did you mean 'rows'\? known: .*got 2\)$",
         ),
         (with_stage(data=[{"rows": 2}]), r"^at: stages.dpo.data.mixture.0.path: missing; it has"),
         (with_stage(data=["a"]), r"^at: stages.dpo.data.mixture.0: .* be a mapping \(got 'a'\)$"),

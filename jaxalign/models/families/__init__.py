@@ -20,7 +20,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import UserError, near_miss
+from ...errors import UserError
+from ...shown import listed, shown
 from ..config import ModelConfig
 from . import gpt_neox, llama, qwen2
 from ._family import Family, WeightNames
@@ -48,19 +49,22 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelConf
       UserError: an unknown `model_type`, a missing or ill-typed field, or any feature that is not
         implemented; names it.
     """
-    model_type = str(raw.get("model_type"))
-    if model_type not in FAMILIES:
-        hint = near_miss(model_type, FAMILIES)
-        raise UserError(f"{where}: model_type '{model_type}' is not supported; {hint}")
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        # No near miss: qwen3 is not qwen2.
+        raise UserError(
+            f"{where}: model_type {shown(model_type)} is not supported; supported are "
+            f"{listed(FAMILIES, quote='')}"
+        )
     if raw.get("quantization_config"):
         raise UserError(
             f"{where}: quantization_config: quantized weights cannot be aligned; "
             "use the unquantized checkpoint"
         )
-    for name in raw.get("architectures") or ():
+    for name in _architectures(raw, where):
         if not name.endswith(("ForCausalLM", REWARD)):
             raise UserError(
-                f"{where}: architectures: got {name}, wanted a causal language model "
+                f"{where}: architectures: got {shown(name)}, wanted a causal language model "
                 f"(...ForCausalLM) or a reward model (...{REWARD}); use the checkpoint with "
                 "such a head"
             )
@@ -70,16 +74,29 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelConf
     return dataclasses.replace(config, scores=_scores(raw, where))
 
 
+def _architectures(raw: Mapping[str, Any], where: str) -> list[str]:
+    """The names of the class in transformers, mostly one."""
+    found = raw.get("architectures") or []
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise UserError(
+            f"{where}: architectures: got {shown(found)}, wanted a list of names; restore the "
+            "original file"
+        )
+    return found
+
+
 def _scores(raw: Mapping[str, Any], where: str) -> int:
     """The number of labels of a sequence classifier, which its head scores; 0 for other heads.
 
     transformers leaves out both keys if there are two labels.
     """
-    if not any(name.endswith(REWARD) for name in raw.get("architectures") or ()):
+    if not any(name.endswith(REWARD) for name in _architectures(raw, where)):
         return 0
     named, count = raw.get("id2label"), raw.get("num_labels")
     if not isinstance(named, dict | None) or not isinstance(count, int | None):
-        raise UserError(f"{where}: id2label, num_labels: got {named!r}, {count!r}; wanted labels")
+        raise UserError(
+            f"{where}: id2label, num_labels: got {shown(named)}, {shown(count)}; wanted labels"
+        )
     found = {len(named)} if named else set()
     found |= {count} if count is not None else set()
     if len(found) > 1 or 0 in found:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 from ...errors import UserError, near_miss
+from ...shown import shown
 from ..config import Activation, ModelConfig
 
 T = TypeVar("T")
@@ -85,9 +86,11 @@ class Fields:
             return default
         allowed: Any = (int, float) if kind is float else kind
         if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(f"{self.where}: {key}: got {value!r}, wanted {kind.__name__}")
+            raise UserError(f"{self.where}: {key}: got {shown(value)}, wanted {kind.__name__}")
         if kind in (int, float) and value <= 0:
-            raise UserError(f"{self.where}: {key}: got {value!r}, wanted a positive number")
+            raise UserError(f"{self.where}: {key}: got {shown(value)}, wanted a positive number")
+        if kind is int and value >= 2**31:
+            raise UserError(f"{self.where}: {key}: got {shown(value)}, wanted less than 2**31")
         convert: Any = kind
         return convert(value)
 
@@ -101,7 +104,7 @@ class Fields:
             if key in self.read or key in HARMLESS or not value:
                 continue
             raise UserError(
-                f"{self.where}: '{key}' = {value!r} is not implemented for model_type "
+                f"{self.where}: '{key}' = {shown(value)} is not implemented for model_type "
                 f"'{self.raw['model_type']}' and may change what the model computes; "
                 "remove the key if you know that it does not"
             )

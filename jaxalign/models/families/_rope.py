@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ...errors import UserError, near_miss
+from ...shown import shown
 from ..config import Rope
 from ._fields import Fields
 
@@ -86,7 +87,7 @@ def _values(f: Fields, older: Mapping[str, str]) -> dict[str, Any]:
             name = "rope_type" if key == "type" else key
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
             if name != "rope_type" and not number:
-                raise UserError(f"{f.where}: {name}: got {value!r}, wanted a positive number")
+                raise UserError(f"{f.where}: {name}: got {shown(value)}, wanted a positive number")
             if merged.setdefault(name, value) != value:
                 raise UserError(
                     f"{f.where}: {name} is given twice, {merged[name]} and {value}; keep one"
