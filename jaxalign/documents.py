@@ -60,7 +60,7 @@ def from_json(text: str | bytes, *, finite: bool = True) -> Any:
     try:
         return reader.checked(reader.decoder.decode(text), text)
     except RecursionError:
-        raise _too_deep() from None
+        raise too_deep() from None
 
 
 class JsonReader:
@@ -91,7 +91,7 @@ class JsonReader:
             )
         # A document with fewer brackets cannot be too deep.
         if text.count("[") + text.count("{") > DEPTH and _depth_over(found, DEPTH):
-            raise _too_deep()
+            raise too_deep()
         return found
 
 
@@ -144,7 +144,8 @@ def _depth_over(value: Any, most: int) -> bool:
     return bool(level)
 
 
-def _too_deep() -> ValueError:
+def too_deep() -> ValueError:
+    """The error for a document that nests too deeply."""
     return ValueError(f"it nests more than {DEPTH} lists and objects")
 
 

@@ -116,6 +116,9 @@ class Data:
     """Split to read if `eval_path` is on the hub."""
     limit: Count | None = None
     """Maximum number of rows to read from each file; none: all."""
+    max_line: Count = 2**26
+    """Maximum length of a line of a data file and of a text, in characters; a longer one is an
+    error."""
     columns: Mapping[str, Text] = field(default_factory=dict)
     """Columns of the file under other names, as {prompt: question}; as a flag: `prompt question`,
     or `--....columns.prompt question` if the recipe renames columns."""

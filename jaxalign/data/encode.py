@@ -22,7 +22,7 @@ from .spans import Chat, Draft, Drafter, Opening
 from .tally import Reasons
 from .template import ChatTemplate, TemplateError
 from .turns import Turn
-from .words import Words, cuts_at_edges, plain_ids
+from .words import Words, check_pieces, cuts_at_edges, plain_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -193,6 +193,7 @@ class Encoder:
         encoded = []
         for where, prompt in prompts:
             if isinstance(prompt, str):
+                check_pieces([prompt], where, by_words=bool(self._words))
                 ids = self._with_bos(*self._ids([prompt]))
             else:
                 with _named(where):
@@ -218,6 +219,8 @@ class Encoder:
         """
         self.all_stops()  # a text, too, may end with a token by which the chat template ends turns
         drafted = [self._drafts(record, noted) for record in records]
+        for record, drafts in zip(records, drafted, strict=True):
+            check_pieces([d.text for _, d in drafts], record.where, by_words=bool(self._words))
         texts = {text: None for drafts in drafted for _, d in drafts for text in _texts(d)}
         ids = dict(zip(texts, self._ids([*texts]), strict=True))
         for record, drafts in zip(records, drafted, strict=True):

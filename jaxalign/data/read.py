@@ -36,7 +36,7 @@ def read_records(
     columns: Collection[str] = (),
 ) -> Iterator[Record]:
     """`fit_records` of a .jsonl, .jsonl.gz or .parquet file, a folder, or a data set of the hub."""
-    rows = itertools.islice(raw_records(path, split), settings.limit)
+    rows = itertools.islice(raw_records(path, split, max_line=settings.max_line), settings.limit)
     return fit_records(settings, rows, layout, tally, columns)
 
 

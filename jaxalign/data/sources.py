@@ -7,25 +7,29 @@ import glob
 import gzip
 import io
 import itertools
-import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError, near_miss
+from ..documents import from_json, refuse_pointer
+from ..errors import UserError, nearest
+from ..shown import listed, shown
 from .fields import CHATS, Cell
+from .lines import LONGEST, check_texts, entries, lines, too_long
 
 Row = tuple[str, dict[str, Any]]
 """Where a row is, for messages, and its columns."""
 JSON_COLUMNS = (*CHATS, "tools", "chat_template_kwargs")
 """Columns of a .csv file that hold JSON text."""
-MOST_CHARACTERS = 2**30
-"""The most of one cell of a .csv file."""
+BROKEN = (gzip.BadGzipFile, EOFError, zlib.error)
+"""What is raised for a damaged gzip file."""
 
 
-def raw_records(path: str, split: str, *, streaming: bool = False) -> Iterator[Row]:
+def raw_records(
+    path: str, split: str, *, streaming: bool = False, max_line: int = LONGEST
+) -> Iterator[Row]:
     """(where, raw record) of every row of a data set.
 
     Args:
@@ -33,18 +37,21 @@ def raw_records(path: str, split: str, *, streaming: bool = False) -> Iterator[R
         that `datasets.save_to_disk` wrote, or an argument of `datasets.load_dataset`.
       split: the split to read, where the path is no file and no glob.
       streaming: whether a data set of the hub is read over the network, without a copy on disk.
+      max_line: the most bytes of a line of a file, and characters of a text.
 
     Raises:
-      UserError: it is missing, broken or of another kind.
+      UserError: it is missing, broken or of another kind, or a line or a text is too long.
     """
     file = Path(path)
     if _is_glob(path):
-        return itertools.chain.from_iterable(raw_records(name, split) for name in _matching(path))
+        return itertools.chain.from_iterable(
+            raw_records(name, split, max_line=max_line) for name in _matching(path)
+        )
     if file.is_dir() and _saved_to_disk(file):
-        return _datasets(path, split, lambda: _from_disk(path, split))
+        return _datasets(path, split, lambda: _from_disk(path, split), max_line)
     if file.is_file() or path.endswith(tuple(FILES)):
-        return _read(file)
-    return _datasets(path, split, lambda: _from_hub(path, split, streaming))
+        return _read(file, max_line)
+    return _datasets(path, split, lambda: _from_hub(path, split, streaming), max_line)
 
 
 def local_files(path: str) -> list[Path] | None:
@@ -86,67 +93,69 @@ def _matching(path: str) -> list[str]:
 
 def _check_file(file: Path) -> None:
     if not file.is_file():
-        siblings = [p.name for p in file.parent.glob("*") if p.name.endswith(tuple(FILES))]
-        hint = f"; {near_miss(file.name, siblings)}" if siblings else ""
+        siblings = sorted(p.name for p in file.parent.glob("*") if p.name.endswith(tuple(FILES)))
+        # By what comes before the first dot: all files of a kind end the same.
+        stems = {name.partition(".")[0]: name for name in siblings}
+        near = stems.get(nearest(file.name.partition(".")[0], stems) or "")
+        hint = f"did you mean '{near}'? " if near else ""
+        hint = f"; {hint}its folder has {listed(siblings)}" if siblings else ""
         raise UserError(f"{file}: no such file; looked for {file.absolute()}{hint}")
+    refuse_pointer(file)
 
 
-def _read(file: Path) -> Iterator[Row]:
+def _read(file: Path, most: int) -> Iterator[Row]:
     _check_file(file)
     kind = next((end for end in FILES if file.name.endswith(end)), None)
     if kind is None:
         raise UserError(f"{file}: cannot read this kind of file; wanted {', '.join(FILES)}")
-    return FILES[kind](file)
+    return FILES[kind](file, most)
 
 
 def _open(file: Path) -> Any:
     return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
 
 
-def _json_lines(file: Path) -> Iterator[Row]:
+def _json_lines(file: Path, most: int) -> Iterator[Row]:
     number = 0
-    with _open(file) as lines:
+    with _open(file) as stream:
         try:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(lines(stream, most, str(file)), 1):
                 if line.strip():
                     yield f"{file} line {number}", _json_object(line, f"{file} line {number}")
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        except BROKEN as error:
             raise UserError(
                 f"{file} line {number + 1}: not a whole gzip file ({error}); fetch it again"
             ) from None
 
 
-def _json(file: Path) -> Iterator[Row]:
+def _json(file: Path, most: int) -> Iterator[Row]:
     """A list of objects, or one object a line."""
-    with _open(file) as stream:
-        try:
+    try:
+        with _open(file) as stream:
             first = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-            if first != b"[":
-                return _json_lines(file)
-            stream.seek(0)
-            text = stream.read().decode("utf-8-sig")
-            found = json.loads(text, object_pairs_hook=_object_of)
-        except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
+    except (OSError, *BROKEN) as error:
+        raise UserError(f"{file}: not JSON ({error}); wanted a list of objects") from None
+    return _json_list(file, most) if first == b"[" else _json_lines(file, most)
+
+
+def _json_list(file: Path, most: int) -> Iterator[Row]:
+    with io.TextIOWrapper(_open(file), "utf-8-sig", newline="") as stream:
+        try:
+            for number, record in enumerate(entries(stream, most, str(file)), 1):
+                where = f"{file} entry {number}"
+                yield where, _object(record, where)
+        except UserError:
+            raise
+        except (OSError, *BROKEN, ValueError, RecursionError) as error:
             raise UserError(f"{file}: not JSON ({error}); wanted a list of objects") from None
-    rows = ((f"{file} entry {i}", record) for i, record in enumerate(found, 1))
-    return ((where, _object(record, where)) for where, record in rows)
 
 
 def _json_object(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object_of)
-    except (ValueError, RecursionError) as error:
+        record = from_json(line)
+    except ValueError as error:
         raise UserError(f"{where}: not JSON ({error}); one object a line is wanted") from None
     return _object(record, where)
-
-
-def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two equal keys, `json` would keep the last without a word."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has the key {max(names, key=names.count)!r} twice")
-    return found
 
 
 def _object(record: Any, where: str) -> dict[str, Any]:
@@ -155,12 +164,12 @@ def _object(record: Any, where: str) -> dict[str, Any]:
     return record
 
 
-def _csv(file: Path) -> Iterator[Row]:
+def _csv(file: Path, most: int) -> Iterator[Row]:
     """Every cell is a text, an empty one null; columns of chats and tools hold JSON text."""
-    csv.field_size_limit(MOST_CHARACTERS)
+    csv.field_size_limit(most)
     number = 0
     with io.TextIOWrapper(_open(file), "utf-8-sig", newline="") as stream:
-        rows = csv.reader(stream, strict=True)
+        rows = csv.reader(lines(stream, most, str(file)), strict=True)
         try:
             names = next(rows, [])
             _check_names(names, file)
@@ -176,11 +185,13 @@ def _csv(file: Path) -> Iterator[Row]:
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: not UTF-8 ({error.reason}); save it as UTF-8") from None
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise too_long(f"{file} row {number + 1}: a cell", most) from None
             raise UserError(
                 f"{file} row {number + 1}: not CSV ({error}); put a text with commas, quotes or "
                 'line breaks in quotes, and write a quote in it as ""'
             ) from None
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        except BROKEN as error:
             raise UserError(
                 f"{file} row {number + 1}: not a whole gzip file ({error}); fetch it again"
             ) from None
@@ -190,25 +201,25 @@ def _check_names(names: Sequence[str], file: Path) -> None:
     """Refuse columns of the same name, of which a row would have only the last."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise UserError(f"{file}: has two columns {twice!r}; rename or remove one of them")
+        raise UserError(f"{file}: has two columns {shown(twice)}; rename or remove one of them")
 
 
 def _from_text(name: str, cell: Cell, where: str) -> Any:
     if name not in JSON_COLUMNS:
         return cell
     try:
-        return json.loads(cell, object_pairs_hook=_object_of)
-    except (ValueError, RecursionError) as error:
+        return from_json(cell)
+    except ValueError as error:
         raise UserError(f"{where}: '{name}' is not JSON ({error})") from None
 
 
-def _parquet(file: Path) -> Iterator[Row]:
+def _parquet(file: Path, most: int) -> Iterator[Row]:
     from pyarrow import parquet
 
-    return _arrow_rows(file, lambda: parquet.ParquetFile(file).iter_batches())
+    return _arrow_rows(file, lambda: parquet.ParquetFile(file).iter_batches(), most)
 
 
-def _arrow(file: Path) -> Iterator[Row]:
+def _arrow(file: Path, most: int) -> Iterator[Row]:
     """An Arrow file or stream, as `datasets` writes them."""
     import pyarrow
 
@@ -220,20 +231,21 @@ def _arrow(file: Path) -> Iterator[Row]:
             reader = pyarrow.ipc.open_file(source)
             return (reader.get_batch(i) for i in range(reader.num_record_batches))
 
-    return _arrow_rows(file, batches)
+    return _arrow_rows(file, batches, most)
 
 
-def _arrow_rows(file: Path, batches: Callable[[], Iterable[Any]]) -> Iterator[Row]:
-    import pyarrow
-
+def _arrow_rows(file: Path, batches: Callable[[], Iterable[Any]], most: int) -> Iterator[Row]:
     try:
         number = 0
         for part in batches():
             _check_names(part.schema.names, file)
             for record in part.to_pylist():
                 number += 1
+                check_texts(record, most, f"{file} row {number}")
                 yield f"{file} row {number}", _inner_without_nulls(record)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged file pyarrow raises any
         text = " ".join(str(error).split())[:200]
         raise UserError(
             f"{file}: not a whole {file.suffix[1:]} file ({text}); fetch it again"
@@ -264,7 +276,7 @@ def _from_disk(path: str, split: str) -> Any:
     if not isinstance(found, datasets.DatasetDict):
         return found
     if split not in found:
-        raise ValueError(f"it has the splits {', '.join(map(str, found))}")
+        raise ValueError(f"it has the splits {listed(found, quote='')}")
     return found[split]
 
 
@@ -311,12 +323,13 @@ def _loaded(path: str, split: str, load: Callable[[], Any]) -> Any:
         ) from None
 
 
-def _datasets(path: str, split: str, load: Callable[[], Any]) -> Iterator[Row]:
+def _datasets(path: str, split: str, load: Callable[[], Any], most: int) -> Iterator[Row]:
     for number, record in enumerate(_loaded(path, split, load), 1):
+        check_texts(record, most, f"{path} [{split}] row {number}")
         yield f"{path} [{split}] row {number}", _inner_without_nulls(record)
 
 
-FILES: dict[str, Callable[[Path], Iterator[Row]]] = {
+FILES: dict[str, Callable[[Path, int], Iterator[Row]]] = {
     ".jsonl": _json_lines,
     ".jsonl.gz": _json_lines,
     ".json": _json,

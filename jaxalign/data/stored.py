@@ -98,7 +98,7 @@ def stored_examples(
     folder = store.folder / key()[:32]
     if not _is_whole(folder):
         job = Job(settings, Limits.of(settings), encoder, layout, tuple(columns))
-        _make(job, raw_records(path, split), path, folder, store)
+        _make(job, raw_records(path, split, max_line=settings.max_line), path, folder, store)
     store.wait(f"tokenized {path}")
     found = _opened(folder, path)
     if not layout.borrowed:

@@ -38,7 +38,7 @@ def load_examples(
     columns: Collection[str] = (),
 ) -> Examples:
     """`make_examples` of what `raw_records` reads."""
-    rows = raw_records(path, split, streaming=settings.streaming)
+    rows = raw_records(path, split, streaming=settings.streaming, max_line=settings.max_line)
     return make_examples(settings, rows, path, encoder, layout, seed=seed, columns=columns)
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +44,8 @@ SOLID = "!-~\u00a1-\u024f\u0370-\u052f\u3041-\u30ff\u4e00-\u9fff\uac00-\ud7a3"
 """Characters that are no white space, nor are under NFC."""
 EDGE = re.compile(f" (?<=[{SOLID}] )(?=[{SOLID}])")
 """The space after an edge; the literal comes first, which makes the search twice as fast."""
+LONGEST = 2**22
+"""The most characters tokenized in one piece: 25 s and 2 GB of a byte-level BPE on one CPU core."""
 MOST_WORDS = 1_000_000
 """Words that are remembered; over this number all are forgotten."""
 
@@ -70,6 +74,27 @@ class Words:
             [*ids, *chain.from_iterable(map(known.__getitem__, words))]
             for ids, words in zip(first, later, strict=True)
         ]
+
+
+def check_pieces(texts: Iterable[str], where: str, *, by_words: bool) -> None:
+    """Refuse texts that would take minutes and gigabytes to tokenize in one piece.
+
+    Args:
+      texts: the texts of a record.
+      where: its place, for messages.
+      by_words: whether `Words` tokenizes them.
+
+    Raises:
+      UserError: a piece of one is longer than `LONGEST`.
+    """
+    long = [text for text in texts if len(text) > LONGEST]
+    pieces = (piece for text in long for piece in (EDGE.split(text) if by_words else [text]))
+    longest = max(map(len, pieces), default=0)
+    if longest > LONGEST:
+        raise UserError(
+            f"{where}: has a text of {longest:,} characters that cannot be tokenized in parts; the "
+            f"most is {LONGEST:,}; shorten it, or drop the row"
+        )
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Ids]:

@@ -164,7 +164,9 @@ def open_stream(
 
     return Stream(
         job=Job(data, Limits.of(data), encoder, objective.layout, tuple(objective.columns)),
-        rows=functools.partial(raw_records, path, data.split, streaming=True),
+        rows=functools.partial(
+            raw_records, path, data.split, streaming=True, max_line=data.max_line
+        ),
         where=path,
         first=first,
         seed=recipe.run.seed,

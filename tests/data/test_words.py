@@ -1,15 +1,18 @@
 """Token ids word by word are those of the whole text."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lib.tokenizers import SENTENCE
+from lib.tokenizers import SENTENCE, make_tokenizer
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from jaxalign.data.words import Words, cuts_at_edges, plain_ids
+from jaxalign.data.encode import Encoder
+from jaxalign.data.words import LONGEST, Words, check_pieces, cuts_at_edges, plain_ids
+from jaxalign.errors import UserError
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -125,3 +128,18 @@ def edited(edit):
 )
 def test_tokenizers_without_such_edges_are_told_apart(tokenizer):
     assert not cuts_at_edges(tokenizer)
+
+
+def test_a_prompt_of_ten_megabytes_without_a_space_is_refused_at_once():
+    encoder = Encoder(make_tokenizer())
+    began = time.process_time()
+    with pytest.raises(UserError, match=r"row 3: has a text of 10,000,000 characters .* drop"):
+        encoder.prompts([("row 3", "x" * 10_000_000)])
+    assert time.process_time() - began < 2
+
+
+def test_a_long_text_of_words_is_no_piece():
+    texts = ["word " * LONGEST]
+    check_pieces(texts, "row 3", by_words=True)
+    with pytest.raises(UserError, match="row 3"):
+        check_pieces(texts, "row 3", by_words=False)
