@@ -143,8 +143,7 @@ class Encoder:
         Raises:
           TemplateError: there is no chat template, or it is none.
         """
-        found = self.template or self.tokenizer.chat_template
-        name = "default"
+        found, name = self.template or self.tokenizer.chat_template, "default"
         if isinstance(found, Mapping):
             name = "tool_use" if tools and "tool_use" in found else "default"
             if name not in found:
