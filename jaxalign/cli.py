@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # Orbax logs with a traceback what it then raises.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Writes of its that end after a first one has failed report to an event loop that it has left.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
     try:
         try:
             return _dispatch(argv)
@@ -51,6 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jaxalign: interrupted; the last checkpoint is intact", file=sys.stderr)
         return 130
+
+
+def _unraisable(before: Callable[..., object], unraisable: Any) -> None:
+    """Print an exception of a callback, but for one that is late for its event loop."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        before(unraisable)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -186,7 +195,7 @@ def _generate(argv: list[str]) -> int:
     from . import api
     from .collect.sample import Sampling, answered, read_prompts
     from .diagnostics import diversity
-    from .files import check_out
+    from .files import check_out, write_text
 
     how = tyro.cli(Sampling, args=argv, prog="jaxalign generate", description=_generate.__doc__)
     if how.out is not None:
@@ -200,7 +209,7 @@ def _generate(argv: list[str]) -> int:
     if how.out is None:
         sys.stdout.writelines(lines)
     else:
-        Path(how.out).write_text("".join(lines), encoding="utf-8")
+        write_text(Path(how.out), "".join(lines))
     if how.diversity:
         measured = diversity([ids.tolist() for ids in answers.tokens], answers.vocab)
         print(_table(measured), file=sys.stderr)

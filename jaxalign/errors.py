@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import errno
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from .shown import NAME, cut, escaped, listed
 
@@ -54,3 +58,36 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = nearest(name, known)
     return f"{f'did you mean {near!r}? ' if near else ''}known: {listed(known, quote='')}"
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of a write that fails what failed, and what to do.
+
+    Args:
+      path: the file or folder to write.
+
+    Raises:
+      RunError: the system refused; names the file and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def unwritten(path: str | os.PathLike[str], error: Exception) -> RunError:
+    """The error of a file or folder that could not be written.
+
+    Args:
+      path: the file or folder.
+      error: what the system or a library said.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    reason = os.strerror(number) if number else str(error).strip()
+    closed = number in (errno.EACCES, errno.EPERM, errno.EROFS)
+    remedy = "make it writable" if closed else "free space on its disk"
+    return RunError(
+        f"{Path(path)}: cannot be written ({reason}); {remedy}, or choose another folder, and run "
+        "the same command again"
+    )

@@ -12,7 +12,7 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from .documents import from_json, refuse_pointer
-from .errors import RunError, UserError
+from .errors import UserError, unwritten, writing
 
 
 def first_process() -> bool:
@@ -24,21 +24,37 @@ def first_process() -> bool:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` at the end: after a kill there is old or new."""
+    """A binary file that takes the place of `path` at the end: after a kill there is old or new.
+
+    Raises:
+      RunError: the file cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing(path):
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a small file by `text`, whole or not at all; the other processes write nothing."""
     if first_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             file.write(text.encode())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text that a user wants in a file.
+
+    Raises:
+      RunError: the file cannot be written.
+    """
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -61,9 +77,7 @@ def whole_folder(folder: Path) -> Iterator[Path | None]:
         if writer:
             _replace(folder, partial)
     except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"{folder}: cannot write the checkpoint ({error}); free space or choose another folder"
-        ) from error
+        raise unwritten(folder, error) from error
     finally:
         if writer:
             shutil.rmtree(partial, ignore_errors=True)

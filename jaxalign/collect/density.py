@@ -29,7 +29,7 @@ from ..data.records import Record, template_columns
 from ..data.spans import Chat
 from ..data.tally import Tally
 from ..errors import UserError
-from ..files import check_out
+from ..files import check_out, write_text
 from ..hf.open import open_model
 from ..models.decoder import Model, Params
 from ..settings import Data
@@ -98,7 +98,7 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
         for row, ratio in zip(rows, ratios, strict=True)
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    Path(settings.out).write_text(text, encoding="utf-8")
+    write_text(Path(settings.out), text)
     return len(lines)
 
 

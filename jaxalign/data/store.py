@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 
 from ..digests import own_suffix
-from ..errors import RunError
+from ..errors import RunError, writing
 from ..sealed import read_own, sealed
 from .disk import OnDisk, npy_array
 from .examples import Branch, Example, RowCounts
@@ -142,15 +142,27 @@ class Part:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the part, whole or not at all; a part that is there already is kept."""
+        """Write the part, whole or not at all; a part that is there already is kept.
+
+        Raises:
+          RunError: it cannot be written.
+        """
         partial = folder.with_name(f".{folder.name}.{own_suffix()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        try:
+            with writing(folder):
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                self._fill(partial)
+                _settle(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _fill(self, folder: Path) -> None:
         names = (*READ_IN_SLICES, *READ_WHOLE)
         arrays: dict[str, Any] = {name: getattr(self, name) for name in names}
         arrays |= {f"column-{i}": x for i, x in enumerate(self.columns.values())}
         for name, array in arrays.items():
-            with (partial / f"{name}.npy").open("wb") as file:
+            with (folder / f"{name}.npy").open("wb") as file:
                 np.save(file, array, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
@@ -159,13 +171,7 @@ class Part:
             "summary": self.summary._asdict(),
             "checksums": {k: _crc(x) for k, x in arrays.items() if k not in READ_IN_SLICES},
         }
-        (partial / "part.json").write_text(sealed(about), encoding="utf-8")
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            shutil.rmtree(partial)
+        (folder / "part.json").write_text(sealed(about), encoding="utf-8")
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -341,6 +347,15 @@ def _crc(array: np.ndarray) -> int:
 def _checksum(tokens: np.ndarray, scored: np.ndarray, place: bytes) -> int:
     """CRC-32 of an example: its tokens, which of them are scored, and where it comes from."""
     return zlib.crc32(place, zlib.crc32(scored.tobytes(), zlib.crc32(tokens.tobytes())))
+
+
+def _settle(partial: Path, folder: Path) -> None:
+    """Give a whole part its name, unless it is there already."""
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
 
 
 def _pieces(item: Example) -> list[tuple[np.ndarray, np.ndarray, int]]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..core.layouts import Layout
 from ..digests import own_suffix
-from ..errors import RunError
+from ..errors import RunError, UserError, writing
 from ..sealed import read_own, sealed
 from ..settings import Data
 from .borrow import borrowed_parts, with_cut
@@ -114,7 +114,7 @@ def _make(
     job: Job, rows: Iterable[tuple[str, Raw]], where: str, folder: Path, store: Store
 ) -> None:
     """Tokenize the parts that are this host's and not there yet."""
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     count = 0
 
     def tasks() -> Iterator[tuple[int, Rows]]:
@@ -136,6 +136,22 @@ def _make(
         _finish(folder, count)
 
 
+def _make_folder(folder: Path) -> None:
+    """Make the folder of a data set.
+
+    Raises:
+      UserError: the folder of tokenized data sets is a file, or not writable.
+      RunError: it cannot be made.
+    """
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except RunError as error:
+        if isinstance(error.__cause__, PermissionError | FileExistsError | NotADirectoryError):
+            raise UserError(f"run.token_store: {error}") from error
+        raise
+
+
 def _make_part(shared: tuple[Job, Path], task: tuple[int, Rows]) -> int:
     """Write a part; its counts come last and say that it is whole. Returns the number of rows."""
     (job, folder), (number, rows) = shared, task
@@ -150,7 +166,7 @@ def _borrow(
     own: Examples, layout: Layout, max_length: int, seed: int, where: str, folder: Path
 ) -> None:
     """Write the data set with borrowed responses; its first part has the counts."""
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     total = number = 0
     for number, (part, cut) in enumerate(borrowed_parts(own, max_length, seed, where)):
         total += cut
@@ -167,8 +183,9 @@ def _finish(folder: Path, count: int) -> None:
 
 def _write(file: Path, value: Mapping[str, Any]) -> None:
     partial = file.with_suffix(f".{own_suffix()}.tmp")
-    partial.write_text(sealed(value), encoding="utf-8")
-    partial.replace(file)
+    with writing(file):
+        partial.write_text(sealed(value), encoding="utf-8")
+        partial.replace(file)
 
 
 def _part(folder: Path, number: int) -> Path:

@@ -13,7 +13,8 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from ..files import first_process
+from ..errors import writing
+from ..files import first_process, write_text
 from ..hf.save import save_checkpoint
 from ..run.stage import describe_model
 from ..run.train import claim
@@ -29,11 +30,12 @@ def make_world(recipe: Recipe, mesh: Mesh) -> None:
         return
     claim(recipe)
     if first_process():
-        world.make_data(
-            folder, seed=settings.seed, train=settings.train, held_out=settings.held_out
-        )
-        world.make_tokenizer(folder / "start")
-        (folder / "start" / "config.json").write_text(json.dumps(world.model_config(), indent=1))
+        with writing(folder):
+            world.make_data(
+                folder, seed=settings.seed, train=settings.train, held_out=settings.held_out
+            )
+            world.make_tokenizer(folder / "start")
+        write_text(folder / "start" / "config.json", json.dumps(world.model_config(), indent=1))
     multihost_utils.sync_global_devices("world")
     model = describe_model(folder / "start", recipe.model, mesh)
     with jax.set_mesh(mesh):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import writing
 from ..files import whole_file
 from . import figures, html
 from .read import Run, Stage, read_run
@@ -52,14 +53,15 @@ def write_report(folder: Path) -> Path:
 
     Raises:
       UserError: the folder holds no run.
-      OSError: the report cannot be written.
+      RunError: the report cannot be written.
     """
     folder = Path(folder)
     run = read_run(folder)
     out = folder / "report"
-    out.mkdir(exist_ok=True)
-    for old in (*out.glob("stage_*.png"), *out.glob("answers*.png")):
-        old.unlink()
+    with writing(out):
+        out.mkdir(exist_ok=True)
+        for old in (*out.glob("stage_*.png"), *out.glob("answers*.png")):
+            old.unlink()
     drawn = _draw(run)
     for name, group in drawn.items():
         for panel, png in group.items():

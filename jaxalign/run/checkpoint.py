@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from ..digests import sha256
-from ..errors import RunError, UserError
+from ..errors import RunError, UserError, writing
 from ..files import first_process, write_whole
 from ..sealed import read_own, sealed
 
@@ -50,7 +50,8 @@ class Checkpoints:
         self._sealer = concurrent.futures.ThreadPoolExecutor(1)
         self._pending: list[tuple[int, concurrent.futures.Future[None]]] = []
         if self._primary:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            with writing(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.glob("step-*"):
                 if path.is_dir() and not path.with_name(path.name + ".json").exists():
                     shutil.rmtree(path)
@@ -151,6 +152,7 @@ class Checkpoints:
                 )
 
     def _failed(self, step: int, error: BaseException) -> RunError:
+        error = error.__cause__ or error  # of the seal
         good = [s for s in self.steps() if s != step]
         last = f"the checkpoint of step {good[-1]} is intact" if good else "none was saved before"
         # Tensorstore's errors are long, and what the system said stands anywhere in them.

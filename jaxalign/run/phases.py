@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from ..errors import UserError
+from ..errors import RunError, UserError
 from ..files import read_json, write_whole
 
 PHASES = (
@@ -64,12 +64,18 @@ class Phases:
             self._open.append(name)
             try:
                 yield
-            finally:
-                self._count()
-                self._open.pop()
-                rounded = {n: round(self.seconds[n], 3) for n in PHASES if n in self.seconds}
-                if self._path.parent.exists():
-                    write_whole(self._path, json.dumps(rounded, indent=1))
+            except BaseException:
+                with contextlib.suppress(RunError):  # the error of the phase says more
+                    self._end()
+                raise
+            self._end()
+
+    def _end(self) -> None:
+        self._count()
+        self._open.pop()
+        rounded = {n: round(self.seconds[n], 3) for n in PHASES if n in self.seconds}
+        if self._path.parent.exists():
+            write_whole(self._path, json.dumps(rounded, indent=1))
 
     def _count(self) -> None:
         now = time.monotonic()

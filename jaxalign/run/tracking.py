@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib
 import json
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from ..console import Terminal
 from ..data.pack import TokenCounts
-from ..errors import UserError
+from ..errors import UserError, writing
 from ..files import whole_file
 from ..report.metrics import read_metrics
 from .phases import Phases
@@ -106,12 +107,14 @@ class Tracker:
         if not self._enabled:
             return self
         folder = self.path.parent
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         first = self._start + 1 if self._start else 0
         if self._wandb is not None:
             self._run = _start_wandb(self._wandb, folder, self._stage, self._config, bool(first))
         _drop_from(self.path, first)
-        self._file = self.path.open("a", buffering=1, encoding="utf-8")
+        with writing(self.path):
+            self._file = self.path.open("a", buffering=1, encoding="utf-8")
         if self._tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -129,7 +132,9 @@ class Tracker:
             self._live.stop()
             self.phases.in_live_view = False
         if self._file is not None:
-            self._file.close()
+            # After a write that failed, closing fails in the same way.
+            with writing(self.path) if kind is None else contextlib.suppress(OSError):
+                self._file.close()
         if self._writer is not None:
             self._writer.close()
         if self._run is not None:
@@ -178,7 +183,8 @@ class Tracker:
             return
         prefix = "eval/" if evaluation else ""
         values = {prefix + name: float(value) for name, value in metrics.items()}
-        self._file.write(_to_json(step, values))
+        with writing(self.path):
+            self._file.write(_to_json(step, values))
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)

@@ -69,7 +69,9 @@ def test_a_column_that_is_missing_lists_those_there_are(tmp_path):
 
 @pytest.mark.parametrize("value", ["0.5", True, [0.5], float("nan"), float("inf"), 1e300])
 def test_a_value_that_is_no_finite_number_is_refused(tmp_path, value):
-    with pytest.raises(UserError, match=r"line 2: .*'preference' is .*(wanted|write null or) a (finite )?number"):
+    with pytest.raises(
+        UserError, match=r"line 2: .*'preference' is .*(wanted|write null or) a (finite )?number"
+    ):
         load(tmp_path, *rows(1, value), columns=COLUMNS)
 
 

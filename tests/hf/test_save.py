@@ -136,7 +136,7 @@ def test_a_full_disk_is_one_clear_error(hf_checkpoint, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(hf_save, "save_file", fail)
-    with pytest.raises(RunError, match=r"cannot write the checkpoint \(No space left on device"):
+    with pytest.raises(RunError, match=r"cannot be written \(No space left on device"):
         save_checkpoint(tmp_path / "o", load_params(folder, model), model, source=folder, card="")
 
 
