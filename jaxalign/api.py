@@ -24,7 +24,6 @@ from .console import Terminal
 from .core.sharding import make_mesh
 from .data.ask import PromptRow
 from .data.inspection import Inspection, RowInspection
-from .errors import UserError
 from .files import first_process
 from .hf.load import resolve
 from .language_model import LanguageModel, precision
@@ -33,8 +32,8 @@ from .quickstart.start import make_world, with_world
 from .recipe.overrides import AnyRecipe, Overrides, given_recipe, stage_name
 from .recipe.schema import objective_settings
 from .report import write_report
+from .run import hosts, open_stage
 from .run import inspect as inspecting
-from .run import open_stage
 from .run.dry_run import dry_run as plan_run
 from .run.folder import Run, compile_cache_folder
 from .run.lock import locked
@@ -358,8 +357,8 @@ def _devices(
     if run is not None:
         _keep_programs(compile_cache_folder(run))
         if run.distributed:
-            _join_hosts()
-    with precision(dtype):
+            hosts.join(run.heartbeat)
+    with hosts.together(), precision(dtype):
         yield make_mesh(sizes), Terminal(quiet=jax.process_index() != 0, soft_wrap=True)
 
 
@@ -370,28 +369,3 @@ def _keep_programs(folder: str | None) -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
         # A process that has compiled something keeps the folder it had then, until this.
         compilation_cache.reset_cache()
-
-
-def _join_hosts() -> None:
-    """Join the other hosts of the run, once in a process.
-
-    Raises:
-      UserError: jax has been used before, so it is too late.
-    """
-    if jax.distributed.is_initialized():
-        return
-    # jax recognizes TPU pods, Slurm, Kubernetes and MPI; elsewhere the environment says how many
-    # processes there are and which one this is, as it does for the address of the coordinator.
-    count, number = (os.environ.get(k) for k in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-    try:
-        jax.distributed.initialize(
-            num_processes=None if count is None else int(count),
-            process_id=None if number is None else int(number),
-        )
-    except RuntimeError as e:
-        if "must be called before" not in str(e):
-            raise
-        raise UserError(
-            "run.distributed: this process has used jax already, so it cannot join other hosts; "
-            "start a new process and call jaxalign before anything else of jax"
-        ) from None

@@ -1,8 +1,8 @@
 """The command line: arguments, printing, logging and exit codes; each command is one call of `api`.
 
-Exit codes: 0 done; 1 the run failed (a full disk, a loss of NaN); 2 a mistake in the input;
-130 interrupted (Ctrl-C); 141 the reader of the output closed the pipe; 143 stopped by SIGTERM.
-Training saves its state before 130 and 143.
+Exit codes: 0 done; 1 the run failed (a full disk, a loss of NaN, the end of another host); 2 a
+mistake in the input; 130 interrupted (Ctrl-C); 141 the reader of the output closed the pipe; 143
+stopped by SIGTERM. Training saves its state before 130 and 143.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ class Run:
     """Also log to this Weights & Biases project (needs the extra `wandb`)."""
     distributed: bool = False
     """Join the other hosts with `jax.distributed.initialize` first."""
+    heartbeat: Count = 20
+    """Seconds of silence after which a host counts as dead; then all others end too."""
     compile_cache: str | None = None
     """Folder for compiled programs, or `off`; none: $JAX_COMPILATION_CACHE_DIR if set, else
     `compile_cache` next to `dir`."""

@@ -47,7 +47,7 @@ from .tracking import Tracker
 from .weights import first_state, fixed_weights
 
 FREE_TO_CHANGE = ("run.dir", "run.log_every", "run.tensorboard", "run.wandb", "run.compile_cache",
-                  "run.token_store", "run.distributed", "mesh.")  # fmt: skip
+                  "run.token_store", "run.distributed", "run.heartbeat", "mesh.")  # fmt: skip
 CLAIM = {"lock", *(f"{name}{end}" for name in ("recipe.yaml", "environment.json", "began.txt")
                    for end in ("", ".tmp"))}  # fmt: skip
 """Files of a run's folder before its first stage has written anything."""

@@ -25,7 +25,7 @@ ONLY_IN = {
     "sys.argv": ("cli",),
     "logging.basicConfig": ("cli",),
     "jax.config": ("api",),
-    "jax.distributed": ("api",),
+    "jax.distributed": ("run",),
 }
 
 

@@ -3,6 +3,7 @@
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import chex
@@ -38,13 +39,18 @@ def recipe(inputs, folder, **changes):
 
 
 def start(cache, *argv):
-    """The same command in two processes that know of each other."""
+    """The same command of the program in two processes that know of each other."""
+    return start_both(cache, h.command(*argv, "--run.distributed"))
+
+
+def start_both(cache, command):
+    """The same command line in two processes that know of each other."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{s.getsockname()[1]}"
     return [
         subprocess.Popen(
-            h.command(*argv, "--run.distributed"),
+            command,
             env=h.environment(
                 cache,
                 devices=2,
@@ -145,3 +151,84 @@ def test_a_wrong_recipe_is_one_error_on_every_process(inputs, cache, tmp_path):
     done = finish(start(cache, "train", path))
     assert [code for code, _, _ in done] == [2, 2], done
     assert all("batch_size 6 cannot be divided" in err for _, _, err in done)
+
+
+def test_after_the_death_of_a_process_the_other_ends_and_both_resume(
+    inputs, cache, double, tmp_path
+):
+    command = ("train", recipe(inputs, tmp_path))
+    processes = start(cache, *command)
+    while not h.sealed(tmp_path / "run" / "bco"):
+        assert processes[0].poll() is None, finish(processes)
+        time.sleep(0.01)
+    processes[1].kill()
+    killed = time.monotonic()
+    _, err = processes[0].communicate(timeout=30)
+    assert (processes[0].returncode, err.count("\n")) == (1, 1), err
+    assert err.startswith("jaxalign: host 1 of 2 ended; the last checkpoint is intact"), err
+    print(f"ended {time.monotonic() - killed:.1f} s after the other")
+    done = finish(start(cache, *command))
+    assert [code for code, _, _ in done] == [0, 0], done
+    assert "bco: resumes after update" in done[0][1]
+    for stage in STAGES:
+        ours, theirs = (h.tensors(run / stage / "model") for run in (tmp_path / "run", double[0]))
+        chex.assert_trees_all_equal(ours, theirs)
+
+
+HEARTBEAT = 6
+PEER = f"""
+import sys
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxalign.errors import UserError
+from jaxalign.run import hosts
+
+hosts.join({HEARTBEAT})
+with hosts.together():
+    multihost_utils.process_allgather(np.array(0))
+    print("ready", flush=True)
+    if hosts.place().host == int(sys.argv[1]):
+        raise UserError("a mistake of one host")
+    while True:
+        multihost_utils.process_allgather(np.array(0))
+"""
+
+
+def start_peers(cache, wrong):
+    """Two processes that wait for each other again and again; `wrong` is one that fails, or -1."""
+    processes = start_both(cache, [sys.executable, "-c", PEER, str(wrong)])
+    for process in processes:
+        for line in process.stdout:
+            if line == "ready\n":
+                break
+        else:
+            pytest.fail(process.stderr.read())
+    return processes
+
+
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGSTOP"])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_ends_in_time_when_the_other_is_killed_or_stopped(cache, victim, number):
+    processes = start_peers(cache, -1)
+    other = processes[1 - victim]
+    began = time.monotonic()
+    processes[victim].send_signal(getattr(signal, number))
+    try:
+        _, err = other.communicate(timeout=30)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    print(f"ended {time.monotonic() - began:.1f} s after {number} to process {victim}")
+    why = "ended" if number == "SIGKILL" else f"has been silent for {HEARTBEAT} s"
+    assert err == (
+        f"jaxalign: host {victim} of 2 {why}; the last checkpoint is intact: run the same command "
+        "again on every host\n"
+    )
+    assert other.returncode == 1
+
+
+def test_an_error_of_one_process_ends_the_other_with_its_message(cache):
+    done = finish(start_peers(cache, 1))
+    assert [code for code, _, _ in done] == [1, 2]
+    assert done[0][2] == "jaxalign: host 1 of 2 ended: a mistake of one host\n"
