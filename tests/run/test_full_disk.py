@@ -36,6 +36,7 @@ def reference_part(folder):
 
 def export(folder):
     with whole_folder(folder / "model") as partial:
+        assert partial is not None
         (partial / "model.safetensors").write_text(LONG)
 
 
