@@ -188,6 +188,7 @@ def show_data(
     counts: Sequence[tuple[str, RowCounts]],
     train: Examples,
     encoder: Encoder,
+    responses: Sequence[str],
 ) -> None:
     """Print the rows kept, dropped and cut, and the first two examples with their scored tokens.
 
@@ -197,6 +198,7 @@ def show_data(
       counts: title and row counts of each data set.
       train: the training data.
       encoder: the tokenizer with its stop tokens.
+      responses: names of the responses of an example; further responses have the last one.
     """
     for what, counted in counts:
         console.print(Text(f"{name}: {what}", style="italic"), soft_wrap=True)
@@ -210,7 +212,12 @@ def show_data(
     console.print(Text(f"stop tokens: {', '.join(encoder.stops)}", style="dim"))
     console.print(Text("first examples; scored tokens are in ⟦ ⟧", style="dim"))
     for example in train[:2]:
-        text = Text()
-        for piece, scored in preview(example, encoder.tokenizer):
-            text.append(f"⟦{piece}⟧" if scored else piece, style="green" if scored else "")
-        console.print(text, soft_wrap=True)
+        parts = [("prompt", example._replace(branches=()))]
+        for branch in example.branches:
+            label = responses[min(branch.response, len(responses) - 1)]
+            parts.append((label, example._replace(prompt=example.prompt[:0], branches=(branch,))))
+        for label, part in parts:
+            text = Text(f"{label}: ", style="bold")
+            for piece, scored in preview(part, encoder.tokenizer):
+                text.append(f"⟦{piece}⟧" if scored else piece, style="green" if scored else "")
+            console.print(text, soft_wrap=True)

@@ -123,7 +123,8 @@ class StageRun:
             ]
         if self.held_out is not None:
             tables.append(("held out data", self.held_out.counts))
-        show_data(console, self.name, tables, self.train, self.encoder)
+        responses = self.task.objective.layout.responses
+        show_data(console, self.name, tables, self.train, self.encoder, responses)
 
     def with_microbatches(self, count: int) -> StageRun:
         """The same stage with another number of microbatches."""

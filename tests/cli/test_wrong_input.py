@@ -8,6 +8,8 @@ import pytest
 import transformers
 from lib import runs as h
 
+from jaxalign.sealed import SEAL, sealed
+
 GOES_ON = "the same command resumes from there"
 
 
@@ -200,7 +202,7 @@ def test_changed_inputs_are_one_error_with_a_table(trained, refused, tmp_path):
     file = ours / "dpo" / "inputs.json"
     record = json.loads(file.read_text())
     record["inputs"]["tokenizer"]["fingerprint"] = "0" * 64
-    file.write_text(json.dumps(record))
+    file.write_text(sealed({k: v for k, v in record.items() if k != SEAL}))
     error = refused("reference", recipe, "--run.dir", ours)
     assert "stage dpo: its inputs are not those that it began with" in error
     assert "tokenizer  SHA-256 000000000000 -> " in error

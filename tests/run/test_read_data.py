@@ -1,14 +1,23 @@
 """The data of a stage: the same at every start of its run."""
 
+import io
+import json
+
 import pytest
 from lib import runs as h
 from lib.checkpoints import write_tokenizer
+from lib.tokenizers import make_tokenizer
 
+from jaxalign.console import Terminal
+from jaxalign.core.layouts import PAIRS
+from jaxalign.data.encode import Encoder
 from jaxalign.data.spans import Chat
+from jaxalign.data.tokenize import load_examples
 from jaxalign.errors import UserError
 from jaxalign.hf.tokenizer import load_tokenizer
 from jaxalign.run import train
-from jaxalign.run.read_data import make_encoder
+from jaxalign.run.read_data import make_encoder, show_data
+from jaxalign.settings import Data
 
 CLOCK = "{{ strftime_now('%Y-%m-%d') }}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
 
@@ -36,3 +45,18 @@ def test_a_date_that_is_none_is_refused(tmp_path):
     (tmp_path / "run/began.txt").write_text("soon")
     with pytest.raises(UserError, match=r"began\.txt: got 'soon'; wanted a date"):
         h.prepared(recipe, "sft", h.one_device())
+
+
+def test_the_first_examples_name_each_response_without_colors(tmp_path):
+    path = tmp_path / "a.jsonl"
+    row = {"prompt": "Hi", "chosen": " yes \x1b[2J", "rejected": " no"}
+    path.write_text(json.dumps(row) + "\n")
+    encoder = Encoder(make_tokenizer())
+    examples = load_examples(Data(path=str(path)), str(path), "", encoder, PAIRS, seed=0)
+    out = io.StringIO()
+    show_data(Terminal(file=out, width=100), "dpo", [], examples, encoder, PAIRS.responses)
+    assert out.getvalue().splitlines()[-3:] == [
+        "prompt: Hi",
+        r"chosen: ⟦ yes \x1b[2J</s>⟧",
+        "rejected: ⟦ no</s>⟧",
+    ]
