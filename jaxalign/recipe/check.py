@@ -47,7 +47,7 @@ def validate(
     except pydantic.ValidationError as e:
         complaints = _complaints(schema, e) | complaints
     if recipe is not None:
-        complaints = complaints | _misfits(recipe)
+        complaints = _truths(values, recipe) | _misfits(recipe) | complaints
     if recipe is None or complaints:
         raise _refused(complaints, place)
     return recipe
@@ -76,6 +76,26 @@ def validate_record(kind: type[Record], values: Mapping[str, Any], where: str) -
 
 def _refused(complaints: Complaints, place: Callable[[str], str]) -> UserError:
     return UserError("\n".join(f"{place(path)}: {what}" for path, what in complaints.items()))
+
+
+def _truths(values: Any, recipe: Recipe) -> Complaints:
+    """Complaints about true and false where a number is wanted, which pydantic takes as 1 and 0."""
+    if not isinstance(values, Mapping):
+        return {}
+    read = dict(leaves(_numbered(dataclasses.asdict(recipe))))
+    return {
+        path: f"Input should be a number (got {value})"
+        for path, value in leaves(_numbered(values))
+        if isinstance(value, bool) and isinstance(read.get(path), int | float)
+        if not isinstance(read[path], bool)
+    }
+
+
+def _numbered(value: Any) -> Any:
+    """Nested mappings; a list is a mapping by number."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    return {str(k): _numbered(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def _misfits(recipe: Recipe) -> Complaints:

@@ -54,6 +54,15 @@ from jaxalign.recipe.read import parse
             with_stage(optimizer={"learning_rate": "fast"}),
             r"stages.dpo.optimizer.learning_rate: Input should be a valid number.*\(got 'fast'\)$",
         ),
+        (with_stage(steps=True), r"^at: stages.dpo.steps: Input should be a number \(got True\)$"),
+        (
+            with_stage(optimizer={"learning_rate": False}),
+            r"^at: stages.dpo.optimizer.learning_rate: Input should be a number \(got False\)$",
+        ),
+        (
+            with_stage(data=[{"path": "p", "share": True}]),
+            r"^at: stages.dpo.data.mixture.0.share: Input should be a number \(got True\)$",
+        ),
         (with_stage(epochs=float("nan")), r"stages.dpo.epochs: Input should be a finite number"),
         (
             with_stage(data={"path": "{world}/pairs.jsonl"}),
