@@ -22,7 +22,7 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-SECONDS = 10.0
+SECONDS = 4.0
 """The longest that one rendering may take."""
 SIZE = 2**24
 """The most characters of a text, or elements of a list."""
