@@ -6,7 +6,7 @@ CONSTRAINTS ?=
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
-.PHONY: quickstart test slow chaos lint check format docs
+.PHONY: quickstart test slow chaos fuzz lint check format docs
 
 # Train, align and report a small model on this machine.
 quickstart: $(VENV)/run.stamp
@@ -23,6 +23,10 @@ slow: $(VENV)/test.stamp
 # A hundred kills of a run, which ends as if nothing had happened.
 chaos: $(VENV)/test.stamp
 	JAXALIGN_CHAOS_KILLS=100 $(BIN)/python -m pytest -q -s -m slow tests/run/test_resume.py
+
+# Twenty thousand damaged recipes, data files, checkpoints, tokenizers and runs.
+fuzz: $(VENV)/test.stamp
+	JAXALIGN_FUZZ_CASES=20000 $(BIN)/python -m pytest -q -n auto -m slow tests/fuzz
 
 # Format, lint and types.
 lint: $(VENV)/dev.stamp
