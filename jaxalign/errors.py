@@ -22,7 +22,9 @@ def message(text: str) -> str:
     """
     lines = [escaped(cut(line, LINE), keep="\t") for line in text.split("\n")]
     more = len(lines) - LINES
-    return "\n".join(lines if more <= 0 else [*lines[:LINES], f"… ({more:,} more lines)"])
+    # The last line is often the remedy.
+    short = [*lines[: LINES - 1], f"… ({more:,} more lines)", lines[-1]]
+    return "\n".join(lines if more <= 0 else short)
 
 
 class UserError(ValueError):

@@ -131,10 +131,11 @@ def check_folder(recipe: Recipe) -> None:
         then, now = (_begun(stages, held) for stages in (before["stages"], recipe.stages))
         # A stage that has written nothing yet may still be changed.
         pending = {*before["stages"], *recipe.stages} - {*then, *now}
-        free = (*FREE_TO_CHANGE, *(f"stages.{name}." for name in pending))
-        changed = differences(before, resolved(recipe))
-        changed = [c for c in changed if not c.startswith(free)]
-        changed += [f"stages: {then} -> {now}"] if then != now else []
+        # One that only one recipe has is named with the lists of stages.
+        skipped = pending | (set(then) ^ set(now))
+        free = (*FREE_TO_CHANGE, *(f"stages.{name}." for name in skipped))
+        changed = [f"stages: {then} -> {now}"] if then != now else []
+        changed += [c for c in differences(before, resolved(recipe)) if not c.startswith(free)]
         if changed:
             raise UserError(
                 f"run.dir: {folder} holds another run, which differs in\n  "

@@ -137,14 +137,19 @@ def grouped(tokens):
     return Ranked(jax.tree.map(lambda x: x[None], stats))
 
 
+def moved(stats, by):
+    """Statistics whose log-probabilities are higher, by the first token of each response."""
+    tokens = stats.token["logp"].at[..., 0].add(by)
+    return stats.replace(logp=stats.logp + by, token=stats.token | {"logp": tokens})
+
+
 def slopes(name, policy, ref, scores, **hyper):
     """Loss, and its slope in each response's log-probability."""
     batch = {"scores": jnp.asarray([scores], jnp.float32)}
 
     def fn(move):
-        y = grouped(policy).responses
-        moved = Ranked(y.replace(logp=y.logp + move))
-        out = OBJECTIVES[name].bind(**hyper)(policy=moved, ref=grouped(ref), batch=batch)
+        after = Ranked(moved(grouped(policy).responses, move))
+        out = OBJECTIVES[name].bind(**hyper)(policy=after, ref=grouped(ref), batch=batch)
         return out[0].terms[0].total.sum()
 
     return jax.value_and_grad(fn)(jnp.zeros((1, len(policy))))
@@ -180,7 +185,7 @@ def test_two_responses_are_compared_as_by_dpo(name):
 
     def fn(move):
         policy, ref = (grouped(x).responses for x in (LP[:2], RP[:2]))
-        policy = policy.replace(logp=policy.logp + move)
+        policy = moved(policy, move)
         pairs = [Pairs(*(jax.tree.map(lambda x, k=k: x[:, k], y) for k in (0, 1)))
                  for y in (policy, ref)]  # fmt: skip
         return dpo.bind()(policy=pairs[0], ref=pairs[1])[0].terms[0].total.sum()

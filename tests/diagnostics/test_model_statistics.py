@@ -196,7 +196,12 @@ def test_every_paired_objective_has_the_margins_that_calibration_reads(name):
 @pytest.mark.parametrize(
     "names, objective, ref, message",
     [
-        (["rankin"], "dpo", "cached", r"^no diagnostic 'rankin'; did you mean 'ranking'\?$"),
+        (
+            ["rankin"],
+            "dpo",
+            "cached",
+            r"^no diagnostic 'rankin'; did you mean 'ranking'\? known: calib",
+        ),
         (
             ["topk", "zzz"],
             "dpo",

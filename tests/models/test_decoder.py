@@ -134,11 +134,14 @@ def test_keys_that_change_no_computation_are_accepted(keys):
 
 
 REFUSED = {
-    "model type": (LLAMA | {"model_type": "lama"}, "did you mean 'llama'"),
+    "model type": (
+        LLAMA | {"model_type": "lama"},
+        "'lama' is not supported; supported are gpt_neox, llama",
+    ),
     "quantized": (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
     "not a language model": (
         LLAMA | {"architectures": ["LlamaForTokenClassification"]},
-        "got LlamaForTokenClassification, wanted a causal language model",
+        "got 'LlamaForTokenClassification', wanted a causal language model",
     ),
     "unknown key": (LLAMA | {"qk_norm": True}, "'qk_norm' = True is not implemented"),
     "missing": ({k: v for k, v in LLAMA.items() if k != "hidden_size"}, "'hidden_size' is missing"),
