@@ -160,13 +160,6 @@ def test_a_stage_without_adapters_has_none_to_export(trained, refused, tmp_path)
     assert "--adapter: stage dpo has no `lora`; leave the flag out" in message
 
 
-def test_another_live_reference_beside_adapters_is_refused(inputs, tmp_path):
-    reference = {"mode": "live", "path": f"{inputs}/model"}
-    recipe = parse(values(inputs, tmp_path / "run", stages__dpo__reference=reference))
-    with pytest.raises(UserError, match=r"stages.dpo.reference.path: .* use mode: cached"):
-        h.prepared(recipe, "dpo", h.one_device())
-
-
 def test_a_target_that_the_model_lacks_is_refused(inputs, tmp_path):
     recipe = parse(values(inputs, tmp_path / "run", stages__sft__lora={"targets": ["q_prj"]}))
     with pytest.raises(UserError, match=r"stages.sft.lora.targets: .* did you mean 'q_proj'"):

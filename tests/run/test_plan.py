@@ -1,4 +1,3 @@
-import json
 from types import SimpleNamespace
 
 import chex
@@ -197,7 +196,7 @@ def test_another_mesh_has_a_plan_of_its_own(inputs, tmp_path, two):
     assert shapes(recipe, 2) == (2, 1)
     mesh = make_mesh(Mesh(data=4), jax.devices()[:4])
     assert shapes(recipe, 1, mesh) == (1, 4)
-    assert len(json.loads((tmp_path / "run" / "dpo" / "plan.json").read_text())) == 2
+    assert len(read_own(tmp_path / "run" / "dpo" / "plan.json", dict[str, plan.Plan])) == 2
     assert shapes(recipe, 2) == (2, 1)
 
 
