@@ -1,5 +1,6 @@
 """A write that fails is one message with its path, the reason and the remedy."""
 
+import contextlib
 import pickle
 import resource
 from types import SimpleNamespace
@@ -20,13 +21,15 @@ from jaxalign.run.tracking import Tracker
 LONG = "x" * 4096
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files():
-    """No file may be longer than 1,024 bytes."""
+    """No file may be longer than 1,024 bytes, nor may the output of pytest be written now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def reference_part(folder):
@@ -61,20 +64,20 @@ WRITES = {
 
 
 @pytest.mark.parametrize(("name", "write"), WRITES.values(), ids=WRITES)
-def test_a_write_that_fails_names_its_path_and_the_remedy(small_files, tmp_path, name, write):
-    with pytest.raises(RunError) as caught:
+def test_a_write_that_fails_names_its_path_and_the_remedy(tmp_path, name, write):
+    with pytest.raises(RunError) as caught, small_files():
         write(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / name}: cannot be written (")
     assert "free space on its disk, or choose another folder, and run the same" in str(caught.value)
 
 
-def test_the_reason_is_that_of_the_system(small_files, tmp_path):
-    with pytest.raises(RunError, match=r"\(File too large\)"):
+def test_the_reason_is_that_of_the_system(tmp_path):
+    with pytest.raises(RunError, match=r"\(File too large\)"), small_files():
         write_whole(tmp_path / "a.json", LONG)
 
 
-def test_a_part_that_cannot_be_written_leaves_nothing(small_files, tmp_path):
-    with pytest.raises(RunError):
+def test_a_part_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(RunError), small_files():
         tokens(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
