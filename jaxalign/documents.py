@@ -19,8 +19,8 @@ from .shown import cut, shown
 
 DEPTH = 100
 """How deep lists and objects may nest."""
-DIGITS = 1000
-"""The most digits of an integer."""
+DIGITS = 300
+"""The most digits of an integer, which a float64 still holds."""
 NODES = 100_000
 """How many values a YAML document may have, each alias counted with all the values behind it."""
 YAML_BYTES = 2**18

@@ -69,6 +69,7 @@ JSON = [
     (nested(500, "[", "]"), "nests more than 100"),
     ("[" * 300_000, "nests more than 100"),
     ("9" * 5000, "an integer of 5,000 digits"),
+    ("9" * 301, "an integer of 301 digits"),  # too large for a float
     ('{"a": 1, "a": 2}', "it has the key 'a' twice"),
     ('{"a": {"b": [1, Infinity]}}', r"'a\.b\[1\]' is Infinity, which is no number of JSON"),
     ('{"a": -Infinity}', "'a' is -Infinity"),
