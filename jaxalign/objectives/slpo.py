@@ -76,8 +76,7 @@ def slpo(
     Args:
       policy: responses under the policy. Reads `length`, [B], `logp`, `log_complement`, [B, T].
       ref: both responses under the frozen reference.
-      form: kind of fit: `split`, two Bernoulli fits (Eq. 8); `joint`, one over three outcomes (Eq.
-        6 and 7).
+      form: kind of fit: `split`, two Bernoulli (Eq. 8); `joint`, three outcomes (Eq. 6 and 7).
       alpha: fraction of the rejected response's mass that moves; over 0.5 with `paper`.
       mass_shift: choice of the targets: `repo` as above; `paper`, alpha and 1 - alpha times
         pi_ref(y_w|x) + pi_ref(y_l|x), which can be below the reference for y_w, above for y_l.

@@ -1,5 +1,6 @@
 """Damaged checkpoints and tokenizers: read right, or refused in words."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -64,6 +65,17 @@ def damage(draw, folder: Path, names):
     return name, len(header).to_bytes(8, "little") + header + data[head:]
 
 
+@contextlib.contextmanager
+def damaged(good, folder, case):
+    """A copy of a good folder with a damaged file, whose name it gives; whole again at the end."""
+    name, data = case
+    (folder / name).write_bytes(data)
+    try:
+        yield name
+    finally:
+        shutil.copy(good / name, folder / name)
+
+
 def numbers(value):
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return []
@@ -84,18 +96,13 @@ def numbers(value):
 @pytest.mark.parametrize("names", [DESCRIBED, ("a.safetensors",)])
 def test_a_damaged_checkpoint_is_read_or_refused(sharded, tmp_path, names):
     folder = Path(shutil.copytree(sharded, tmp_path / "model"))
-    exact = load_all(folder)
+    _, exact = read(folder)
 
     @fuzz(0.15)
     @given(damage(sharded, names))
     def check(case):
-        name, data = case
-        (folder / name).write_bytes(data)
-        try:
-            with limited() as refused:
-                model, params = read(folder)
-        finally:
-            shutil.copy(sharded / name, folder / name)
+        with damaged(sharded, folder, case) as name, limited() as refused:
+            model, params = read(folder)
         if refused:
             return
         assert all(math.isfinite(n) for n in numbers(model.config))
@@ -111,10 +118,6 @@ def read(folder):
     return model, load.load_params(folder, model)
 
 
-def load_all(folder):
-    return read(folder)[1]
-
-
 def test_a_damaged_tokenizer_is_read_or_refused(sharded, tmp_path):
     folder = Path(shutil.copytree(sharded, tmp_path / "model"))
     chat = Chat([{"role": "user", "content": "1+2="}])
@@ -122,15 +125,10 @@ def test_a_damaged_tokenizer_is_read_or_refused(sharded, tmp_path):
     @fuzz(0.1)
     @given(damage(sharded, WORDS))
     def check(case):
-        name, data = case
-        (folder / name).write_bytes(data)
-        try:
-            with limited() as refused:
-                tokenizer = load_tokenizer(folder)
-                encoder = Encoder(tokenizer, stops=stop_tokens(folder, tokenizer))
-                (ids,) = encoder.prompts([("a prompt", chat)])
-        finally:
-            shutil.copy(sharded / name, folder / name)
+        with damaged(sharded, folder, case), limited() as refused:
+            tokenizer = load_tokenizer(folder)
+            encoder = Encoder(tokenizer, stops=stop_tokens(folder, tokenizer))
+            (ids,) = encoder.prompts([("a prompt", chat)])
         if not refused:
             assert "1" in tokenizer.decode(ids)
             assert encoder.stops, "no stop token"
