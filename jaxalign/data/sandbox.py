@@ -11,6 +11,7 @@ import datetime
 import functools
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -26,8 +27,6 @@ SECONDS = 4.0
 """The longest that one rendering may take."""
 SIZE = 2**24
 """The most characters of a text, or elements of a list."""
-MARKS = "\ufdd0", "\ufdd1"
-"""Around the text of `{% generation %}` while it is rendered: characters that no text may hold."""
 JOINING = {"join", "tojson", "string", "format", "replace", "list", "sum"}
 """Filters and methods whose result can be much larger than any of their arguments."""
 WIDTHS = {"center", "ljust", "rjust", "zfill", "indent", "expandtabs", "truncate", "batch", "slice"}
@@ -41,7 +40,12 @@ class UnboundedError(Exception):
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """A bounded environment; `begin` starts the clock of a rendering."""
+    """A bounded environment; `begin` starts the clock of a rendering.
+
+    Attributes:
+      marks: what is around the text of `{% generation %}` when it is rendered. Drawn at random, so
+        that no text holds them.
+    """
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -53,6 +57,8 @@ class Environment(ImmutableSandboxedEnvironment):
             extensions=[_Generation, jinja2.ext.loopcontrols],
             finalize=self._output,
         )
+        number = f"{secrets.randbelow(10**16):016d}"
+        self.marks = f"\ufdd0{number}", f"\ufdd1{number}"
         self.code_generator_class = _Generator
         self.filters = {name: self._bounded(name, f) for name, f in self.filters.items()}
         self.filters["tojson"] = self._bounded("tojson", _tojson)
@@ -189,7 +195,8 @@ class _Generation(jinja2.ext.Extension):
         return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
 
     def _marked(self, caller: Callable[[], str]) -> str:
-        return f"{MARKS[0]}{caller()}{MARKS[1]}"
+        opening, closing = self.environment.marks
+        return f"{opening}{caller()}{closing}"
 
 
 def _weight(value: Any) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from .sandbox import MARKS, Environment
+from .sandbox import Environment
 
 Turn = Mapping[str, Any]
 """A message: `role`, `content` and, where it has them, `tool_calls`, `reasoning_content`, ..."""
@@ -192,7 +192,7 @@ class ChatTemplate:
                 f"its text holds half a surrogate pair, {shown}; repair the turns, tools or "
                 "chat_template_kwargs of the row"
             ) from None
-        return _unmarked(text)
+        return _unmarked(text, self._environment.marks)
 
 
 _QUESTION, _ANSWER = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
@@ -269,28 +269,26 @@ def common_length(a: str, b: str) -> int:
     return low
 
 
-def _unmarked(text: str) -> Rendered:
+def _unmarked(text: str, marks: tuple[str, str]) -> Rendered:
     """The text without its marks, and where they were."""
-    if MARKS[0] not in text and MARKS[1] not in text:
-        return Rendered(text, ())
-    pieces = re.split(f"([{''.join(MARKS)}])", text)
+    pieces = re.split(f"({'|'.join(marks)})", text)
     plain, at = [], 0
-    marks: list[tuple[int, int]] = []
+    found: list[tuple[int, int]] = []
     opened: int | None = None
     for piece in pieces:
-        if piece == MARKS[0] and opened is None:
+        if piece == marks[0] and opened is None:
             opened = at
-        elif piece == MARKS[1] and opened is not None:
-            marks.append((opened, at))
+        elif piece == marks[1] and opened is not None:
+            found.append((opened, at))
             opened = None
-        elif piece in MARKS:
-            raise TemplateError(
-                "{% generation %} blocks are nested, or a text holds U+FDD0 or U+FDD1"
-            )
+        elif piece in marks:
+            raise TemplateError("{% generation %} blocks are nested")
         else:
             plain.append(piece)
             at += len(piece)
-    return Rendered("".join(plain), tuple(marks))
+    if opened is not None:
+        raise TemplateError("a {% generation %} block is cut off")
+    return Rendered("".join(plain), tuple(found))
 
 
 def _one_line(error: Exception) -> str:

@@ -66,3 +66,27 @@ def test_a_template_without_end_is_stopped_once(monkeypatch):
         with pytest.raises(TemplateError, match=r"takes more than 0\.5 s"):
             template.render(CHAT)
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("text", ["\ufdd0", "\ufdd1", "\ufdd0a\ufdd1", "\ufdd10"])
+def test_texts_may_hold_any_character_next_to_marked_answers(text):
+    """U+FDD0 and U+FDD1 are noncharacters, which programs use as marks of their own."""
+    source = text + "{% generation %}{{ messages[0].content }}{% endgeneration %}{{ x }}"
+    found = ChatTemplate(source, {"x": text}).render([{"role": "user", "content": text}])
+    assert found.text == text * 3
+    assert found.marks == ((len(text), 2 * len(text)),)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("{% generation %}{% generation %}{% endgeneration %}{% endgeneration %}", "nested"),
+        (
+            "{% set a %}{% generation %}b{% endgeneration %}{% endset %}{{ a[:17] }}",
+            "block is cut off",
+        ),
+    ],
+)
+def test_marks_that_do_not_match_are_refused(source, message):
+    with pytest.raises(TemplateError, match=message):
+        rendered(source)
