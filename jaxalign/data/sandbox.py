@@ -27,6 +27,8 @@ SECONDS = 4.0
 """The longest that one rendering may take."""
 SIZE = 2**24
 """The most characters of a text, or elements of a list."""
+TOTAL = 2**27
+"""The most characters and elements that one rendering may make in all."""
 JOINING = {"join", "tojson", "string", "format", "replace", "list", "sum"}
 """Filters and methods whose result can be much larger than any of their arguments."""
 WIDTHS = {"center", "ljust", "rjust", "zfill", "indent", "expandtabs", "truncate", "batch", "slice"}
@@ -43,8 +45,8 @@ class Environment(ImmutableSandboxedEnvironment):
     """A bounded environment; `begin` starts the clock of a rendering.
 
     Attributes:
-      marks: what is around the text of `{% generation %}` when it is rendered. Drawn at random, so
-        that no text holds them.
+      marks: the texts before and after the text of a `{% generation %}` block. Drawn at random, so
+        that no other text holds them.
     """
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
@@ -73,7 +75,8 @@ class Environment(ImmutableSandboxedEnvironment):
     def begin(self) -> None:
         """Start the clock of a rendering; a template that was late is not tried a second time."""
         _refuse_if_late(self._late)
-        self._deadline, self._written = time.monotonic() + SECONDS, 0
+        self._deadline = time.monotonic() + SECONDS
+        self._written = self._made = 0
 
     def tick(self, written: int = 0) -> None:
         """Stop a rendering that is late or long; every turn of a loop and every call does so."""
@@ -93,7 +96,7 @@ class Environment(ImmutableSandboxedEnvironment):
         own = getattr(__obj, "__wrapped__", __obj)  # jinja wraps `str.format`
         name, text = getattr(__obj, "__name__", ""), getattr(own, "__self__", None)
         self._check(name, (text, *args) if isinstance(text, str) else args, kwargs)
-        return _sized(super().call(__context, __obj, *args, **kwargs))
+        return self._sized(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Evaluate +, *, ** or %."""
@@ -106,7 +109,14 @@ class Environment(ImmutableSandboxedEnvironment):
         if operator == "**" or (operator == "*" and isinstance(left, int)):
             _refuse_if(any(isinstance(x, int) and x.bit_length() > 64 for x in (left, right)))
             _refuse_if(operator == "**" and abs(right) > 64)
-        return _sized(super().call_binop(context, operator, left, right))
+        return self._sized(super().call_binop(context, operator, left, right))
+
+    def _sized(self, value: Any) -> Any:
+        if isinstance(value, str | list | tuple):
+            _refuse_if(len(value) > SIZE)
+            self._made += len(value)
+            _refuse_if(self._made > TOTAL, TOTAL)
+        return value
 
     def _output(self, value: Any) -> Any:
         self.tick(_weight(value))
@@ -117,7 +127,7 @@ class Environment(ImmutableSandboxedEnvironment):
         def bounded(*args: Any, **kwargs: Any) -> Any:
             passed = tuple(x for x in args if not isinstance(x, _PASSED))
             self._check(name, passed, kwargs)
-            return _sized(function(*args, **kwargs))
+            return self._sized(function(*args, **kwargs))
 
         return bounded
 
@@ -135,8 +145,12 @@ class Environment(ImmutableSandboxedEnvironment):
         if name in ("indent", "expandtabs") and texts:
             lines = texts[0].count("\n" if name == "indent" else "\t") + 1
             _refuse_if(lines * widest > SIZE)
+        if name == "tojson" and args:
+            longest = max((_weight(x) for x in widths if not isinstance(x, int)), default=0)
+            _refuse_if(_levels(args[0]) * max(widest, longest) > SIZE)
         if name in SLOW and texts:
-            _refuse_if(len(texts[0]) > SIZE / 64)
+            longest = max((len(x) for x in values[1:] if isinstance(x, str)), default=0)
+            _refuse_if(len(texts[0]) * max(longest, 64) > SIZE)
         if name == "round":
             _refuse_if(widest > 64)
         if name == "translate" and texts:
@@ -195,6 +209,7 @@ class _Generation(jinja2.ext.Extension):
         return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
 
     def _marked(self, caller: Callable[[], str]) -> str:
+        assert isinstance(self.environment, Environment)
         opening, closing = self.environment.marks
         return f"{opening}{caller()}{closing}"
 
@@ -218,14 +233,24 @@ def _weight(value: Any) -> int:
     return total
 
 
-def _sized(value: Any) -> Any:
-    _refuse_if(isinstance(value, str | list | tuple) and len(value) > SIZE)
-    return value
+def _levels(value: Any) -> int:
+    """The sum of the depths of all elements of a value, whose own depth is 1."""
+    total, todo = 0, [(value, 1)]
+    while todo:
+        item, level = todo.pop()
+        if isinstance(item, Mapping):
+            item = list(item.values())
+        if isinstance(item, list | tuple):
+            todo.extend((x, level + 1) for x in item)
+        total += level
+        _refuse_if(total > SIZE)
+    return total
 
 
-def _refuse_if(large: bool) -> None:
+def _refuse_if(large: bool, most: int = SIZE) -> None:
     if large:
-        raise UnboundedError(f"makes a value of more than {SIZE:,} characters, elements or digits")
+        what = "a value" if most == SIZE else "values"
+        raise UnboundedError(f"makes {what} of more than {most:,} characters, elements or digits")
 
 
 def _refuse_if_late(late: bool) -> None:

@@ -1,5 +1,6 @@
 """The bounds of what a chat template may compute."""
 
+import json
 import time
 
 import pytest
@@ -23,12 +24,18 @@ def rendered(source):
         "('a' * 99999).translate({97: 'b' * 99999})",
         "('ab ' * 3000000) | wordwrap(1)",
         "('http://a.b ' * 300000) | urlize",
+        "('a ' * 130000) | wordwrap(1, wrapstring='b' * 8000000)",
+        "('http://a.b ' * 20000) | urlize(rel='b' * 900000)",
         "('{0:>9999}' * 99999).format(1)",
         "('{a:>9999}' * 99999).format_map({'a': 1})",
         "'{0:>{1}}'.format(1, 10000000)",
         "('%9999d' * 9999) % 1",
         "'%*d' % (9000000, 1)",
         "1.5 | round(99999999, 'floor')",
+        "messages | tojson(indent=1000000000)",
+        "messages | tojson(indent=' ' * 9999999)",
+        "messages | tojson(separators=('a' * 9999999, ':'))",
+        "[[[[[[[[[[1]]]]]]]]]] | tojson(indent=999999)",
         "'a' | center(99999999)",
         "'a'.zfill(99999999)",
     ],
@@ -36,6 +43,25 @@ def rendered(source):
 def test_a_value_that_would_be_too_large_is_refused_before_it_is_made(expression):
     with pytest.raises(TemplateError, match="makes a value of more than 16,777,216"):
         rendered("{{ " + expression + " }}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% set x = range(1000) | map('string') | map('center', 10000000) | list %}",
+        "{% set n = namespace(x=[]) %}"
+        "{% for i in range(999) %}{% set n.x = n.x + ['a' * 8000000] %}{% endfor %}",
+    ],
+)
+def test_values_that_are_too_large_together_are_refused(source):
+    with pytest.raises(TemplateError, match="makes values of more than 134,217,728"):
+        rendered(source)
+
+
+def test_an_indent_of_json_is_as_in_transformers():
+    source = "{{ messages | tojson(indent=2) }}{{ messages | tojson(separators=(',', ':')) }}"
+    compact = '[{"role":"user","content":"Hi"}]'
+    assert rendered(source) == json.dumps(CHAT, indent=2) + compact
 
 
 def test_large_numbers_are_values_like_any_other():
