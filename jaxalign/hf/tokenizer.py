@@ -29,6 +29,8 @@ NAMED = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 """Files that name special tokens next to `tokenizer.json`."""
 LONGEST = 5000
 """Characters of a token or a setting; the time to add a token grows with their square."""
+HOLES = 2**16
+"""Ids without a token that a small vocabulary may have."""
 SLOW = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """Files of tokenizers without a `tokenizer.json`."""
 
@@ -55,7 +57,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
         )
     require(file)
-    _check_lengths(Path(folder))
+    _check_tokens(Path(folder))
     try:
         plain = tokenizers.Tokenizer.from_file(str(file))
         plain.no_truncation()
@@ -79,8 +81,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _check_lengths(folder: Path) -> None:
-    """Refuse tokens so long that adding them to a tokenizer would take hours.
+def _check_tokens(folder: Path) -> None:
+    """Refuse tokens so long, or ids so large, that making the tokenizer would take hours.
 
     Raises:
       UserError: a file of the tokenizer is damaged, or has such a token.
@@ -90,6 +92,7 @@ def _check_lengths(folder: Path) -> None:
             continue
         about = read_json(folder / name)
         if name == "tokenizer.json":
+            _check_holes(folder / name, about.get("model"))
             about = {"added_tokens": about.get("added_tokens")}
         for key, value in leaves(about):
             long = max(len(key), len(value) if isinstance(value, str) else 0)
@@ -98,6 +101,23 @@ def _check_lengths(folder: Path) -> None:
                     f"{folder / name}: '{cut(key, 60)}' has {long:,} characters, more than a token "
                     "has; restore the original file"
                 )
+
+
+def _check_holes(file: Path, model: Any) -> None:
+    """Refuse large ids in a small vocabulary: `tokenizers` prints a line for each hole.
+
+    Raises:
+      UserError: the model of the tokenizer has such a vocabulary.
+    """
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    vocab = vocab if isinstance(vocab, dict) else {}
+    ids = [number for number in vocab.values() if isinstance(number, int)]
+    if ids and max(ids) > 2 * len(ids) + HOLES:
+        token = next(token for token, number in vocab.items() if number == max(ids))
+        raise UserError(
+            f"{file}: model.vocab: got id {max(ids):,} for {shown(token)} in a vocabulary of "
+            f"{len(ids):,} tokens; restore the original file"
+        )
 
 
 def tokenizer_fingerprint(folder: Path) -> str:

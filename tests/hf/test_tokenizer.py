@@ -113,6 +113,16 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_a_large_id_in_a_small_vocabulary_is_refused(damaged_checkpoint):
+    """`tokenizers` would print 2^31 lines."""
+    file = damaged_checkpoint / "tokenizer.json"
+    about = json.loads(file.read_text())
+    about["model"]["vocab"]["a"] = 2**31
+    file.write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"model.vocab: got id 2,147,483,648 for 'a' in a voc"):
+        load_tokenizer(damaged_checkpoint)
+
+
 def test_a_tokenizer_that_transformers_changes_is_refused(hf_checkpoint, monkeypatch):
     changed = transformers.PreTrainedTokenizerFast.from_pretrained(hf_checkpoint("llama-gqa"))
     changed.add_tokens(["Hello"])
