@@ -29,7 +29,7 @@ import jax
 from jax.experimental import topologies
 
 from jaxalign.core.sharding import make_mesh
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.spec import Spec
 from jaxalign.settings import Mesh
 
 from . import shapes
@@ -109,12 +109,12 @@ def peak(memory: Any, chip: str) -> int:
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
 
 
-def whole_head(hlo: str, config: ModelConfig) -> bool:
+def whole_head(hlo: str, spec: Spec) -> bool:
     """Whether a compiled program has a float32 array as large as the head on one device.
 
     It cannot be the logits: rows of `CASES` have fewer scored tokens than the model is wide.
     """
-    d, v = config.width, config.vocab
+    d, v = spec.width, spec.vocab
     return re.search(rf"\bf32\[(1,)*({d},{v}|{v},{d})\]", hlo) is not None
 
 
@@ -124,7 +124,7 @@ def measure(case: Case) -> tuple[list[str], bool]:
     mesh = make_mesh(Mesh(data=1, fsdp=len(devices)), devices)
     count = len(devices) * case.rows * case.microbatches
     batch = shapes.packed(
-        shapes.filling(count, case.work.config.vocab, case.row),
+        shapes.filling(count, case.work.spec.vocab, case.row),
         case.work,
         shards=len(devices),
         microbatches=case.microbatches,
@@ -143,7 +143,7 @@ def measure(case: Case) -> tuple[list[str], bool]:
     memory: Any = compiled.memory_analysis()
     needed = peak(memory, case.chip)
     sizes = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, needed)
-    held = len(devices) > 1 and whole_head(compiled.as_text() or "", case.work.config)
+    held = len(devices) > 1 and whole_head(compiled.as_text() or "", case.work.spec)
     verdict = ("yes" if needed <= limit else "no") + (", head whole" if held else "")
     figures = [*(f"{n / GIB:.2f}" for n in sizes), f"{limit / GIB:.2f}"]
     return [*about, *figures, verdict], verdict == "yes"

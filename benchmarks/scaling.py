@@ -27,9 +27,9 @@ from jaxalign.data.examples import Example
 from jaxalign.data.loader import Loader
 from jaxalign.data.pack import CachedStats
 from jaxalign.data.store import Examples
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import build
 from jaxalign.models.families import read_config
+from jaxalign.models.spec import Spec
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh, Optimizer
 from jaxalign.update.forward import Task
@@ -61,7 +61,7 @@ SWEEPS = {
 }
 
 
-def llama(sizes: Sizes) -> ModelConfig:
+def llama(sizes: Sizes) -> Spec:
     """A model of width 256 with 4 heads."""
     return read_config(
         {

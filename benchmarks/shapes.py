@@ -21,10 +21,10 @@ from jaxalign.data.examples import Example
 from jaxalign.data.pack import CachedStats, head_chunks, pack
 from jaxalign.data.store import Examples
 from jaxalign.models.adapted import Adapted, adapt
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import Params, Remat, build
 from jaxalign.models.families import FAMILIES, read_config
 from jaxalign.models.lora import LowRank
+from jaxalign.models.spec import Spec
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.update.forward import Task
 from jaxalign.update.state import TrainState, abstract_state, initial_state
@@ -149,7 +149,7 @@ def packed(
         responses=2,
         microbatches=microbatches,
         shards=shards,
-        chunks=head_chunks(cell, offsets[-1] / len(items), work.config.vocab),
+        chunks=head_chunks(cell, offsets[-1] / len(items), work.spec.vocab),
         row_length=row,
         max_scored=examples.max_scored,
         cached=CachedStats(
@@ -176,7 +176,7 @@ class Work:
     remat: Remat = "full"
 
     @property
-    def config(self) -> ModelConfig:
+    def spec(self) -> Spec:
         """The decoder's configuration."""
         return read_config(SHAPES[self.model])
 
@@ -212,8 +212,8 @@ class Program:
 def program(work: Work, mesh: Mesh) -> Program:
     """Lay an update out: bfloat16 activations, clipping at 1 and AdamW at a constant rate."""
     kept = "bfloat16" if work.lora else work.param_dtype
-    model = build(work.config, mesh, dtype="bfloat16", param_dtype=kept, remat=work.remat)
-    trained = adapt(model, all_linears(work.config)) if work.lora else model
+    model = build(work.spec, mesh, dtype="bfloat16", param_dtype=kept, remat=work.remat)
+    trained = adapt(model, all_linears(work.spec)) if work.lora else model
     objective: Any = OBJECTIVES[work.objective]
     forward: Any = trained.forward
     task = Task(objective, {}, forward)
@@ -239,9 +239,9 @@ def program(work: Work, mesh: Mesh) -> Program:
     return Program(mesh, abstract, frozen, update, start)
 
 
-def all_linears(config: ModelConfig) -> LowRank:
+def all_linears(spec: Spec) -> LowRank:
     """Adapters on every linear layer of a block."""
-    names = FAMILIES[config.family].names
+    names = FAMILIES[spec.family].names
     return LowRank(RANK, 2.0 * RANK, False, tuple(names.linears), names.fused)
 
 

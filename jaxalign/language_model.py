@@ -72,7 +72,7 @@ class LanguageModel:
         Raises:
           UserError: the model gives scores, or a prompt or response does not fit it.
         """
-        if self._model.config.scores:
+        if self._model.spec.scores:
             raise UserError(f"logp: {self.folder} is a reward model; call score")
         found = self._statistics(prompts, responses, batch_size)
         return np.concatenate([stats.logp[:, 0] for stats in found])
@@ -93,7 +93,7 @@ class LanguageModel:
         Raises:
           UserError: the model gives no scores, or a prompt or response does not fit it.
         """
-        scores = self._model.config.scores
+        scores = self._model.spec.scores
         if not scores:
             raise UserError(f"score: {self.folder} is not a reward model; call logp")
         found = self._statistics(prompts, responses, batch_size)
@@ -130,7 +130,7 @@ class LanguageModel:
         Raises:
           UserError: the model gives scores, or a prompt or a value does not fit.
         """
-        refuse_scores(self._model.config)
+        refuse_scores(self._model.spec)
         if isinstance(prompts, str):
             raise UserError("generate: prompts is a list; put the text into one")
         encoder = Encoder(self.tokenizer, stops=self._opened.stop)
@@ -162,7 +162,7 @@ class LanguageModel:
             batch_size=-(-min(batch_size, len(examples)) // shards) * shards,
             microbatches=1,
             shards=shards,
-            scores=self._model.config.scores,
+            scores=self._model.spec.scores,
             row_length=ROW_LENGTH,
             shapes=2,
             seed=0,
@@ -178,7 +178,7 @@ class LanguageModel:
     @functools.cached_property
     def _forward(self) -> Any:
         """The compiled forward pass over a packed batch."""
-        needs = _scores if self._model.config.scores else _log_probabilities
+        needs = _scores if self._model.spec.scores else _log_probabilities
         task = Task(needs, {}, self._model.forward)
 
         @functools.partial(jax.jit, out_shardings=replicated(self._model.mesh))
@@ -196,7 +196,7 @@ class LanguageModel:
                 f"got {len(prompts)} prompts and {len(responses)} responses; give one response "
                 "to each prompt"
             )
-        longest = self._model.config.max_positions
+        longest = self._model.spec.max_positions
         limits = settings.Data(
             path="responses",
             max_length=longest,

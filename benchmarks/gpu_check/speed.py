@@ -29,7 +29,7 @@ from .part import arguments, record, turn
 
 if TYPE_CHECKING:
     from jaxalign.data.examples import Example
-    from jaxalign.models.config import ModelConfig
+    from jaxalign.models.spec import Spec
 
 MODELS = (("Llama-3.2-1B", "full"), ("Llama-3-8B", "lora"), ("Pythia-2.8B", "full"))
 REPEATS = 5
@@ -57,19 +57,19 @@ def drawn(pairs: str, vocab: int, quick: bool) -> tuple[list[Example], int]:
     return shapes.hh_like(2 if quick else 64, vocab), row
 
 
-def useful_flops(config: ModelConfig, items: Sequence[Example], adapters: int) -> int:
+def useful_flops(spec: Spec, items: Sequence[Example], adapters: int) -> int:
     """The FLOPs that an update needs at least.
 
     Three times the FLOPs of the forward pass. If only adapters are trained, no other matrix has a
     gradient: twice for the products with these matrices, three times for the adapters.
 
     Args:
-      config: the decoder.
+      spec: the decoder.
       items: pairs of the update.
       adapters: the number of scalars in all adapters; 0 if all parameters are trained.
     """
     forward = work.forward_flops(
-        config, [work.Pair(x.prompt, *(b.ids for b in x.branches)) for x in items]
+        spec, [work.Pair(x.prompt, *(b.ids for b in x.branches)) for x in items]
     )
     if not adapters:
         return 3 * sum(forward)
@@ -125,8 +125,8 @@ class Programs:
         self.cases = CASES[:1] if quick else CASES
         for case in self.cases:
             job = shapes.Work(model, objective=case.objective, lora=lora)
-            self.config = job.config
-            items, row = drawn(case.pairs, job.config.vocab, quick)
+            self.spec = job.spec
+            items, row = drawn(case.pairs, job.spec.vocab, quick)
             packed = shapes.packed(items, job, shards=1, microbatches=1, row=row)
             self.items[case], self.batches[case] = items, packed
             self.tokens[case], jobs[case] = token_counts(packed).real, shapes.program(job, mesh)
@@ -176,7 +176,7 @@ def measure(programs: Programs, case: Case, rate: float, repeats: int) -> dict[s
         "seconds": seconds,
         "tokens": programs.tokens[case],
         "pairs_count": len(programs.items[case]),
-        "flops": useful_flops(programs.config, programs.items[case], programs.adapters),
+        "flops": useful_flops(programs.spec, programs.items[case], programs.adapters),
         "rate": rate,
         "peak_bytes": aot.peak(compiled.memory_analysis(), "H100"),
         "device_peak": memory.get("peak_bytes_in_use"),

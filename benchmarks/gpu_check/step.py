@@ -49,7 +49,7 @@ class Problem:
         cpu = jax.devices("cpu")[0]
         count = 4 if quick else 16
         self.work = shapes.Work("tiny" if quick else "small", objective=objective, lora=lora)
-        items = shapes.hh_like(count, self.work.config.vocab)
+        items = shapes.hh_like(count, self.work.spec.vocab)
         if objective == "kto":
             items = [item._replace(columns={"label": i % 2}) for i, item in enumerate(items)]
         packed = shapes.packed(items, self.work, shards=1, microbatches=1, row=1024)
@@ -85,9 +85,9 @@ class Problem:
 
         from .. import shapes
 
-        config = self.work.config
-        model = build(config, make_mesh(Mesh(), [device]), dtype=dtype, remat="full")
-        return model, adapt(model, shapes.all_linears(config)) if self.work.lora else model
+        spec = self.work.spec
+        model = build(spec, make_mesh(Mesh(), [device]), dtype=dtype, remat="full")
+        return model, adapt(model, shapes.all_linears(spec)) if self.work.lora else model
 
     def step(self, device: Any, dtype: str) -> tuple[float, Any, float]:
         """(loss, gradient, seconds to compile) on a device."""

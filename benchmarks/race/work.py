@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.families import read_config
+from jaxalign.models.spec import Spec
 
 BETA = 0.1
 CLIP = 1.0  # largest global gradient norm
@@ -74,7 +74,7 @@ def batches(folder: Path) -> list[list[Pair]]:
     return [pairs[i : i + size] for i in range(0, len(pairs), size)]
 
 
-def decoder(folder: Path) -> ModelConfig:
+def decoder(folder: Path) -> Spec:
     """The decoder of a race."""
     return read_config(json.loads((folder / "model" / "config.json").read_text()))
 
@@ -87,12 +87,12 @@ class Flops(NamedTuple):
     head: int
 
 
-def useful_flops(config: ModelConfig, pairs: Sequence[Pair]) -> int:
+def useful_flops(spec: Spec, pairs: Sequence[Pair]) -> int:
     """The FLOPs that a step over the pairs needs at least: three times the forward pass."""
-    return 3 * sum(forward_flops(config, pairs))
+    return 3 * sum(forward_flops(spec, pairs))
 
 
-def forward_flops(config: ModelConfig, pairs: Sequence[Pair]) -> Flops:
+def forward_flops(spec: Spec, pairs: Sequence[Pair]) -> Flops:
     """The FLOPs that the forward pass over the pairs needs at least.
 
     Only real tokens count, a prompt once for both responses: 2 per parameter of the linear layers
@@ -100,8 +100,8 @@ def forward_flops(config: ModelConfig, pairs: Sequence[Pair]) -> Flops:
     parameter of the output matrix for each scored token. Norms, activations, softmax, the embedding
     and the update are left out.
     """
-    attention = config.width * config.head_width * (2 * config.heads + 2 * config.kv_heads)
-    mlp = (3 if config.gated else 2) * config.width * config.mlp_width
+    attention = spec.width * spec.head_width * (2 * spec.heads + 2 * spec.kv_heads)
+    mlp = (3 if spec.gated else 2) * spec.width * spec.mlp_width
     tokens = visible = scored = 0
     for prompt, *responses in pairs:
         p = len(prompt)
@@ -112,7 +112,7 @@ def forward_flops(config: ModelConfig, pairs: Sequence[Pair]) -> Flops:
             visible += r * p + r * (r + 1) // 2
             scored += r if p else r - 1
     return Flops(
-        linear=config.layers * 2 * (attention + mlp) * tokens,
-        attention=config.layers * 4 * config.heads * config.head_width * visible,
-        head=2 * config.width * config.vocab * scored,
+        linear=spec.layers * 2 * (attention + mlp) * tokens,
+        attention=spec.layers * 4 * spec.heads * spec.head_width * visible,
+        head=2 * spec.width * spec.vocab * scored,
     )

@@ -65,7 +65,7 @@ def replier(folder: Path, settings: Chatting, mesh: Mesh) -> Replier:
             "--chat-template, or use `jaxalign generate` for a text"
         )
     model, params = open_weights(folder, mesh, dtype=settings.dtype)
-    limit = model.config.max_positions
+    limit = model.spec.max_positions
 
     def reply(turns: list[Turn], number: int, say: Callable[[str], object]) -> Reply:
         row = PromptRow(turns, "chat", turns)

@@ -14,8 +14,8 @@ from ..core.sharding import constrain
 from ..core.types import Array
 from ..data.rows import round_up
 from ..errors import UserError
-from ..models.config import ModelConfig
 from ..models.decoder import Cache, Model, Params
+from ..models.spec import Spec
 
 PROMPT_STEP = 64
 DRAWN = 8
@@ -102,13 +102,13 @@ def generate(
     return [results[i] for i in range(len(prompts))]
 
 
-def refuse_scores(config: ModelConfig) -> None:
+def refuse_scores(spec: Spec) -> None:
     """Refuse a reward model, which has no next tokens.
 
     Raises:
       UserError: the configuration has a reward head.
     """
-    if config.scores:
+    if spec.scores:
         raise UserError(
             "generate: a reward model gives scores and no next tokens; choose a causal language "
             "model"
@@ -128,21 +128,21 @@ def _check(
         if not ok:
             raise UserError(f"generate: {name}: got {got}, wanted {wanted}")
 
-    refuse_scores(model.config)
+    refuse_scores(model.spec)
     need(max_new >= 1, "max_new", max_new, "at least 1")
     need(batch_size >= 1, "batch_size", batch_size, "at least 1")
     need(temperature >= 0, "temperature", temperature, "0 (the likeliest token) or more")
-    need(0 <= top_k <= model.config.vocab, "top_k", top_k, f"0 (all) to {model.config.vocab}")
+    need(0 <= top_k <= model.spec.vocab, "top_k", top_k, f"0 (all) to {model.spec.vocab}")
     need(0 < top_p <= 1, "top_p", top_p, "more than 0, at most 1")
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise UserError(f"generate: prompt {i} is empty; give it at least one token")
-        if min(prompt) < 0 or max(prompt) >= model.config.vocab:
+        if min(prompt) < 0 or max(prompt) >= model.spec.vocab:
             raise UserError(
                 f"generate: prompt {i}: got ids {min(prompt)} to {max(prompt)}, wanted 0 to "
-                f"{model.config.vocab - 1}; does the tokenizer belong to the model?"
+                f"{model.spec.vocab - 1}; does the tokenizer belong to the model?"
             )
-        total, limit = len(prompt) + max_new, model.config.max_positions
+        total, limit = len(prompt) + max_new, model.spec.max_positions
         if total > limit:
             raise UserError(
                 f"generate: prompt {i}: {len(prompt)} tokens and max_new {max_new} make {total}, "

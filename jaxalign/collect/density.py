@@ -86,7 +86,7 @@ def write_ratios(folder: Path, settings: Density, mesh: Mesh) -> int:
     opened = open_model(folder, mesh, dtype=settings.dtype)
     encoder = Encoder(opened.tokenizer, stops=opened.stop)
     prompts = encoder.prompts([(row.where, _prompt(row)) for row in rows])
-    longest = min(settings.max_prompt, opened.model.config.max_positions)
+    longest = min(settings.max_prompt, opened.model.spec.max_positions)
     cut = [_checked(ids[-longest:], row) for ids, row in zip(prompts, rows, strict=True)]
     embedded = embeddings(opened.model, opened.params, cut, settings.batch_size)
     ratios = density_ratios(embedded, labels)

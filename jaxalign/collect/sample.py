@@ -216,4 +216,4 @@ def answer(
       UserError: the model gives scores, or a prompt or a setting does not fit.
     """
     tokens = generate(model, params, ids, stop=encoder.all_stops(), **how)
-    return Answers([encoder.text(ids) for ids in tokens], tokens, model.config.vocab)
+    return Answers([encoder.text(ids) for ids in tokens], tokens, model.spec.vocab)

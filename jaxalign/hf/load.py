@@ -211,7 +211,7 @@ def _tensors_of(
 ) -> Iterator[dict[Weight, list[Tensor]]]:
     """The tensors of each parameter of a checkpoint, checked, readable until the context ends."""
     with open_tensors(weight_files(folder)) as tensors:
-        plan = [w for w in weights(model.config) if w.path[0] not in made]
+        plan = [w for w in weights(model.spec) if w.path[0] not in made]
         found = {w: layers_of(w, tensors, model, Path(folder)) for w in plan}
         _refuse_unexpected(tensors, {t.name for ts in found.values() for t in ts}, model)
         yield found
@@ -233,7 +233,7 @@ def layers_of(
     shape = weight.of(model.abstract).shape
     wanted = hf_shape(weight, shape[1:] if weight.stacked else shape)
     found = []
-    for layer in range(model.config.layers if weight.stacked else 1):
+    for layer in range(model.spec.layers if weight.stacked else 1):
         name = weight.name.format(layer)
         tensor = next((tensors[n] for n in (name, *weight.other_names) if n in tensors), None)
         if tensor is None:
@@ -257,18 +257,18 @@ def layers_of(
 
 def _refuse_unexpected(tensors: dict[str, Tensor], used: set[str], model: Model) -> None:
     for name, tensor in tensors.items():
-        if name in used or name.endswith(names_of(model.config).buffers):
+        if name in used or name.endswith(names_of(model.spec).buffers):
             continue
-        unembedding = name in heads(model.config)
-        if model.config.scores and unembedding:
+        unembedding = name in heads(model.spec)
+        if model.spec.scores and unembedding:
             continue  # the reward head replaces it
-        embed = tensors[weights(model.config)[0].name]
-        if model.config.tied and unembedding and _equal(tensor, embed):
+        embed = tensors[weights(model.spec)[0].name]
+        if model.spec.tied and unembedding and _equal(tensor, embed):
             continue
-        tied = " (config.json ties the head to the embedding)" if model.config.tied else ""
+        tied = " (config.json ties the head to the embedding)" if model.spec.tied else ""
         raise UserError(
             f"{tensor.file}: tensor '{name}' {tensor.shape} has no place in model_type "
-            f"'{model.config.family}'{tied}; does config.json belong to these weights?"
+            f"'{model.spec.family}'{tied}; does config.json belong to these weights?"
         )
 
 
@@ -296,7 +296,7 @@ def place(
         index = tuple(slice(*b) for b in bounds)
         own = index[1:] if weight.stacked else index
         chosen = layers[index[0]] if weight.stacked else layers
-        parts = [read_part(weight, t.slices, own, model.config.head_width) for t in chosen]
+        parts = [read_part(weight, t.slices, own, model.spec.head_width) for t in chosen]
         out = np.empty([b - a for a, b in bounds], leaf.dtype)
         for i, part in enumerate(parts):
             out[i if weight.stacked else ...] = part

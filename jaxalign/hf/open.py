@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from jax.sharding import Mesh
 
 from ..data.encode import Encoder
-from ..models.config import ModelConfig
 from ..models.decoder import Model, Params, build
 from ..models.families import read_config
+from ..models.spec import Spec
 from .load import load_config
 from .peft import base_folder, load_merged
 from .tokenizer import load_tokenizer, stop_tokens
@@ -31,7 +31,7 @@ class Opened(NamedTuple):
     """The ids that end an answer."""
 
 
-def open_config(folder: Path) -> ModelConfig:
+def open_config(folder: Path) -> Spec:
     """The configuration of a checkpoint, or of the base model of an adapter.
 
     Raises:

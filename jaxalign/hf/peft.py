@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from ..errors import UserError, near_miss
 from ..files import read_json, whole_folder
 from ..models.adapted import Adapted, adapt, materialized
-from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
 from ..models.lora import ATTENTION_INPUTS, LowRank
+from ..models.spec import Spec
 from ..settings import Lora
 from ..shown import shown
 from .load import layers_of, load_params, open_tensors, placed, resolve
@@ -39,19 +39,19 @@ HARMLESS = (
 )
 
 
-def low_rank(settings: Lora, config: ModelConfig, where: str) -> LowRank:
+def low_rank(settings: Lora, spec: Spec, where: str) -> LowRank:
     """The adapters of a decoder that a recipe asks for.
 
     Args:
       settings: LoRA settings of the recipe.
-      config: the decoder's configuration.
+      spec: the decoder's configuration.
       where: dotted path of the settings, for messages.
 
     Raises:
       UserError: a target is no linear layer of this decoder, or only a part of a fused layer.
     """
     known: dict[str, list[tuple[str, str]]] = {}
-    names = names_of(config)
+    names = names_of(spec)
     for path, module in names.linears.items():
         for name in (path[-1], module.rpartition(".")[-1]):
             known.setdefault(name, []).append(path)
@@ -59,23 +59,23 @@ def low_rank(settings: Lora, config: ModelConfig, where: str) -> LowRank:
     for target in known if settings.targets is None else settings.targets:
         if target not in known:
             raise UserError(
-                f"{where}.targets: model_type '{config.family}' has no linear layer '{target}'; "
+                f"{where}.targets: model_type '{spec.family}' has no linear layer '{target}'; "
                 f"{near_miss(target, known)}"
             )
         chosen |= set(known[target])
     missing = [path[-1] for path in ATTENTION_INPUTS if path not in chosen]
     if names.fused and 0 < len(missing) < len(ATTENTION_INPUTS):
         raise UserError(
-            f"{where}.targets: model_type '{config.family}' fuses query, key and value in one "
+            f"{where}.targets: model_type '{spec.family}' fuses query, key and value in one "
             f"matrix, and {missing[0]} is not named; name query_key_value"
         )
     targets = tuple(path for path in names.linears if path in chosen)
     return LowRank(settings.rank, settings.alpha, settings.rank_stabilized, targets, names.fused)
 
 
-def weights(adapters: LowRank, config: ModelConfig) -> tuple[Weight, ...]:
+def weights(adapters: LowRank, spec: Spec) -> tuple[Weight, ...]:
     """All adapters and their tensors in PEFT's file."""
-    names = names_of(config)
+    names = names_of(spec)
     found = []
     for path in adapters.targets:
         name = f"{PREFIX}{names.layer}{names.linears[path]}"
@@ -105,21 +105,21 @@ def save_adapter(folder: Path, adapters: Params, model: Adapted, *, base: str, c
       RunError: the folder cannot be written.
       UserError: a value is not finite.
     """
-    settings, config = model.low_rank, model.base.config
-    named = list(by_tensor(weights(settings, config), config.layers))
+    settings, spec = model.low_rank, model.base.spec
+    named = list(by_tensor(weights(settings, spec), spec.layers))
     with whole_folder(folder) as partial:
         kinds = {name: "float32" for name, _, _ in named}
         tensors = gathered(adapters, model.whole, named, kinds)
         held = {name: tensor for name, tensor in tensors if partial}
         if partial:
             save_file(held, partial / TENSORS, metadata={"format": "pt"})
-            text = json.dumps(_config(settings, config, base), indent=2)
+            text = json.dumps(_config(settings, spec, base), indent=2)
             (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
             (partial / "README.md").write_text(card, encoding="utf-8")
 
 
-def _config(adapters: LowRank, config: ModelConfig, base: str) -> dict[str, Any]:
-    linears = names_of(config).linears
+def _config(adapters: LowRank, spec: Spec, base: str) -> dict[str, Any]:
+    linears = names_of(spec).linears
     return {
         "base_model_name_or_path": base,
         "bias": "none",
@@ -184,10 +184,10 @@ def load_adapter(folder: Path, model: Model) -> tuple[Adapted, Params]:
     if not file.is_file():
         raise UserError(f"{file}: missing; save the adapter as safetensors")
     with open_tensors([file]) as tensors:
-        targets = _targets(tensors, model.config, file)
-        adapters = LowRank(**settings, targets=targets, fused=names_of(model.config).fused)
+        targets = _targets(tensors, model.spec, file)
+        adapters = LowRank(**settings, targets=targets, fused=names_of(model.spec).fused)
         adapted = adapt(model, adapters)
-        plan = weights(adapters, model.config)
+        plan = weights(adapters, model.spec)
         found = {w: layers_of(w, tensors, adapted.whole, folder) for w in plan}
         return adapted, placed(found, adapted.whole, lambda path, leaf: leaf)
 
@@ -210,21 +210,19 @@ def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
     return {"rank": raw["r"], "alpha": raw["lora_alpha"], "rank_stabilized": stabilized}
 
 
-def _targets(
-    tensors: Iterable[str], config: ModelConfig, file: Path
-) -> tuple[tuple[str, str], ...]:
+def _targets(tensors: Iterable[str], spec: Spec, file: Path) -> tuple[tuple[str, str], ...]:
     """The linear layers that the named tensors adapt."""
-    names = names_of(config)
+    names = names_of(spec)
     start, end = (re.escape(part) for part in (PREFIX + names.layer).split("{}"))
     pattern = re.compile(rf"{start}(\d+){end}(.+)\.lora_[AB]\.weight")
     found = set()
     for name in tensors:
         match = pattern.fullmatch(name)
-        module = match and int(match[1]) < config.layers and match[2]
+        module = match and int(match[1]) < spec.layers and match[2]
         if module not in names.linears.values():
             raise UserError(
                 f"{file}: tensor '{name}' is no adapter of a linear layer of model_type "
-                f"'{config.family}' with {config.layers} layers; does it belong to this base?"
+                f"'{spec.family}' with {spec.layers} layers; does it belong to this base?"
             )
         found.add(module)
     return tuple(path for path, module in names.linears.items() if module in found)

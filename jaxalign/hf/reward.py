@@ -9,39 +9,39 @@ from typing import Any
 import jax
 
 from ..errors import UserError
-from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
 from ..models.families import FAMILIES, read_config
+from ..models.spec import Spec
 from .load import load_config
 
 
-def with_scores(config: ModelConfig, scores: int, where: Path) -> ModelConfig:
+def with_scores(spec: Spec, scores: int, where: Path) -> Spec:
     """The configuration of a checkpoint, with a head of the given kind.
 
     Args:
-      config: the configuration of the checkpoint.
+      spec: the configuration of the checkpoint.
       scores: number of outputs of the head; 0: logits over the vocabulary.
       where: folder of the checkpoint, for messages.
 
     Raises:
       UserError: the checkpoint already has a reward head, of another kind.
     """
-    if config.scores == scores or not config.scores:
-        return dataclasses.replace(config, scores=scores)
+    if spec.scores == scores or not spec.scores:
+        return dataclasses.replace(spec, scores=scores)
     if not scores:
         raise UserError(
-            f"{where}: a reward model, whose head gives scores ({config.scores}) and no next "
+            f"{where}: a reward model, whose head gives scores ({spec.scores}) and no next "
             "tokens; choose a causal language model"
         )
     raise UserError(
-        f"{where}: its reward head gives {config.scores} scores, and the objective reads {scores}; "
+        f"{where}: its reward head gives {spec.scores} scores, and the objective reads {scores}; "
         "choose another checkpoint, or the objective that it was trained with"
     )
 
 
-def lacks_head(where: Path, config: ModelConfig) -> bool:
+def lacks_head(where: Path, spec: Spec) -> bool:
     """Whether a decoder has a reward head and the checkpoint in a folder has none."""
-    return bool(config.scores) and not read_config(load_config(where)).scores
+    return bool(spec.scores) and not read_config(load_config(where)).scores
 
 
 def new_head(where: Path, model: Model, key: jax.Array) -> Params | None:
@@ -53,7 +53,7 @@ def new_head(where: Path, model: Model, key: jax.Array) -> Params | None:
       key: random key of the initialization.
     """
     raw = load_config(where)
-    if not lacks_head(where, model.config):
+    if not lacks_head(where, model.spec):
         return None
     leaf = model.abstract["head"]["kernel"]
     spread = float(raw.get("initializer_range", 0.02))
@@ -64,12 +64,12 @@ def new_head(where: Path, model: Model, key: jax.Array) -> Params | None:
     return {"head": {"kernel": jax.jit(draw, out_shardings=leaf.sharding)(key)}}
 
 
-def classifier_keys(config: ModelConfig) -> dict[str, Any]:
+def classifier_keys(spec: Spec) -> dict[str, Any]:
     """The keys of `config.json` that make a checkpoint a reward model for transformers."""
-    labels = {str(i): f"LABEL_{i}" for i in range(config.scores)}
+    labels = {str(i): f"LABEL_{i}" for i in range(spec.scores)}
     return {
-        "architectures": [FAMILIES[config.family].classifier],
+        "architectures": [FAMILIES[spec.family].classifier],
         "id2label": labels,
         "label2id": {label: int(i) for i, label in labels.items()},
-        "num_labels": config.scores,
+        "num_labels": spec.scores,
     }

@@ -54,7 +54,7 @@ def rounding(
       None if the dtypes hold every weight exactly, or no weight has changed.
     """
     kinds = {name: kind for name, _, kind in export_plan(model, source, dtype)}
-    plan = [w for w in weights(model.config) if not (model.config.scores and w.path[0] == "head")]
+    plan = [w for w in weights(model.spec) if not (model.spec.scores and w.path[0] == "head")]
     plan = [w for w in plan if isinstance(w.of(params), Merged)] or plan
     total, coarse = np.zeros(2), set()
     with open_tensors(weight_files(source)) as tensors:
@@ -85,7 +85,7 @@ def lossy(
     """
     kinds = {name: kind for name, _, kind in export_plan(model, source, dtype)}
     held = jnp.float32 if merged else model.param_dtype
-    found = {w.path: kinds[w.name.format(0)] for w in weights(model.config)}
+    found = {w.path: kinds[w.name.format(0)] for w in weights(model.spec)}
     return {p: kind.name for p, kind in found.items() if jnp.promote_types(held, kind) != kind}
 
 

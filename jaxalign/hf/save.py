@@ -16,9 +16,9 @@ from safetensors.numpy import save_file
 from ..core.sharding import replicated
 from ..errors import UserError
 from ..files import read_json, whole_folder
-from ..models.config import ModelConfig
 from ..models.decoder import Model, Params
 from ..models.families import read_config
+from ..models.spec import Spec
 from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors, weight_files
 from .reward import classifier_keys
 from .weights import Weight, hf_shape, weights, write_tensor
@@ -85,7 +85,7 @@ def save_checkpoint(
     source = Path(source)
     with whole_folder(folder) as partial:
         if partial:
-            _write_texts(partial, source, model.config, dtype, pad)
+            _write_texts(partial, source, model.spec, dtype, pad)
             if stops:
                 _write_stops(partial, stops)
             if template is not None:
@@ -97,7 +97,7 @@ def save_checkpoint(
 
 
 def _write_texts(
-    folder: Path, source: Path, model: ModelConfig, dtype: str | None, pad: tuple[str, int] | None
+    folder: Path, source: Path, model: Spec, dtype: str | None, pad: tuple[str, int] | None
 ) -> None:
     config = load_config(source)
     if model.scores and not read_config(config).scores:
@@ -142,7 +142,7 @@ def _write_weights(
     plan = export_plan(model, source, dtype)
     files = _split({n: math.prod(s) * np.dtype(d).itemsize for n, s, d in plan}, max_shard_bytes)
     kinds = {name: kind for name, _, kind in plan}
-    named = by_tensor(weights(model.config), model.config.layers)
+    named = by_tensor(weights(model.spec), model.spec.layers)
     tensors = gathered(params, model, named, kinds)
     weight_map = {}
     for number, names in enumerate(files, 1):
@@ -188,11 +188,11 @@ def export_plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str
         with open_tensors(weight_files(source)) as tensors:
             kept = {name: FLOATS[tensor.dtype] for name, tensor in tensors.items()}
     plan = []
-    for name, _, parts in by_tensor(weights(model.config), model.config.layers):
+    for name, _, parts in by_tensor(weights(model.spec), model.spec.layers):
         shape = parts[0].of(model.abstract).shape
         shape = hf_shape(parts[0], shape[1:] if parts[0].stacked else shape)
         # A head that is not in the source gets the dtype of the embedding.
-        names = (name, *parts[0].other_names, weights(model.config)[0].name)
+        names = (name, *parts[0].other_names, weights(model.spec)[0].name)
         kind = dtype or next(kept[n] for n in names if n in kept)
         plan.append((name, shape, jax.numpy.dtype(kind)))
     return plan
@@ -228,7 +228,7 @@ def gathered(
             cut(w.of(params), layer, kind) if w.stacked else cast(w.of(params), kind) for w in parts
         ]
         host = [np.asarray(a.addressable_data(0)) for a in arrays]
-        tensor = write_tensor(parts[0].axes, host, model.config.head_width)
+        tensor = write_tensor(parts[0].axes, host, model.spec.head_width)
         if not np.isfinite(tensor).all():
             raise UserError(
                 f"tensor '{name}': got values that are not finite in {np.dtype(kind).name}; "

@@ -13,7 +13,7 @@ from ..data.store import Examples
 from ..documents import leaves
 from ..errors import UserError
 from ..files import read_json, read_text
-from ..models.config import ModelConfig
+from ..models.spec import Spec
 from ..shown import cut, shown
 from .kinds import require
 
@@ -174,9 +174,7 @@ def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, 
     return Encoder(tokenizer, stops=ids).all_stops()
 
 
-def pad_token(
-    tokenizer: PreTrainedTokenizerFast, data: Iterable[Examples], config: ModelConfig
-) -> str:
+def pad_token(tokenizer: PreTrainedTokenizerFast, data: Iterable[Examples], spec: Spec) -> str:
     """A pad token that no response ends with: the tokenizer's own, or another special token.
 
     transformers reads scores at the last token that is not the pad token, on whichever side the
@@ -186,7 +184,7 @@ def pad_token(
     Args:
       tokenizer: the tokenizer of the checkpoint.
       data: the examples whose responses are scored.
-      config: the decoder's configuration.
+      spec: the decoder's configuration.
 
     Raises:
       UserError: there is no such token.
@@ -197,7 +195,7 @@ def pad_token(
     by_name = sorted(special, key=lambda token: "pad" not in token.lower())
     for token in (tokenizer.pad_token, *by_name):
         number = tokenizer.get_vocab().get(str(token)) if token else None
-        if number is not None and number not in ends and number < config.vocab:
+        if number is not None and number not in ends and number < spec.vocab:
             return str(token)
     raise UserError(
         "tokenizer_config.json: no pad token but those that end a response, where transformers "

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..models.config import ModelConfig
 from ..models.families import FAMILIES, WeightNames
 from ..models.lora import ATTENTION_INPUTS
+from ..models.spec import Spec
 
 Axes = Literal["as is", "transposed", "fused"]
 Index = tuple[slice, ...]
@@ -45,47 +45,47 @@ class Weight:
         return functools.reduce(operator.getitem, self.path, tree)
 
 
-def names_of(config: ModelConfig) -> WeightNames:
+def names_of(spec: Spec) -> WeightNames:
     """The names of a decoder's weights."""
-    return FAMILIES[config.family].names
+    return FAMILIES[spec.family].names
 
 
-def weights(config: ModelConfig) -> tuple[Weight, ...]:
+def weights(spec: Spec) -> tuple[Weight, ...]:
     """All parameters of a decoder, embedding first, in the order in which they are written."""
-    names = names_of(config)
+    names = names_of(spec)
     found = [Weight(("embed",), f"{names.embed}.weight")]
-    found += _norm(config, ("layers", "attention_norm"), names.layer + names.attention_norm)
-    found += _norm(config, ("layers", "mlp_norm"), names.layer + names.mlp_norm)
+    found += _norm(spec, ("layers", "attention_norm"), names.layer + names.attention_norm)
+    found += _norm(spec, ("layers", "mlp_norm"), names.layer + names.mlp_norm)
     for path in names.linears:
-        found += _linear(config, path)
-    found += _norm(config, ("norm",), names.norm)
-    if config.scores:
+        found += _linear(spec, path)
+    found += _norm(spec, ("norm",), names.norm)
+    if spec.scores:
         found.append(Weight(("head", "kernel"), "score.weight", "transposed"))
-    elif not config.tied:
-        head, *others = heads(config)
+    elif not spec.tied:
+        head, *others = heads(spec)
         found.append(Weight(("head", "kernel"), head, "transposed", other_names=tuple(others)))
     return tuple(found)
 
 
-def heads(config: ModelConfig) -> tuple[str, ...]:
+def heads(spec: Spec) -> tuple[str, ...]:
     """Tensor names of the unembedding; some tied checkpoints store it next to the embedding."""
-    names = names_of(config)
+    names = names_of(spec)
     return tuple(f"{name}.weight" for name in (names.head, *names.other_heads))
 
 
-def _norm(config: ModelConfig, path: tuple[str, ...], name: str) -> list[Weight]:
-    kinds = {"scale": "weight"} | ({"bias": "bias"} if config.norm == "layer" else {})
+def _norm(spec: Spec, path: tuple[str, ...], name: str) -> list[Weight]:
+    kinds = {"scale": "weight"} | ({"bias": "bias"} if spec.norm == "layer" else {})
     return [Weight((*path, ours), f"{name}.{theirs}") for ours, theirs in kinds.items()]
 
 
-def _linear(config: ModelConfig, path: tuple[str, str]) -> list[Weight]:
-    names = names_of(config)
+def _linear(spec: Spec, path: tuple[str, str]) -> list[Weight]:
+    names = names_of(spec)
     name = names.layer + names.linears[path]
     fused = names.fused and path in ATTENTION_INPUTS
     part = ATTENTION_INPUTS.index(path) if fused else 0
     group, leaf = path
-    biased = config.mlp_bias if group == "mlp" else config.qkv_bias
-    biased = config.out_bias if leaf == "out" else biased
+    biased = spec.mlp_bias if group == "mlp" else spec.qkv_bias
+    biased = spec.out_bias if leaf == "out" else biased
     ours = ("layers", *path)
     found = [Weight((*ours, "kernel"), f"{name}.weight", "fused" if fused else "transposed", part)]
     if biased:

@@ -75,7 +75,7 @@ class Adapted:
 def adapt(model: Model, low_rank: LowRank) -> Adapted:
     """Give a decoder low-rank adapters."""
     whole = build(
-        model.config,
+        model.spec,
         model.mesh,
         dtype=model.dtype.name,
         param_dtype=model.param_dtype.name,

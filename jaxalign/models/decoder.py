@@ -16,12 +16,12 @@ from ..core.sharding import RULES, check_divisible, constrain
 from ..core.types import Array
 from .attention.api import attend, attend_cached
 from .attention.mask import KEPT, RowMask
-from .config import ModelConfig
 from .layers.block import Block
 from .layers.norm import Norm
 from .layers.projections import Linear, normal_param
 from .layers.rope import rope_tables
 from .lora import LowRank, attach
+from .spec import Spec
 
 Params = dict[str, Any]
 Cache = dict[str, Array]
@@ -42,25 +42,23 @@ class Encoded(NamedTuple):
 class Decoder(nnx.Module):
     """A causal language model, or a reward model. Layers are stacked on a leading axis."""
 
-    def __init__(
-        self, config: ModelConfig, rngs: nnx.Rngs, dtype: DTypeLike, lora: LowRank | None = None
-    ):
-        self.config = config
-        self.embed = normal_param(rngs, (config.vocab, config.width), ("vocab", "embed"), dtype)
+    def __init__(self, spec: Spec, rngs: nnx.Rngs, dtype: DTypeLike, lora: LowRank | None = None):
+        self.spec = spec
+        self.embed = normal_param(rngs, (spec.vocab, spec.width), ("vocab", "embed"), dtype)
 
         def layer(rngs: nnx.Rngs) -> Block:
-            block = Block(config, rngs, dtype)
+            block = Block(spec, rngs, dtype)
             if lora is not None:
                 attach(block, lora, rngs)
             return block
 
         stack = nnx.vmap(layer, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        self.layers = stack(rngs.split(config.layers))
-        self.norm = Norm(config, dtype)
-        head = (config.width, config.vocab), ("embed", "vocab")
-        if config.scores:
-            head = (config.width, config.scores), ("embed", None)
-        tied = config.tied and not config.scores
+        self.layers = stack(rngs.split(spec.layers))
+        self.norm = Norm(spec, dtype)
+        head = (spec.width, spec.vocab), ("embed", "vocab")
+        if spec.scores:
+            head = (spec.width, spec.scores), ("embed", None)
+        tied = spec.tied and not spec.scores
         self.head = None if tied else Linear(rngs, *head, bias=False, dtype=dtype)
 
     def embedded(self, ids: Array, dtype: DTypeLike) -> Array:
@@ -82,7 +80,7 @@ class Decoder(nnx.Module):
 
         If `layers` is set, also the mean over the width after each layer, [layers, K, L].
         """
-        tables = rope_tables(self.config.rope, mask.positions)
+        tables = rope_tables(self.spec.rope, mask.positions)
 
         def layer(x, block):
             x, _ = block(x, tables, lambda q, k, v: (attend(q, k, v, mask, mesh), None))
@@ -102,7 +100,7 @@ class Decoder(nnx.Module):
         self, ids: Array, positions: Array, mask: Array, cache: Cache, at: Array
     ) -> tuple[Array, Cache]:
         """Like `__call__`, with keys and values of earlier columns from `cache`."""
-        tables = rope_tables(self.config.rope, positions)
+        tables = rope_tables(self.spec.rope, positions)
 
         def layer(carry, indexed):
             x, keys, values = carry
@@ -119,7 +117,7 @@ class Decoder(nnx.Module):
 
         x = self.embedded(ids, cache["keys"].dtype)
         start = (x, cache["keys"], cache["values"])
-        indexed = (self.layers, jnp.arange(self.config.layers))
+        indexed = (self.layers, jnp.arange(self.spec.layers))
         (x, keys, values), _ = jax.lax.scan(layer, start, indexed)
         return self.norm(x), {"keys": keys, "values": values}
 
@@ -131,7 +129,7 @@ class Model:
     Parameters are a nested dict of arrays, layers stacked on the leading axis.
     """
 
-    config: ModelConfig
+    spec: Spec
     mesh: Mesh
     graph: nnx.GraphDef
     abstract: Params
@@ -180,12 +178,12 @@ class Model:
     def create(self, key: Array) -> Params:
         """Create the parameters of `init`; call it in a trace, with the mesh set."""
         with nnx.logical_axis_rules(tuple(RULES.items())):
-            decoder = Decoder(self.config, nnx.Rngs(key), self.param_dtype, self.lora)
+            decoder = Decoder(self.spec, nnx.Rngs(key), self.param_dtype, self.lora)
         return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
 
     def init_cache(self, rows: int, columns: int) -> Cache:
         """Empty keys and values of `columns` positions, each [layers, rows, columns, Hk, C]."""
-        c = self.config
+        c = self.spec
         shape = (c.layers, rows, columns, c.kv_heads, c.head_width)
         blank = constrain(jnp.zeros(shape, self.dtype), None, "batch", None, "heads", None)
         return {"keys": blank, "values": blank}
@@ -218,7 +216,7 @@ class Model:
 
 
 def build(
-    config: ModelConfig,
+    spec: Spec,
     mesh: Mesh,
     *,
     dtype: str = "float32",
@@ -230,7 +228,7 @@ def build(
     """Place a decoder on a mesh. Uses no memory: parameters come from `init` or a checkpoint.
 
     Args:
-      config: the mathematics of the decoder.
+      spec: the mathematics of the decoder.
       mesh: the device mesh (data, fsdp, tensor), with Auto axes.
       dtype: dtype of activations and matrix products; norms, rotary angles and softmax are always
         float32.
@@ -246,11 +244,9 @@ def build(
     """
     kept = jnp.dtype(param_dtype)
     with jax.set_mesh(mesh), nnx.logical_axis_rules(tuple(RULES.items())):
-        graph, state = nnx.get_abstract_model(
-            lambda: Decoder(config, nnx.Rngs(0), kept, lora), mesh
-        )
+        graph, state = nnx.get_abstract_model(lambda: Decoder(spec, nnx.Rngs(0), kept, lora), mesh)
     abstract = nnx.to_pure_dict(state)
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         name = ".".join(str(key.key) for key in path)
         check_divisible(name, leaf.shape, leaf.sharding.spec, mesh)
-    return Model(config, mesh, graph, abstract, jnp.dtype(dtype), kept, remat, branches, lora)
+    return Model(spec, mesh, graph, abstract, jnp.dtype(dtype), kept, remat, branches, lora)

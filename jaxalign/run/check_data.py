@@ -7,17 +7,17 @@ from pathlib import Path
 from ..core.objective import Objective
 from ..data.store import ROWS, Examples
 from ..errors import UserError
-from ..models.config import ModelConfig
 from ..models.decoder import Model
+from ..models.spec import Spec
 
 
-def check_ids(examples: Examples, config: ModelConfig, source: Path) -> None:
+def check_ids(examples: Examples, spec: Spec, source: Path) -> None:
     """Refuse tokens and positions that the model does not have; jax would clamp them in silence.
 
     Raises:
       UserError: names the token or the length, and the model.
     """
-    vocab, positions = config.vocab, config.max_positions
+    vocab, positions = spec.vocab, spec.max_positions
     if examples.longest > positions:
         raise UserError(
             f"data.max_length: a prompt with its response has {examples.longest} tokens, but "

@@ -141,14 +141,14 @@ def write_model(
         dtype=dtype,
         card=model_card(stage, metrics, rounded=rounded),
         pad=_pad(stage),
-        stops=() if stage.model.config.scores else stage.encoder.all_stops(),
+        stops=() if stage.model.spec.scores else stage.encoder.all_stops(),
         template=stage.encoder.template,
     )
 
 
 def _pad(stage: StageRun) -> tuple[str, int] | None:
     """The token that pads what a reward model scores, and its id; None for a language model."""
-    if not stage.model.config.scores:
+    if not stage.model.spec.scores:
         return None
     return str(stage.tokenizer.pad_token), cast(int, stage.tokenizer.pad_token_id)
 

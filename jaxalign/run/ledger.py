@@ -170,12 +170,12 @@ def _tokens(path: str | None, examples: Examples) -> Input:
 
 def _checkpoint(name: str, folder: Path, digest: load.Digest) -> dict[str, Input]:
     """The weights and the configuration of a checkpoint."""
-    config = read_config(load.load_config(folder))
+    spec = read_config(load.load_config(folder))
     # Without defaults, so that a new field of a later version changes nothing.
     given = {
-        field.name: repr(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default
+        field.name: repr(getattr(spec, field.name))
+        for field in dataclasses.fields(spec)
+        if getattr(spec, field.name) != field.default
     }
     return {
         f"weights of the {name}": Input(str(folder), load.weights_fingerprint(folder, digest)),

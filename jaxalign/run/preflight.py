@@ -88,7 +88,7 @@ def check_stage(stage: StageRun) -> None:
     """
     stage.training_loader()  # the batch is cut evenly
     assert stage.state_spec is not None  # the optimizer reads its settings
-    head = ("head",) if lacks_head(stage.source, stage.model.config) else ()
+    head = ("head",) if lacks_head(stage.source, stage.model.spec) else ()
     load.check_weights(stage.source, stage.model, head)
     if stage.quantized is not None:
         leaves: dict[tuple[str, ...], Any] = flatten_dict(stage.model.abstract)

@@ -157,7 +157,7 @@ def open_stream(
     file = Path(recipe.run.dir) / name / "stream.json"
 
     def check(examples: Examples) -> None:
-        check_ids(examples, model.config, source)
+        check_ids(examples, model.spec, source)
         check_columns(examples, objective)
         if model.mesh.devices.flat[0].platform == "tpu":
             check_branches(examples, model)

@@ -190,7 +190,7 @@ def reference_model(stage: StageRun, source: Path) -> Model:
     model = describe_model(source, stage.recipe.model, stage.mesh, stage.model.branches)
     for examples in (stage.train, stage.held_out):
         if examples is not None:
-            check_ids(examples, model.config, source)
+            check_ids(examples, model.spec, source)
     return model
 
 

@@ -152,16 +152,16 @@ class StageRun:
         """Batches of a data set, cut for this stage's mesh, microbatches and vocabulary."""
         size, microbatches = self.settings.batch_size, self.settings.microbatches
         assert microbatches != "auto", "plan.settled comes first"
-        shards, config = batch_shards(self.mesh), self.model.config
+        shards, spec = batch_shards(self.mesh), self.model.spec
         cell = cell_size(size, microbatches, shards)
-        scored = examples.responses * config.scores or examples.offsets[-1] / len(examples)
+        scored = examples.responses * spec.scores or examples.offsets[-1] / len(examples)
         return Loader(
             examples,
             batch_size=size,
             microbatches=microbatches,
             shards=shards,
-            chunks=head_chunks(cell, scored, config.scores or config.vocab),
-            scores=config.scores,
+            chunks=head_chunks(cell, scored, spec.scores or spec.vocab),
+            scores=spec.scores,
             row_length=self.settings.data.row_length,
             shapes=self.settings.data.shapes,
             seed=self.recipe.run.seed,
@@ -239,11 +239,11 @@ def _prepare(
     both = [examples for examples in (train, held_out) if examples]
     branches = max(examples.branches for examples in both)
     model = describe_model(source, recipe.model, mesh, branches, objective.head(hyper))
-    if model.config.scores:
-        tokenizer.pad_token = pad_token(tokenizer, both, model.config)
+    if model.spec.scores:
+        tokenizer.pad_token = pad_token(tokenizer, both, model.spec)
     adapted = _adapted(recipe, name, model)
     for examples in both:
-        check_ids(examples, model.config, source)
+        check_ids(examples, model.spec, source)
         check_columns(examples, objective)
     streaming = stage.data.streaming
     stream = open_stream(recipe, name, encoder, train, model, source) if streaming else None
@@ -270,4 +270,4 @@ def _adapted(recipe: settings.Recipe, name: str, model: Model) -> Adapted | None
     stage = recipe.stages[name]
     if stage.lora is None:
         return None
-    return adapt(model, low_rank(stage.lora, model.config, f"stages.{name}.lora"))
+    return adapt(model, low_rank(stage.lora, model.spec, f"stages.{name}.lora"))

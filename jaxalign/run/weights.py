@@ -74,7 +74,7 @@ def reference_source(stage: StageRun) -> Path:
         return stage.source
     source = load.resolve(stage.recipe.locate(path), f"stages.{stage.name}.reference.path")
     live = stage.reference_mode == "live"
-    if live and read_config(load.load_config(source)) != stage.model.config:
+    if live and read_config(load.load_config(source)) != stage.model.spec:
         raise UserError(
             f"stages.{stage.name}.reference: {source} is another architecture than the policy; "
             "a live reference must be the same, use mode: cached"

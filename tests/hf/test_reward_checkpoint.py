@@ -55,7 +55,7 @@ def ours(model, params, rows):
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_those_of_transformers(tmp_path, name, scores):
     model, rows = classifier(tmp_path, name, scores), plain_rows(LENGTHS, 9)
-    assert small_model(tmp_path).config.scores == scores
+    assert small_model(tmp_path).spec.scores == scores
     found = ours(small_model(tmp_path), load(tmp_path), rows)
     np.testing.assert_allclose(found, theirs(model, rows), rtol=1e-5, atol=1e-5)
 

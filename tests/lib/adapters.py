@@ -41,7 +41,7 @@ def opened(folder: Path, base: Path) -> Any:
 def adapted(base: Path, settings: Lora, **options: Any) -> Adapted:
     """A checkpoint's decoder with adapters."""
     model = small_model(base, **options)
-    return adapt(model, low_rank(settings, model.config, "lora"))
+    return adapt(model, low_rank(settings, model.spec, "lora"))
 
 
 def randomized(model: Adapted, size: float = 0.3) -> Any:

@@ -145,7 +145,7 @@ def dense_stats(model, params, items, needs, ref_params=None):
     at = np.broadcast_to(np.arange(width), inside.shape)
     packed = ids[:, :-1], at, inside, np.zeros_like(inside)
     hidden, head, means = model.forward(params, *packed, layers=True)
-    if model.config.scores:
+    if model.spec.scores:
         last = hidden[np.arange(len(ids)), inside.sum(1) - 1] @ head
         stats = reduce_tokens({"logit": last}, jnp.ones(last.shape, bool))
         return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)

@@ -12,10 +12,10 @@ from lib.steps import one_device
 from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
 from jaxalign.models.attention.mask import RowMask
-from jaxalign.models.config import Rope
 from jaxalign.models.decoder import build
 from jaxalign.models.families import read_config
 from jaxalign.models.layers.rope import frequencies, rope_tables, rotate
+from jaxalign.models.spec import Rope
 from jaxalign.settings import Mesh
 
 LLAMA = SMALL | CONFIGS["llama-gqa"]
@@ -232,7 +232,7 @@ def test_a_position_depends_on_exactly_what_the_mask_allows(family):
 
     def outputs(embed):
         hidden = model.forward(params | {"embed": embed}, *row.values()).hidden
-        return (hidden[0] * jnp.arange(1.0, 1 + model.config.width)).sum(-1)
+        return (hidden[0] * jnp.arange(1.0, 1 + model.spec.width)).sum(-1)
 
     slopes = jax.jit(jax.jacrev(outputs))(params["embed"])
     used = np.any(np.asarray(slopes)[:, row["ids"][0]] != 0, -1)

@@ -45,7 +45,7 @@ SETTINGS = Lora(rank=4, alpha=6)
 
 def adapted_model(family="llama", mesh=None, settings=SETTINGS, **options):
     model = build(read_config(FAMILIES[family]), mesh or one_device(), **options)
-    return adapt(model, low_rank(settings, model.config, "lora"))
+    return adapt(model, low_rank(settings, model.spec, "lora"))
 
 
 def weights(model):
@@ -242,7 +242,7 @@ def test_no_gradient_of_the_base_is_formed(remat):
     batch = batch_of(some_examples(layouts.PAIRS, B), 2)
     big = {leaf.shape[1:] for leaf in jax.tree.leaves(frozen["layers"]) if leaf.ndim == 3}
     big |= {shape[::-1] for shape in big}
-    big |= {(model.base.config.layers, *shape) for shape in big}
+    big |= {(model.base.spec.layers, *shape) for shape in big}
     big |= {frozen["embed"].shape, frozen["head"]["kernel"].shape}
 
     def formed(task, params, ref_params):

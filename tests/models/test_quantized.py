@@ -38,7 +38,7 @@ LOGITS = {"int8": 0.01, "nf4": 0.1}
 def wide(mesh=None, **options):
     mesh = mesh or one_device()
     model = build(read_config(WIDE), mesh, **options)
-    adapted = adapt(model, low_rank(Lora(rank=4), model.config, "lora"))
+    adapted = adapt(model, low_rank(Lora(rank=4), model.spec, "lora"))
     return adapted, helpers_step.parameters(model), randomized(adapted, 0.1)
 
 

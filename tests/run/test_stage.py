@@ -14,7 +14,7 @@ VOCAB, POSITIONS = SMALL["vocab_size"], SMALL["max_position_embeddings"]
 
 def checked(folder, prompt, response):
     example = Example.of(np.array(prompt, np.int32), np.array(response, np.int32))
-    check_ids(Examples.of([example]), small_model(folder).config, folder)
+    check_ids(Examples.of([example]), small_model(folder).spec, folder)
 
 
 def test_the_last_token_and_the_last_position_are_accepted(hf_checkpoint):

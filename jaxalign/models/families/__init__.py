@@ -5,7 +5,7 @@ To add a family:
 1. Write `families/NAME.py` with a `FAMILY = Family(...)`: a reader of its `config.json`, the names
    of its weights (adapters target the same linear layers) and its classifier in transformers. If it
    differs from `llama` in biases only, reuse `llama.NAMES` and `llama.read_gated_rms`, as `qwen2`
-   does. If it computes something that `ModelConfig` cannot express, extend `ModelConfig` and the
+   does. If it computes something that `Spec` cannot express, extend `Spec` and the
    layers first.
 2. Add `NAME.FAMILY` to `FAMILIES` below.
 3. Add a small configuration of it to `CONFIGS` in `tests/lib/checkpoints.py`. The tests take it
@@ -22,7 +22,7 @@ from typing import Any
 
 from ...errors import UserError
 from ...shown import listed, shown
-from ..config import ModelConfig
+from ..spec import Spec
 from . import gpt_neox, llama, qwen2
 from ._family import Family, WeightNames
 from ._fields import Fields
@@ -38,7 +38,7 @@ REWARD = "ForSequenceClassification"
 """End of the name of an architecture whose head gives scores."""
 
 
-def read_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+def read_config(raw: Mapping[str, Any], where: str = "config.json") -> Spec:
     """Read the mathematics of a decoder from the contents of `config.json`.
 
     Args:
@@ -69,9 +69,9 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelConf
                 "such a head"
             )
     fields = Fields(raw, where)
-    config = FAMILIES[model_type].read(fields)
+    spec = FAMILIES[model_type].read(fields)
     fields.refuse_unread()
-    return dataclasses.replace(config, scores=_scores(raw, where))
+    return dataclasses.replace(spec, scores=_scores(raw, where))
 
 
 def _architectures(raw: Mapping[str, Any], where: str) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from ..config import ModelConfig
 from ..lora import ATTENTION_INPUTS
+from ..spec import Spec
 from ._fields import Fields
 
 
@@ -47,7 +47,7 @@ class Family:
 
     model_type: str
     """`model_type` in `config.json`."""
-    read: Callable[[Fields], ModelConfig]
+    read: Callable[[Fields], Spec]
     """Reads the mathematics of a decoder from `config.json`."""
     names: WeightNames
     classifier: str

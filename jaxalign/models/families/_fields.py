@@ -12,7 +12,7 @@ from typing import Any, TypeVar, overload
 
 from ...errors import UserError, near_miss
 from ...shown import shown
-from ..config import Activation, ModelConfig
+from ..spec import Activation, Spec
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -110,17 +110,17 @@ class Fields:
             )
 
 
-def checked(f: Fields, **own: Any) -> ModelConfig:
+def checked(f: Fields, **own: Any) -> Spec:
     """A configuration from the fields of one family and those that all families share.
 
     Args:
       f: the raw configuration.
-      **own: fields of `ModelConfig` that the family has read.
+      **own: fields of `Spec` that the family has read.
 
     Raises:
       UserError: the sizes do not fit one another.
     """
-    config = ModelConfig(
+    spec = Spec(
         family=f.raw["model_type"],
         vocab=f.get("vocab_size", int),
         width=f.get("hidden_size", int),
@@ -131,17 +131,17 @@ def checked(f: Fields, **own: Any) -> ModelConfig:
         tied=f.get("tie_word_embeddings", bool, False),
         **own,
     )
-    if config.heads % config.kv_heads:
+    if spec.heads % spec.kv_heads:
         raise UserError(
-            f"{f.where}: num_attention_heads {config.heads} is not a multiple of "
-            f"num_key_value_heads {config.kv_heads}; restore the original file"
+            f"{f.where}: num_attention_heads {spec.heads} is not a multiple of "
+            f"num_key_value_heads {spec.kv_heads}; restore the original file"
         )
-    if config.rope.width % 2 or not 0 < config.rope.width <= config.head_width:
+    if spec.rope.width % 2 or not 0 < spec.rope.width <= spec.head_width:
         raise UserError(
-            f"{f.where}: rotary width: got {config.rope.width}, wanted an even number up to the "
-            f"head width {config.head_width}; check partial_rotary_factor"
+            f"{f.where}: rotary width: got {spec.rope.width}, wanted an even number up to the "
+            f"head width {spec.head_width}; check partial_rotary_factor"
         )
-    return config
+    return spec
 
 
 def head_width(f: Fields) -> int:

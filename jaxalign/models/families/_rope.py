@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ...errors import UserError, near_miss
 from ...shown import shown
-from ..config import Rope
+from ..spec import Rope
 from ._fields import Fields
 
 KEYS = (

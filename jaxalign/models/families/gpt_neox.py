@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..config import ModelConfig
+from ..spec import Spec
 from ._family import Family, WeightNames
 from ._fields import Fields, activation, checked, head_width
 from ._rope import read_rope
 
 
-def read(f: Fields) -> ModelConfig:
+def read(f: Fields) -> Spec:
     """Layer norms with biases, and a rotated quarter of each head."""
     biased = f.get("attention_bias", bool, True)
     width = head_width(f)

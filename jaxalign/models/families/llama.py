@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from ..config import ModelConfig
+from ..spec import Spec
 from ._family import Family, WeightNames
 from ._fields import Fields, activation, checked, head_width
 from ._rope import read_rope
 
 
-def read(f: Fields) -> ModelConfig:
+def read(f: Fields) -> Spec:
     """Root-mean-square norms and a gated feed-forward; biases only if the file asks for them."""
     biased = f.get("attention_bias", bool, False)
     mlp_bias = f.get("mlp_bias", bool, False)
     return read_gated_rms(f, qkv_bias=biased, out_bias=biased, mlp_bias=mlp_bias)
 
 
-def read_gated_rms(f: Fields, *, qkv_bias: bool, out_bias: bool, mlp_bias: bool) -> ModelConfig:
+def read_gated_rms(f: Fields, *, qkv_bias: bool, out_bias: bool, mlp_bias: bool) -> Spec:
     """The form of Llama, with given biases."""
     kv_heads = f.get("num_key_value_heads", int, f.get("num_attention_heads", int))
     width = f.get("head_dim", int, None) or head_width(f)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ...errors import UserError
-from ..config import ModelConfig
+from ..spec import Spec
 from ._family import Family
 from ._fields import Fields
 from .llama import NAMES, read_gated_rms
 
 
-def read(f: Fields) -> ModelConfig:
+def read(f: Fields) -> Spec:
     """The form of Llama; refuses sliding windows.
 
     Raises:

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from ...core.sharding import constrain
 from ...core.types import Array
-from ..config import ModelConfig
+from ..spec import Spec
 from .projections import Linear, low_rank
 from .rope import rotate
 
@@ -27,16 +27,16 @@ class Attention(nnx.Module):
     """The A that the adapters of query, key and value share, if they do."""
     lora_scale: float = 0.0
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: DTypeLike):
-        self.config = config
-        into = {"bias": config.qkv_bias, "dtype": dtype}
-        q_width = config.heads * config.head_width
-        kv_width = config.kv_heads * config.head_width
-        self.query = Linear(rngs, (config.width, q_width), ("embed", "heads"), **into)
-        self.key = Linear(rngs, (config.width, kv_width), ("embed", "heads"), **into)
-        self.value = Linear(rngs, (config.width, kv_width), ("embed", "heads"), **into)
+    def __init__(self, spec: Spec, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.spec = spec
+        into = {"bias": spec.qkv_bias, "dtype": dtype}
+        q_width = spec.heads * spec.head_width
+        kv_width = spec.kv_heads * spec.head_width
+        self.query = Linear(rngs, (spec.width, q_width), ("embed", "heads"), **into)
+        self.key = Linear(rngs, (spec.width, kv_width), ("embed", "heads"), **into)
+        self.value = Linear(rngs, (spec.width, kv_width), ("embed", "heads"), **into)
         self.out = Linear(
-            rngs, (q_width, config.width), ("heads", "embed"), bias=config.out_bias, dtype=dtype
+            rngs, (q_width, spec.width), ("heads", "embed"), bias=spec.out_bias, dtype=dtype
         )
 
     def __call__(self, x: Array, tables: Tables, attend: Attend[Kept]) -> tuple[Array, Kept]:
@@ -45,9 +45,9 @@ class Attention(nnx.Module):
 
         def heads(linear: Linear, count: int) -> Array:
             y = constrain(linear(x, low), "batch", None, "heads")
-            return y.reshape(*y.shape[:2], count, self.config.head_width)
+            return y.reshape(*y.shape[:2], count, self.spec.head_width)
 
-        q = rotate(heads(self.query, self.config.heads), tables)
-        k = rotate(heads(self.key, self.config.kv_heads), tables)
-        y, kept = attend(q, k, heads(self.value, self.config.kv_heads))
+        q = rotate(heads(self.query, self.spec.heads), tables)
+        k = rotate(heads(self.key, self.spec.kv_heads), tables)
+        y, kept = attend(q, k, heads(self.value, self.spec.kv_heads))
         return self.out(constrain(y.reshape(*y.shape[:2], -1), "batch", None, "heads")), kept

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from ...core.sharding import constrain
 from ...core.types import Array
-from ..config import ModelConfig
+from ..spec import Spec
 from .attention import Attend, Attention, Kept, Tables
 from .mlp import Mlp
 from .norm import Norm
@@ -16,12 +16,12 @@ from .norm import Norm
 class Block(nnx.Module):
     """One layer: attention and feed-forward, each behind a norm, added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: DTypeLike):
-        self.parallel = config.parallel_residual
-        self.attention_norm = Norm(config, dtype)
-        self.attention = Attention(config, rngs, dtype)
-        self.mlp_norm = Norm(config, dtype)
-        self.mlp = Mlp(config, rngs, dtype)
+    def __init__(self, spec: Spec, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.parallel = spec.parallel_residual
+        self.attention_norm = Norm(spec, dtype)
+        self.attention = Attention(spec, rngs, dtype)
+        self.mlp_norm = Norm(spec, dtype)
+        self.mlp = Mlp(spec, rngs, dtype)
 
     def __call__(self, x: Array, tables: Tables, attend: Attend[Kept]) -> tuple[Array, Kept]:
         """[K, L, D] -> [K, L, D], and the second result of `attend(q, k, v)`."""

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from ...core.sharding import constrain
 from ...core.types import Array
-from ..config import ModelConfig
+from ..spec import Spec
 from .projections import Linear
 
 # "gelu" as in torch: the erfc of jax.nn.gelu takes XLA:CPU twice the time.
@@ -25,11 +25,11 @@ ACTIVATION: dict[str, Callable[[Array], Array]] = {
 class Mlp(nnx.Module):
     """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: DTypeLike):
-        self.activation = config.activation
-        kind = {"bias": config.mlp_bias, "dtype": dtype}
-        into, back = (config.width, config.mlp_width), (config.mlp_width, config.width)
-        self.gate = Linear(rngs, into, ("embed", "mlp"), **kind) if config.gated else None
+    def __init__(self, spec: Spec, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.activation = spec.activation
+        kind = {"bias": spec.mlp_bias, "dtype": dtype}
+        into, back = (spec.width, spec.mlp_width), (spec.mlp_width, spec.width)
+        self.gate = Linear(rngs, into, ("embed", "mlp"), **kind) if spec.gated else None
         self.up = Linear(rngs, into, ("embed", "mlp"), **kind)
         self.down = Linear(rngs, back, ("mlp", "embed"), **kind)
 

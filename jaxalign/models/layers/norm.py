@@ -8,17 +8,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ...core.types import Array
-from ..config import ModelConfig
+from ..spec import Spec
 
 
 class Norm(nnx.Module):
     """Root-mean-square norm, or layer norm with bias, over the last axis, in float32."""
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike):
-        self.eps = config.norm_eps
-        self.scale = nnx.Param(jnp.ones(config.width, dtype), out_sharding=("norm",))
-        centered = config.norm == "layer"
-        blank = jnp.zeros(config.width, dtype)
+    def __init__(self, spec: Spec, dtype: DTypeLike):
+        self.eps = spec.norm_eps
+        self.scale = nnx.Param(jnp.ones(spec.width, dtype), out_sharding=("norm",))
+        centered = spec.norm == "layer"
+        blank = jnp.zeros(spec.width, dtype)
         self.bias = nnx.Param(blank, out_sharding=("norm",)) if centered else None
 
     def __call__(self, x: Array) -> Array:

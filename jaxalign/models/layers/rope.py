@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core.types import Array
-from ..config import Rope
+from ..spec import Rope
 
 
 def frequencies(rope: Rope) -> np.ndarray:

@@ -26,7 +26,7 @@ class Rope:
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class Spec:
     """The mathematics of one decoder. Widths are counts of scalars."""
 
     family: str
