@@ -20,6 +20,7 @@ from jaxalign.core.sharding import BATCH, repeatable, replicated
 from jaxalign.data.examples import Example
 from jaxalign.data.pack import CachedStats, head_chunks, pack
 from jaxalign.data.store import Examples
+from jaxalign.hf.peft import adapters
 from jaxalign.models.adapted import Adapted, adapt
 from jaxalign.models.decoder import Params, Remat, build
 from jaxalign.models.families import FAMILIES, read_config
@@ -241,8 +242,8 @@ def program(work: Work, mesh: Mesh) -> Program:
 
 def all_linears(spec: Spec) -> LowRank:
     """Adapters on every linear layer of a block."""
-    names = FAMILIES[spec.family].names
-    return LowRank(RANK, 2.0 * RANK, False, tuple(names.linears), names.fused)
+    targets = tuple(FAMILIES[spec.family].names.linears)
+    return adapters(spec, targets, RANK, 2.0 * RANK, stabilized=False)
 
 
 def parameters(params: Any) -> int:

@@ -52,14 +52,15 @@ def models(folder: Path) -> tuple[Any, Any]:
 
     qwen3 = importlib.import_module("tunix.models.qwen3.model")
     shape = work.decoder(folder)
+    first = shape.layers[0]
     config = qwen3.ModelConfig(
-        num_layers=shape.layers,
+        num_layers=len(shape.layers),
         vocab_size=shape.vocab,
         embed_dim=shape.width,
-        hidden_dim=shape.mlp_width,
-        num_heads=shape.heads,
-        head_dim=shape.head_width,
-        num_kv_heads=shape.kv_heads,
+        hidden_dim=first.mlp.width,
+        num_heads=first.attention.heads,
+        head_dim=first.attention.head_width,
+        num_kv_heads=first.attention.kv_heads,
         rope_theta=10_000,
         norm_eps=1e-6,
     )

@@ -100,8 +100,12 @@ def forward_flops(spec: Spec, pairs: Sequence[Pair]) -> Flops:
     parameter of the output matrix for each scored token. Norms, activations, softmax, the embedding
     and the update are left out.
     """
-    attention = spec.width * spec.head_width * (2 * spec.heads + 2 * spec.kv_heads)
-    mlp = (3 if spec.gated else 2) * spec.width * spec.mlp_width
+    matrices = heads = 0
+    for layer in spec.layers:
+        a, mlp = layer.attention, layer.mlp
+        matrices += spec.width * a.head_width * 2 * (a.heads + a.kv_heads)
+        matrices += spec.width * mlp.width * (3 if mlp.gated else 2)
+        heads += a.heads * a.head_width
     tokens = visible = scored = 0
     for prompt, *responses in pairs:
         p = len(prompt)
@@ -112,7 +116,7 @@ def forward_flops(spec: Spec, pairs: Sequence[Pair]) -> Flops:
             visible += r * p + r * (r + 1) // 2
             scored += r if p else r - 1
     return Flops(
-        linear=spec.layers * 2 * (attention + mlp) * tokens,
-        attention=spec.layers * 4 * spec.heads * spec.head_width * visible,
+        linear=2 * matrices * tokens,
+        attention=4 * heads * visible,
         head=2 * spec.width * spec.vocab * scored,
     )

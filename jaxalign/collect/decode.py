@@ -37,7 +37,8 @@ class _State(NamedTuple):
 
     key: Array  # [N]
     pad: Array  # [N] columns of the cache before the prompt
-    filled: Array  # [] columns of the cache that are filled
+    columns: Array  # [columns] 0, 1, ...: the columns of the cache
+    filled: Array  # [] how many of them are filled
     step: Array  # []
     token: Array  # [N] the last token drawn
     done: Array  # [N] bool
@@ -199,7 +200,8 @@ def _begin(
     cache = model.init_cache(n, width + how.max_new)
     blank = jnp.full((n, how.max_new), -1, jnp.int32)
     zero, zeros = jnp.int32(0), jnp.zeros(n, jnp.int32)
-    state = _State(key, width - length, zero, zero, zeros, zeros > 0, blank, cache)
+    columns = jnp.arange(width + how.max_new)
+    state = _State(key, width - length, columns, zero, zero, zeros, zeros > 0, blank, cache)
     return _next(model, how, params, state, ids)
 
 
@@ -222,10 +224,9 @@ def _next(model: Model, how: _How, params: Params, state: _State, tokens: Array)
 
     The end of a response is followed by -1.
     """
-    columns = jnp.arange(state.cache["keys"].shape[2])
     pad = state.pad[:, None]  # [N, 1]
     own = state.filled + jnp.arange(tokens.shape[1])
-    sees = (columns <= own[:, None]) & (columns >= pad[:, :, None])  # [N, L, columns]
+    sees = (state.columns <= own[:, None]) & (state.columns >= pad[:, :, None])  # [N, L, columns]
     positions = jnp.maximum(own - pad, 0)
     hidden, head, cache = model.extend(
         params, state.cache, tokens, positions, sees[:, None], state.filled
@@ -235,7 +236,8 @@ def _next(model: Model, how: _How, params: Params, state: _State, tokens: Array)
     done = state.done | jnp.isin(token, jnp.array(how.stop, jnp.int32))
     out = state.out.at[:, state.step].set(jnp.where(done, -1, token))
     filled = state.filled + tokens.shape[1]
-    return _State(state.key, state.pad, filled, state.step + 1, token, done, out, cache)
+    step = state.step + 1
+    return state._replace(filled=filled, step=step, token=token, done=done, out=out, cache=cache)
 
 
 def _draw(how: _How, key: Array, step: Array, logits: Array) -> Array:

@@ -211,7 +211,7 @@ def _tensors_of(
 ) -> Iterator[dict[Weight, list[Tensor]]]:
     """The tensors of each parameter of a checkpoint, checked, readable until the context ends."""
     with open_tensors(weight_files(folder)) as tensors:
-        plan = [w for w in weights(model.spec) if w.path[0] not in made]
+        plan = [w for w in weights(model) if w.path[0] not in made]
         found = {w: layers_of(w, tensors, model, Path(folder)) for w in plan}
         _refuse_unexpected(tensors, {t.name for ts in found.values() for t in ts}, model)
         yield found
@@ -231,10 +231,9 @@ def layers_of(
 ) -> list[Tensor]:
     """The tensors of one parameter, one per layer, checked against the configuration."""
     shape = weight.of(model.abstract).shape
-    wanted = hf_shape(weight, shape[1:] if weight.stacked else shape)
+    wanted = hf_shape(weight, shape[1:] if weight.layers else shape)
     found = []
-    for layer in range(model.spec.layers if weight.stacked else 1):
-        name = weight.name.format(layer)
+    for name in weight.names:
         tensor = next((tensors[n] for n in (name, *weight.other_names) if n in tensors), None)
         if tensor is None:
             raise UserError(
@@ -262,7 +261,7 @@ def _refuse_unexpected(tensors: dict[str, Tensor], used: set[str], model: Model)
         unembedding = name in heads(model.spec)
         if model.spec.scores and unembedding:
             continue  # the reward head replaces it
-        embed = tensors[weights(model.spec)[0].name]
+        embed = tensors[weights(model)[0].name]
         if model.spec.tied and unembedding and _equal(tensor, embed):
             continue
         tied = " (config.json ties the head to the embedding)" if model.spec.tied else ""
@@ -294,12 +293,12 @@ def place(
     @functools.cache  # devices with the same part share one read
     def read(*bounds: tuple[int, int]) -> np.ndarray:
         index = tuple(slice(*b) for b in bounds)
-        own = index[1:] if weight.stacked else index
-        chosen = layers[index[0]] if weight.stacked else layers
-        parts = [read_part(weight, t.slices, own, model.spec.head_width) for t in chosen]
+        own = index[1:] if weight.layers else index
+        chosen = layers[index[0]] if weight.layers else layers
+        parts = [read_part(weight, t.slices, own) for t in chosen]
         out = np.empty([b - a for a, b in bounds], leaf.dtype)
         for i, part in enumerate(parts):
-            out[i if weight.stacked else ...] = part
+            out[i if weight.layers else ...] = part
         return out
 
     def callback(index: Any) -> np.ndarray:

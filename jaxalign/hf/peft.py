@@ -8,22 +8,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from ..errors import UserError, near_miss
 from ..files import read_json, whole_folder
 from ..models.adapted import Adapted, adapt, materialized
 from ..models.decoder import Model, Params
-from ..models.lora import ATTENTION_INPUTS, LowRank
+from ..models.lora import LowRank
 from ..models.spec import Spec
 from ..settings import Lora
-from ..shown import shown
+from ..shown import listed, shown
 from .load import layers_of, load_params, open_tensors, placed, resolve
 from .save import by_tensor, gathered
-from .weights import Weight, names_of
+from .weights import Weight, fused_rows, names_of, stacks
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+TENSOR = {"lora_a": "lora_A", "lora_b": "lora_B"}
 READ = ("r", "lora_alpha", "use_rslora", "base_model_name_or_path")
 INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 """Initializations that do not change the base model; pissa, olora and others change it."""
@@ -50,12 +52,12 @@ def low_rank(settings: Lora, spec: Spec, where: str) -> LowRank:
     Raises:
       UserError: a target is no linear layer of this decoder, or only a part of a fused layer.
     """
-    known: dict[str, list[tuple[str, str]]] = {}
+    known: dict[str, list[tuple[str, ...]]] = {}
     names = names_of(spec)
     for path, module in names.linears.items():
         for name in (path[-1], module.rpartition(".")[-1]):
             known.setdefault(name, []).append(path)
-    chosen: set[tuple[str, str]] = set()
+    chosen: set[tuple[str, ...]] = set()
     for target in known if settings.targets is None else settings.targets:
         if target not in known:
             raise UserError(
@@ -63,40 +65,54 @@ def low_rank(settings: Lora, spec: Spec, where: str) -> LowRank:
                 f"{near_miss(target, known)}"
             )
         chosen |= set(known[target])
-    missing = [path[-1] for path in ATTENTION_INPUTS if path not in chosen]
-    if names.fused and 0 < len(missing) < len(ATTENTION_INPUTS):
-        raise UserError(
-            f"{where}.targets: model_type '{spec.family}' fuses query, key and value in one "
-            f"matrix, and {missing[0]} is not named; name query_key_value"
-        )
-    targets = tuple(path for path in names.linears if path in chosen)
-    return LowRank(settings.rank, settings.alpha, settings.rank_stabilized, targets, names.fused)
-
-
-def weights(adapters: LowRank, spec: Spec) -> tuple[Weight, ...]:
-    """All adapters and their tensors in PEFT's file."""
-    names = names_of(spec)
-    found = []
-    for path in adapters.targets:
-        name = f"{PREFIX}{names.layer}{names.linears[path]}"
-        shared = adapters.fused and path in ATTENTION_INPUTS
-        part = ATTENTION_INPUTS.index(path) if shared else 0
-        if part == 0:
-            owner = path[:1] if shared else path
-            found.append(
-                Weight(("layers", *owner, "lora_a"), f"{name}.lora_A.weight", "transposed")
+    for path in sorted(chosen):
+        together = names.together(path)
+        if missing := [other[-1] for other in together if other not in chosen]:
+            module = names.linears[path].rpartition(".")[-1]
+            raise UserError(
+                f"{where}.targets: model_type '{spec.family}' fuses "
+                f"{listed([other[-1] for other in together], quote='')} in one matrix, and "
+                f"{missing[0]} is not named; name {module}"
             )
-        axes = "fused" if shared else "transposed"
-        found.append(Weight(("layers", *path, "lora_b"), f"{name}.lora_B.weight", axes, part))
+    targets = tuple(path for path in names.linears if path in chosen)
+    return adapters(spec, targets, settings.rank, settings.alpha, settings.rank_stabilized)
+
+
+def adapters(
+    spec: Spec, targets: tuple[tuple[str, ...], ...], rank: int, alpha: float, stabilized: bool
+) -> LowRank:
+    """Adapters of these layers, which share an A where the checkpoint fuses their matrices."""
+    groups = dict.fromkeys(names_of(spec).together(path) for path in targets)
+    shared = tuple(group for group in groups if len(group) > 1)
+    return LowRank(rank, alpha, stabilized, targets, shared)
+
+
+def weights(model: Adapted) -> tuple[Weight, ...]:
+    """All adapters and their tensors in PEFT's file."""
+    spec, found = model.base.spec, []
+    order = {path: i for i, path in enumerate(names_of(spec).linears)}
+    names, shared = names_of(spec), {g[0][:-1]: g for g in model.low_rank.shared}
+    for key, numbers in stacks(spec).items():
+        block: dict[tuple[str, ...], Any] = flatten_dict(model.abstract["layers"].get(key, {}))
+        for path in sorted(block, key=lambda p: order.get(p[:-1], -1)):
+            owner, leaf = path[:-1], path[-1]
+            group = shared[owner] if owner in shared else names.together(owner)
+            name = f"{PREFIX}{names.layer}{names.linears[group[0]]}.{TENSOR[leaf]}.weight"
+            rows = None
+            if leaf == "lora_b":
+                widths = [block[(*other, leaf)].shape[-1] for other in group]
+                rows = fused_rows(spec, group.index(owner), widths)
+            full = ("layers", key, *path)
+            found.append(Weight(full, name, "transposed", rows, layers=numbers))
     return tuple(found)
 
 
-def save_adapter(folder: Path, adapters: Params, model: Adapted, *, base: str, card: str) -> None:
+def save_adapter(folder: Path, params: Params, model: Adapted, *, base: str, card: str) -> None:
     """Write adapters so that PEFT loads them; every process of a run must call this.
 
     Args:
       folder: folder to write; replaced if it exists.
-      adapters: adapters as in `model.abstract`.
+      params: adapters as in `model.abstract`.
       model: the decoder with its adapters.
       base: folder or hub name of the frozen checkpoint.
       card: text of the model card, README.md.
@@ -106,10 +122,10 @@ def save_adapter(folder: Path, adapters: Params, model: Adapted, *, base: str, c
       UserError: a value is not finite.
     """
     settings, spec = model.low_rank, model.base.spec
-    named = list(by_tensor(weights(settings, spec), spec.layers))
+    named = list(by_tensor(weights(model), len(spec.layers)))
     with whole_folder(folder) as partial:
         kinds = {name: "float32" for name, _, _ in named}
-        tensors = gathered(adapters, model.whole, named, kinds)
+        tensors = gathered(params, model.whole, named, kinds)
         held = {name: tensor for name, tensor in tensors if partial}
         if partial:
             save_file(held, partial / TENSORS, metadata={"format": "pt"})
@@ -118,7 +134,7 @@ def save_adapter(folder: Path, adapters: Params, model: Adapted, *, base: str, c
             (partial / "README.md").write_text(card, encoding="utf-8")
 
 
-def _config(adapters: LowRank, spec: Spec, base: str) -> dict[str, Any]:
+def _config(low_rank: LowRank, spec: Spec, base: str) -> dict[str, Any]:
     linears = names_of(spec).linears
     return {
         "base_model_name_or_path": base,
@@ -126,13 +142,13 @@ def _config(adapters: LowRank, spec: Spec, base: str) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "lora_alpha": adapters.alpha,
+        "lora_alpha": low_rank.alpha,
         "lora_dropout": 0.0,
         "peft_type": "LORA",
-        "r": adapters.rank,
-        "target_modules": sorted({linears[path].rpartition(".")[-1] for path in adapters.targets}),
+        "r": low_rank.rank,
+        "target_modules": sorted({linears[path].rpartition(".")[-1] for path in low_rank.targets}),
         "task_type": "CAUSAL_LM",
-        "use_rslora": adapters.rank_stabilized,
+        "use_rslora": low_rank.rank_stabilized,
     }
 
 
@@ -161,8 +177,8 @@ def load_merged(folder: Path, model: Model) -> Params:
     params = load_params(base_folder(folder), model)
     if not (folder / CONFIG).is_file():
         return params
-    adapted, adapters = load_adapter(folder, model)
-    return materialized(adapted.merged(params, adapters), model)
+    adapted, low = load_adapter(folder, model)
+    return materialized(adapted.merged(params, low), model)
 
 
 def load_adapter(folder: Path, model: Model) -> tuple[Adapted, Params]:
@@ -185,15 +201,13 @@ def load_adapter(folder: Path, model: Model) -> tuple[Adapted, Params]:
         raise UserError(f"{file}: missing; save the adapter as safetensors")
     with open_tensors([file]) as tensors:
         targets = _targets(tensors, model.spec, file)
-        adapters = LowRank(**settings, targets=targets, fused=names_of(model.spec).fused)
-        adapted = adapt(model, adapters)
-        plan = weights(adapters, model.spec)
-        found = {w: layers_of(w, tensors, adapted.whole, folder) for w in plan}
+        adapted = adapt(model, adapters(model.spec, targets, **settings))
+        found = {w: layers_of(w, tensors, adapted.whole, folder) for w in weights(adapted)}
         return adapted, placed(found, adapted.whole, lambda path, leaf: leaf)
 
 
 def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The `LowRank` fields of rank and scale; refuses keys that may change the mathematics."""
+    """Rank and scale for `adapters`; refuses keys that may change the mathematics."""
     wanted = {"peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": INITS}
     for key, value in raw.items():
         known = not value or key in READ or key in HARMLESS
@@ -207,10 +221,10 @@ def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
         if type(value) not in kinds or value <= 0:
             raise UserError(f"{file}: {key}: got {shown(value)}, wanted a positive number")
     stabilized = bool(raw.get("use_rslora"))
-    return {"rank": raw["r"], "alpha": raw["lora_alpha"], "rank_stabilized": stabilized}
+    return {"rank": raw["r"], "alpha": raw["lora_alpha"], "stabilized": stabilized}
 
 
-def _targets(tensors: Iterable[str], spec: Spec, file: Path) -> tuple[tuple[str, str], ...]:
+def _targets(tensors: Iterable[str], spec: Spec, file: Path) -> tuple[tuple[str, ...], ...]:
     """The linear layers that the named tensors adapt."""
     names = names_of(spec)
     start, end = (re.escape(part) for part in (PREFIX + names.layer).split("{}"))
@@ -218,11 +232,11 @@ def _targets(tensors: Iterable[str], spec: Spec, file: Path) -> tuple[tuple[str,
     found = set()
     for name in tensors:
         match = pattern.fullmatch(name)
-        module = match and int(match[1]) < spec.layers and match[2]
+        module = match and int(match[1]) < len(spec.layers) and match[2]
         if module not in names.linears.values():
             raise UserError(
                 f"{file}: tensor '{name}' is no adapter of a linear layer of model_type "
-                f"'{spec.family}' with {spec.layers} layers; does it belong to this base?"
+                f"'{spec.family}' with {len(spec.layers)} layers; does it belong to this base?"
             )
         found.add(module)
     return tuple(path for path, module in names.linears.items() if module in found)

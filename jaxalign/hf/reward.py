@@ -24,8 +24,14 @@ def with_scores(spec: Spec, scores: int, where: Path) -> Spec:
       where: folder of the checkpoint, for messages.
 
     Raises:
-      UserError: the checkpoint already has a reward head, of another kind.
+      UserError: the checkpoint already has a reward head, of another kind, or transformers has no
+        reward head for its family.
     """
+    if scores and FAMILIES[spec.family].classifier is None:
+        raise UserError(
+            f"{where}: transformers has no reward model of model_type '{spec.family}' and could "
+            "not read the export; start from a checkpoint of another family"
+        )
     if spec.scores == scores or not spec.scores:
         return dataclasses.replace(spec, scores=scores)
     if not scores:

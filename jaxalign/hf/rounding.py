@@ -54,17 +54,17 @@ def rounding(
       None if the dtypes hold every weight exactly, or no weight has changed.
     """
     kinds = {name: kind for name, _, kind in export_plan(model, source, dtype)}
-    plan = [w for w in weights(model.spec) if not (model.spec.scores and w.path[0] == "head")]
+    plan = [w for w in weights(model) if not (model.spec.scores and w.path[0] == "head")]
     plan = [w for w in plan if isinstance(w.of(params), Merged)] or plan
     total, coarse = np.zeros(2), set()
     with open_tensors(weight_files(source)) as tensors:
         for weight in plan:
-            leaf, kind = weight.of(params), kinds[weight.name.format(0)]
+            leaf, kind = weight.of(params), kinds[weight.names[0]]
             if not isinstance(leaf, Merged) and jnp.promote_types(leaf.dtype, kind) == kind:
                 continue
             coarse.add(jnp.dtype(kind).name)
             for i, tensor in enumerate(layers_of(weight, tensors, model, Path(source))):
-                new = _layer(leaf, i) if weight.stacked else leaf
+                new = _layer(leaf, i) if weight.layers else leaf
                 start = new.kernel if isinstance(new, Merged) else _start(weight, tensor, model)
                 ends = _rounded(start, kind), _rounded(new, kind)
                 total += np.array(jax.device_get(_sums(new, start, *ends)))
@@ -85,7 +85,7 @@ def lossy(
     """
     kinds = {name: kind for name, _, kind in export_plan(model, source, dtype)}
     held = jnp.float32 if merged else model.param_dtype
-    found = {w.path: kinds[w.name.format(0)] for w in weights(model.spec)}
+    found = {w.path: kinds[w.names[0]] for w in weights(model)}
     return {p: kind.name for p, kind in found.items() if jnp.promote_types(held, kind) != kind}
 
 
@@ -117,9 +117,9 @@ def _sums(new: Any, start: Any, rounded_start: Array, rounded: Array) -> tuple[A
 def _start(weight: Weight, tensor: Tensor, model: Model) -> Array:
     """One layer of a parameter of the starting checkpoint, on the mesh."""
     leaf = weight.of(model.abstract)
-    if weight.stacked:
+    if weight.layers:
         spec = PartitionSpec(*leaf.sharding.spec[1:])
         sharding = NamedSharding(model.mesh, spec)
         leaf = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
-        weight = dataclasses.replace(weight, name=tensor.name)
+        weight = dataclasses.replace(weight, name=tensor.name, layers=None)
     return place(weight, [tensor], leaf, model)

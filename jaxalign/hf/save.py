@@ -42,7 +42,7 @@ PADDED = ("tokenizer_config.json", "special_tokens_map.json")
 """The copied files that name the pad token."""
 
 Named = tuple[str, int, list[Weight]]
-"""A tensor of a file: its name, its layer, and its parameters (three if it is fused)."""
+"""A tensor of a file: its name, its place in its stack, and its parameters, several if fused."""
 
 
 def save_checkpoint(
@@ -142,7 +142,7 @@ def _write_weights(
     plan = export_plan(model, source, dtype)
     files = _split({n: math.prod(s) * np.dtype(d).itemsize for n, s, d in plan}, max_shard_bytes)
     kinds = {name: kind for name, _, kind in plan}
-    named = by_tensor(weights(model.spec), model.spec.layers)
+    named = by_tensor(weights(model), len(model.spec.layers))
     tensors = gathered(params, model, named, kinds)
     weight_map = {}
     for number, names in enumerate(files, 1):
@@ -161,16 +161,17 @@ def _write_weights(
 
 def by_tensor(plan: Iterable[Weight], layers: int) -> Iterator[Named]:
     """All tensors to write, in order."""
-    groups: dict[str, list[Weight]] = {}
+    groups: dict[tuple[str, range | None], list[Weight]] = {}
     for weight in plan:
-        groups.setdefault(weight.name, []).append(weight)
-    whole = [parts for parts in groups.values() if not parts[0].stacked]
-    stacked = [parts for parts in groups.values() if parts[0].stacked]
+        groups.setdefault((weight.name, weight.layers), []).append(weight)
+    whole = [parts for parts in groups.values() if parts[0].layers is None]
+    stacked = [(parts[0].layers, parts) for parts in groups.values() if parts[0].layers]
     for parts in whole[:1]:
         yield parts[0].name, 0, parts
     for layer in range(layers):
-        for parts in stacked:
-            yield parts[0].name.format(layer), layer, parts
+        for numbers, parts in stacked:
+            if layer in numbers:
+                yield parts[0].name.format(layer), numbers.index(layer), parts
     for parts in whole[1:]:
         yield parts[0].name, 0, parts
 
@@ -188,11 +189,11 @@ def export_plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str
         with open_tensors(weight_files(source)) as tensors:
             kept = {name: FLOATS[tensor.dtype] for name, tensor in tensors.items()}
     plan = []
-    for name, _, parts in by_tensor(weights(model.spec), model.spec.layers):
+    for name, _, parts in by_tensor(weights(model), len(model.spec.layers)):
         shape = parts[0].of(model.abstract).shape
-        shape = hf_shape(parts[0], shape[1:] if parts[0].stacked else shape)
+        shape = hf_shape(parts[0], shape[1:] if parts[0].layers else shape)
         # A head that is not in the source gets the dtype of the embedding.
-        names = (name, *parts[0].other_names, weights(model.spec)[0].name)
+        names = (name, *parts[0].other_names, weights(model)[0].name)
         kind = dtype or next(kept[n] for n in names if n in kept)
         plan.append((name, shape, jax.numpy.dtype(kind)))
     return plan
@@ -225,10 +226,10 @@ def gathered(
     for name, layer, parts in named:
         kind = kinds[name]
         arrays = [
-            cut(w.of(params), layer, kind) if w.stacked else cast(w.of(params), kind) for w in parts
+            cut(w.of(params), layer, kind) if w.layers else cast(w.of(params), kind) for w in parts
         ]
         host = [np.asarray(a.addressable_data(0)) for a in arrays]
-        tensor = write_tensor(parts[0].axes, host, model.spec.head_width)
+        tensor = write_tensor(parts, host)
         if not np.isfinite(tensor).all():
             raise UserError(
                 f"tensor '{name}': got values that are not finite in {np.dtype(kind).name}; "

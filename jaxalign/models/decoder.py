@@ -19,12 +19,14 @@ from .attention.mask import KEPT, RowMask
 from .layers.block import Block
 from .layers.norm import Norm
 from .layers.projections import Linear, normal_param
-from .layers.rope import rope_tables
+from .layers.rope import Tables, rope_tables
 from .lora import LowRank, attach
-from .spec import Spec
+from .patterns import Run, runs
+from .spec import Rope, Spec
 
 Params = dict[str, Any]
-Cache = dict[str, Array]
+Cache = dict[str, dict[str, Array]]
+"""Keys and values of each stack of layers, by the number of its first layer."""
 Remat = Literal["none", "full", "dots"]
 
 
@@ -40,21 +42,30 @@ class Encoded(NamedTuple):
 
 
 class Decoder(nnx.Module):
-    """A causal language model, or a reward model. Layers are stacked on a leading axis."""
+    """A causal language model, or a reward model.
+
+    The layers of each place of a repeating pattern are stacked on a leading axis; `layers` has the
+    stacks by the number of their first layer.
+    """
 
     def __init__(self, spec: Spec, rngs: nnx.Rngs, dtype: DTypeLike, lora: LowRank | None = None):
         self.spec = spec
         self.embed = normal_param(rngs, (spec.vocab, spec.width), ("vocab", "embed"), dtype)
 
-        def layer(rngs: nnx.Rngs) -> Block:
-            block = Block(spec, rngs, dtype)
-            if lora is not None:
-                attach(block, lora, rngs)
-            return block
+        def stacked(numbers: range) -> Block:
+            def layer(rngs: nnx.Rngs) -> Block:
+                block = Block(spec.layers[numbers[0]], spec.width, rngs, dtype)
+                if lora is not None:
+                    attach(block, lora, rngs)
+                return block
 
-        stack = nnx.vmap(layer, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        self.layers = stack(rngs.split(spec.layers))
-        self.norm = Norm(spec, dtype)
+            stack = nnx.vmap(layer, transform_metadata={nnx.PARTITION_NAME: "layers"})
+            return stack(rngs.split(len(numbers)))
+
+        self.runs = runs(spec.layers)
+        stacks = [numbers for run in self.runs for numbers in run.stacks]
+        self.layers = nnx.Dict({str(numbers[0]): stacked(numbers) for numbers in stacks})
+        self.norm = Norm(spec.norm, (spec.width,), dtype)
         head = (spec.width, spec.vocab), ("embed", "vocab")
         if spec.scores:
             head = (spec.width, spec.scores), ("embed", None)
@@ -65,13 +76,26 @@ class Decoder(nnx.Module):
         """Tokens [K, L] -> their embeddings [K, L, D]."""
         # Gathering from a table that is sharded over its width makes XLA replicate the result.
         table = constrain(self.embed[...].astype(dtype), "vocab", None)
-        return constrain(table[ids], "batch", None, None)
+        x = constrain(table[ids], "batch", None, None)
+        scale = self.spec.embed_scale
+        return x if scale == 1 else x * jnp.asarray(scale, dtype)
+
+    def finished(self, x: Array) -> Array:
+        """The output of the last layer [K, L, D] -> what the head multiplies."""
+        x = self.norm(x)
+        scale = 1.0 if self.spec.scores else self.spec.logit_scale
+        return x if scale == 1 else x * scale
 
     def head_matrix(self, dtype: DTypeLike) -> Array:
         """The matrix [D, V] that turns hidden states into logits."""
         if self.head is None:
             return self.embed[...].astype(dtype).T
         return self.head.kernel[...].astype(dtype)
+
+    def _tables(self, positions: Array) -> dict[Rope | None, Tables | None]:
+        """The rotary tables of all layers."""
+        kinds = {layer.attention.rope for layer in self.spec.layers} - {None}
+        return {None: None} | {rope: rope_tables(rope, positions) for rope in kinds if rope}
 
     def __call__(
         self, ids: Array, mask: RowMask, mesh: Mesh, dtype: DTypeLike, remat: Remat, layers: bool
@@ -80,11 +104,16 @@ class Decoder(nnx.Module):
 
         If `layers` is set, also the mean over the width after each layer, [layers, K, L].
         """
-        tables = rope_tables(self.spec.rope, mask.positions)
+        tables = self._tables(mask.positions)
 
-        def layer(x, block):
-            x, _ = block(x, tables, lambda q, k, v: (attend(q, k, v, mask, mesh), None))
-            return x, x.mean(-1, dtype=jnp.float32) if layers else None
+        def layer(x: Array, block: Block) -> Array:
+            kind = block.layer.attention
+            # A window as long as the row hides nothing, and a backend may have none.
+            window = kind.window if (kind.window or 0) < ids.shape[1] else None
+            own = {"window": window, "softcap": kind.softcap, "scale": kind.scale}
+            how = dataclasses.replace(mask, **own)
+            x, _ = block(x, tables[kind.rope], lambda q, k, v: (attend(q, k, v, how, mesh), None))
+            return x
 
         if remat != "none":
             policies = jax.checkpoint_policies
@@ -93,40 +122,68 @@ class Decoder(nnx.Module):
             )
             policy = kept if remat == "dots" else None
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        x, means = jax.lax.scan(layer, self.embedded(ids, dtype), self.layers)
-        return self.norm(x), means
+
+        def pattern(x: Array, blocks: list[Block]) -> tuple[Array, Array | None]:
+            means = []
+            for block in blocks:
+                x = layer(x, block)
+                if layers:
+                    means.append(x.mean(-1, dtype=jnp.float32))
+            return x, jnp.stack(means) if layers else None
+
+        x, means = self.embedded(ids, dtype), []
+        for run in self.runs:
+            x, found = jax.lax.scan(pattern, x, self._blocks(run))
+            means += [] if found is None else [found.reshape(-1, *found.shape[2:])]
+        return self.finished(x), jnp.concatenate(means) if layers else None
+
+    def _blocks(self, run: Run) -> list[Block]:
+        return [self.layers[str(numbers[0])] for numbers in run.stacks]
 
     def extend(
         self, ids: Array, positions: Array, mask: Array, cache: Cache, at: Array
     ) -> tuple[Array, Cache]:
         """Like `__call__`, with keys and values of earlier columns from `cache`."""
-        tables = rope_tables(self.spec.rope, positions)
+        tables = self._tables(positions)
+        places = at + jnp.arange(ids.shape[1])[:, None] - jnp.arange(mask.shape[-1])  # [L, columns]
 
-        def layer(carry, indexed):
-            x, keys, values = carry
-            block, i = indexed
+        def layer(x: Array, block: Block, keys: Array, values: Array, i: Array) -> Any:
+            kind = block.layer.attention
+            sees = mask if kind.window is None else mask & (places < kind.window)
 
             def cached(q, k, v):
                 new_keys = jax.lax.dynamic_update_slice(keys, k[None], (i, 0, at, 0, 0))
                 new_values = jax.lax.dynamic_update_slice(values, v[None], (i, 0, at, 0, 0))
-                out = attend_cached(q, new_keys[i], new_values[i], mask)
-                return out, (new_keys, new_values)
+                out = attend_cached(q, new_keys[i], new_values[i], sees, kind.scale, kind.softcap)
+                return out, {"keys": new_keys, "values": new_values}
 
-            x, (keys, values) = block(x, tables, cached)
-            return (x, keys, values), None
+            return block(x, tables[kind.rope], cached)
 
-        x = self.embedded(ids, cache["keys"].dtype)
-        start = (x, cache["keys"], cache["values"])
-        indexed = (self.layers, jnp.arange(self.spec.layers))
-        (x, keys, values), _ = jax.lax.scan(layer, start, indexed)
-        return self.norm(x), {"keys": keys, "values": values}
+        def pattern(carry: tuple[Array, list[dict[str, Array]]], indexed: Any) -> Any:
+            x, caches = carry
+            blocks, i = indexed
+            kept = []
+            for block, held in zip(blocks, caches, strict=True):
+                x, new = layer(x, block, held["keys"], held["values"], i)
+                kept.append(new)
+            return (x, kept), None
+
+        x, after = self.embedded(ids, jax.tree.leaves(cache)[0].dtype), {}
+        for run in self.runs:
+            names = [str(numbers[0]) for numbers in run.stacks]
+            indexed = (self._blocks(run), jnp.arange(run.repeats))
+            start = (x, [cache[name] for name in names])
+            (x, kept), _ = jax.lax.scan(pattern, start, indexed)
+            after |= dict(zip(names, kept, strict=True))
+        return self.finished(x), after
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
     """A decoder without its parameters: static, to close over in jitted functions.
 
-    Parameters are a nested dict of arrays, layers stacked on the leading axis.
+    Parameters are a nested dict of arrays. Layers are stacked on the leading axis, by the number of
+    the first layer of a stack: `params["layers"]["0"]`.
     """
 
     spec: Spec
@@ -183,10 +240,15 @@ class Model:
 
     def init_cache(self, rows: int, columns: int) -> Cache:
         """Empty keys and values of `columns` positions, each [layers, rows, columns, Hk, C]."""
-        c = self.spec
-        shape = (c.layers, rows, columns, c.kv_heads, c.head_width)
-        blank = constrain(jnp.zeros(shape, self.dtype), None, "batch", None, "heads", None)
-        return {"keys": blank, "values": blank}
+
+        def blank(numbers: range) -> dict[str, Array]:
+            kind = self.spec.layers[numbers[0]].attention
+            shape = (len(numbers), rows, columns, kind.kv_heads, kind.head_width)
+            zeros = constrain(jnp.zeros(shape, self.dtype), None, "batch", None, "heads", None)
+            return {"keys": zeros, "values": zeros}
+
+        stacks = [numbers for run in runs(self.spec.layers) for numbers in run.stacks]
+        return {str(numbers[0]): blank(numbers) for numbers in stacks}
 
     def extend(
         self,

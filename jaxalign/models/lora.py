@@ -8,7 +8,9 @@ so an adapted layer first computes the same as the layer without adapters. There
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,6 @@ from flax import nnx
 
 from .layers.block import Block
 from .layers.projections import Linear
-
-ATTENTION_INPUTS = (("attention", "query"), ("attention", "key"), ("attention", "value"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +27,10 @@ class LowRank:
     rank: int
     alpha: float
     rank_stabilized: bool
-    targets: tuple[tuple[str, str], ...]
+    targets: tuple[tuple[str, ...], ...]
     """Linear layers by their path in a block: ("mlp", "up")."""
-    fused: bool
-    """Query, key and value share one A, as in a PEFT adapter of their fused matrix."""
+    shared: tuple[tuple[tuple[str, ...], ...], ...] = ()
+    """Targets that share one A, as in a PEFT adapter of their fused matrix."""
 
     @property
     def scale(self) -> float:
@@ -55,13 +55,17 @@ def attach(block: Block, low_rank: LowRank, rngs: nnx.Rngs) -> None:
     def axes(linear: Linear) -> tuple[str, str]:
         return linear.kernel.get_metadata("out_sharding")
 
-    block.attention.lora_scale = low_rank.scale
+    sharing = {path for group in low_rank.shared for path in group}
     for path in low_rank.targets:
-        linear: Linear = getattr(getattr(block, path[0]), path[1])
+        linear: Linear | None = functools.reduce(getattr, path, block)
+        if linear is None:
+            continue
         linear.lora_scale = low_rank.scale
-        if not (low_rank.fused and path in ATTENTION_INPUTS):
+        if path not in sharing:
             linear.lora_a = down(linear)
         zeros = jnp.zeros((low_rank.rank, linear.kernel.shape[1]))
         linear.lora_b = nnx.Param(zeros, out_sharding=("rank", axes(linear)[1]))
-    if low_rank.fused and ATTENTION_INPUTS[0] in low_rank.targets:
-        block.attention.lora_a = down(block.attention.query)
+    for group in low_rank.shared:
+        part: Any = functools.reduce(getattr, group[0][:-1], block)
+        part.lora_scale = low_rank.scale
+        part.lora_a = down(getattr(part, group[0][-1]))

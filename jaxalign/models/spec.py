@@ -1,4 +1,4 @@
-"""The mathematics of one decoder, as data. `models.families` reads it from `config.json`."""
+"""The mathematics of one decoder, layer by layer, as data. `models.families` reads it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,84 @@ Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Rope:
-    """Rotary position embedding: the rotated part of a head, and its frequencies."""
+class NormKind:
+    """Normalization over the last axis, in float32: by the root mean square, unless centered."""
 
-    theta: float
-    """Base of the geometric series of frequencies."""
+    eps: float
+    centered: bool = False
+    """Subtract the mean first, as layer norm does."""
+    scale: Literal["w", "1 + w", "none"] = "w"
+    """Factor of the normalized values, with a parameter w; none: 1, without a parameter."""
+    bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding of the leading dimensions of a head; the others pass through."""
+
+    frequencies: tuple[float, ...]
+    """Angle per position, radians, of each rotated pair of dimensions."""
+    interleaved: bool = False
+    """Dimension 2i is paired with 2i + 1, rather than i with i + half the rotated width."""
+    scale: float = 1.0
+    """Factor of cosines and sines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class QkNorm:
+    """Normalization of queries and keys."""
+
+    kind: NormKind
+    over: Literal["head", "own head", "projection"] = "head"
+    """Each head; each head, with parameters of its own; or all heads together."""
+    after_rope: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax:
+    """Grouped-query attention."""
+
+    heads: int
+    kv_heads: int
+    head_width: int
+    scale: float
+    """Factor of the products of queries and keys."""
+    rope: Rope | None
+    """None: no positions."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: QkNorm | None = None
+    window: int | None = None
+    """Number of positions that a query sees, its own included; None: all."""
+    softcap: float | None = None
+    """If set to c, scores s become c tanh(s / c) before the softmax."""
+    clip: float | None = None
+    """If set, queries, keys and values are limited to this magnitude before anything else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
+
     width: int
-    """Leading dimensions of a head that are rotated; the others pass through."""
-    kind: Literal["default", "linear", "llama3"] = "default"
-    factor: float = 1.0
-    """Frequencies are divided by this (linear), or only the low ones (llama3)."""
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 1.0
-    original_positions: int = 0
-    """Context length before scaling, tokens; llama3 only."""
+    activation: Activation
+    gated: bool = True
+    bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Attention and feed-forward, each added to the residual stream."""
+
+    attention: Softmax
+    mlp: Dense
+    norm: NormKind
+    places: Literal["before", "after", "around"] = "before"
+    """Where the norms are: on the inputs of both parts, on their outputs, or on both."""
+    parallel: Literal["no", "own norms", "one norm"] = "no"
+    """Whether both parts read the same residual stream, through a norm each or through one."""
+    residual_scale: float = 1.0
+    """Factor of both outputs before they are added to the residual stream."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,25 +97,16 @@ class Spec:
     """`model_type` in `config.json`, the key of `FAMILIES`."""
     vocab: int
     width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    mlp_width: int
+    layers: tuple[Layer, ...]
+    norm: NormKind
+    """The final norm."""
     max_positions: int
     """Longest sequence the checkpoint was trained on, tokens."""
-    norm: Literal["rms", "layer"]
-    norm_eps: float
-    activation: Activation
-    rope: Rope
-    gated: bool
-    """Feed-forward is down(act(gate(x)) * up(x)) rather than down(act(up(x)))."""
-    qkv_bias: bool
-    out_bias: bool
-    mlp_bias: bool
-    parallel_residual: bool
-    """x + attention(norm(x)) + mlp(norm(x)) rather than one after the other."""
     tied: bool
     """The head is the transposed embedding table. Never true of a reward head."""
+    embed_scale: float = 1.0
+    """Factor of the embeddings."""
+    logit_scale: float = 1.0
+    """Factor of the logits; scores of a reward head have none."""
     scores: int = 0
     """Number of outputs of a reward head, which replaces the unembedding; 0: no reward head."""

@@ -168,15 +168,19 @@ def _tokens(path: str | None, examples: Examples) -> Input:
     return Input(path or "", examples.fingerprint)
 
 
+def _given(record: Any) -> Any:
+    """The fields of a record without defaults, so that a new field of a later version adds none."""
+    if isinstance(record, tuple):
+        return [_given(value) for value in record]
+    if not dataclasses.is_dataclass(record):
+        return repr(record)
+    values = {field: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {f.name: _given(value) for f, value in values.items() if value != f.default}
+
+
 def _checkpoint(name: str, folder: Path, digest: load.Digest) -> dict[str, Input]:
     """The weights and the configuration of a checkpoint."""
-    spec = read_config(load.load_config(folder))
-    # Without defaults, so that a new field of a later version changes nothing.
-    given = {
-        field.name: repr(getattr(spec, field.name))
-        for field in dataclasses.fields(spec)
-        if getattr(spec, field.name) != field.default
-    }
+    given = _given(read_config(load.load_config(folder)))
     return {
         f"weights of the {name}": Input(str(folder), load.weights_fingerprint(folder, digest)),
         f"config.json of the {name}": Input(str(folder), _sha256(given)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from lib.checkpoints import ONE_PER_FAMILY, checkpoint, small_model
+from lib.checkpoints import FEW_FAMILIES, checkpoint, small_model
 
 from jaxalign.collect.decode import generate, restrict
 from jaxalign.errors import UserError
@@ -36,7 +36,7 @@ def sample(loaded, prompts=PROMPTS, mesh=None, **options):
     return [list(tokens) for tokens in generate(model, params, prompts, **options)]
 
 
-@pytest.mark.parametrize("name", ONE_PER_FAMILY)
+@pytest.mark.parametrize("name", FEW_FAMILIES)
 def test_greedy_tokens_equal_those_of_transformers(loaded, name):
     folder, model, params = loaded(name)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)

@@ -106,7 +106,7 @@ def test_half_precision_files_are_read_exactly(hf_checkpoint, dtype):
     folder = hf_checkpoint("llama-gqa", dtype=dtype)
     params = load(folder)
     wanted = tensors_of(folder)["model.layers.1.mlp.down_proj.weight"].astype(np.float32)
-    np.testing.assert_array_equal(params["layers"]["mlp"]["down"]["kernel"][1], wanted.T)
+    np.testing.assert_array_equal(params["layers"]["0"]["mlp"]["down"]["kernel"][1], wanted.T)
 
 
 def test_parameters_are_kept_in_the_dtype_asked_for(hf_checkpoint):

@@ -30,10 +30,18 @@ from jaxalign.hf.reward import new_head, with_scores
 from jaxalign.hf.save import save_checkpoint
 from jaxalign.hf.tokenizer import load_tokenizer, pad_token
 from jaxalign.models.decoder import build
-from jaxalign.models.families import read_config
+from jaxalign.models.families import FAMILIES, read_config
 from jaxalign.settings import Mesh
 
-NAMES = [*ONE_PER_FAMILY, "llama-tied-llama3", "qwen2-untied"]
+CORE = ["neox-parallel", "llama-gqa", "qwen2-tied", "llama-tied-llama3", "qwen2-untied"]
+NAMES = [
+    *CORE,
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ONE_PER_FAMILY
+        if name not in CORE and FAMILIES[CONFIGS[name]["model_type"]].classifier
+    ),
+]
 LENGTHS = [9, 4, 1]
 RAW = SMALL | CONFIGS["llama-gqa"] | {"architectures": ["LlamaForSequenceClassification"]}
 
@@ -182,3 +190,9 @@ def test_padding_is_told_from_the_end_of_every_response(tmp_path, settings, ends
 def test_a_tokenizer_without_a_token_to_pad_with_is_refused(tmp_path):
     with pytest.raises(UserError, match="no pad token but those that end a response"):
         pad_token(tokenizer(tmp_path), [ends_with(0, 1, 2, 3)], read_config(RAW))
+
+
+def test_a_family_without_reward_models_in_transformers_is_refused(tmp_path):
+    spec = read_config(SMALL | CONFIGS["olmo2"])
+    with pytest.raises(UserError, match="no reward model of model_type 'olmo2'"):
+        with_scores(spec, 1, tmp_path)

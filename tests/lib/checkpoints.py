@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 import tokenizers
 import torch
 import transformers
@@ -35,6 +36,12 @@ LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
     "original_max_position_embeddings": 32,
 }
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -72,9 +79,184 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "qwen2-tied": {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
     "qwen2-untied": {"model_type": "qwen2", "num_key_value_heads": 1},
+    "qwen2-windows": {
+        "model_type": "qwen2",
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 3,
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "max_window_layers": 1,
+    },
+    "llama-yarn": {"model_type": "llama", "rope_parameters": YARN},
+    "llama-yarn-untruncated": {
+        "model_type": "llama",
+        "rope_parameters": YARN | {"truncate": False, "mscale": 0.707, "mscale_all_dim": 1.0},
+    },
+    "llama-dynamic": {
+        "model_type": "llama",
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0},
+    },
+    "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 12},
+    "qwen3-biased": {
+        "model_type": "qwen3",
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "attention_bias": True,
+        "tie_word_embeddings": True,
+    },
+    "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 7},
+    "mistral-full": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None},
+    "ministral": {
+        "model_type": "ministral",
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "num_hidden_layers": 3,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "gemma": {"model_type": "gemma", "num_key_value_heads": 2, "head_dim": 12},
+    "gemma-biased": {
+        "model_type": "gemma",
+        "num_key_value_heads": 1,
+        "head_dim": 12,
+        "attention_bias": True,
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "num_hidden_layers": 8,
+        "sliding_window": 7,
+        "query_pre_attn_scalar": 10,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    },
+    "phi3": {"model_type": "phi3", "num_key_value_heads": 2, "pad_token_id": 0},
+    "phi3-partial": {
+        "model_type": "phi3",
+        "num_key_value_heads": 2,
+        "hidden_size": 48,
+        "partial_rotary_factor": 0.5,
+        "sliding_window": 7,
+        "pad_token_id": 0,
+    },
+    "olmo": {"model_type": "olmo", "num_key_value_heads": 2},
+    "olmo-clipped": {"model_type": "olmo", "clip_qkv": 0.3, "attention_bias": True},
+    "olmo2": {"model_type": "olmo2", "num_key_value_heads": 2},
+    "olmo3": {
+        "model_type": "olmo3",
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 6,
+        "sliding_window": 7,
+    },
+    "smollm3": {
+        "model_type": "smollm3",
+        "pad_token_id": 0,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 5,
+    },
+    "smollm3-windows": {
+        "model_type": "smollm3",
+        "pad_token_id": 0,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 4,
+        "no_rope_layers": [1, 0, 1, 0],
+        "use_sliding_window": True,
+        "sliding_window": 7,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "granite": {
+        "model_type": "granite",
+        "num_key_value_heads": 2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 2.5,
+    },
+    "cohere": {"model_type": "cohere", "num_key_value_heads": 2},
+    "cohere-normed": {
+        "model_type": "cohere",
+        "num_key_value_heads": 2,
+        "use_qk_norm": True,
+        "attention_bias": True,
+        "logit_scale": 0.3,
+    },
+    "cohere2": {
+        "model_type": "cohere2",
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 5,
+        "sliding_window": 7,
+    },
+    "glm4": {
+        "model_type": "glm4",
+        "pad_token_id": 0,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-5,
+    },
+    "exaone4": {
+        "model_type": "exaone4",
+        "pad_token_id": 0,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 5,
+        "sliding_window": 7,
+        "sliding_window_pattern": 4,
+    },
+    "exaone4-full": {
+        "model_type": "exaone4",
+        "pad_token_id": 0,
+        "num_key_value_heads": 2,
+        "sliding_window": None,
+        "layer_types": ["full_attention", "full_attention"],
+    },
+    "ernie4_5": {"model_type": "ernie4_5", "num_key_value_heads": 2, "head_dim": 12},
+    "ernie4_5-biased": {
+        "model_type": "ernie4_5",
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "use_bias": True,
+    },
+    "seed_oss": {"model_type": "seed_oss", "num_key_value_heads": 2, "head_dim": 12},
+    "seed_oss-biased": {
+        "model_type": "seed_oss",
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "attention_bias": False,
+        "attention_out_bias": True,
+        "mlp_bias": True,
+    },
+    "hunyuan": {"model_type": "hunyuan_v1_dense", "num_key_value_heads": 2, "head_dim": 12},
+    "hunyuan-biased": {
+        "model_type": "hunyuan_v1_dense",
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "attention_bias": True,
+    },
+    "starcoder2": {"model_type": "starcoder2", "num_key_value_heads": 2, "sliding_window": 7},
+    "starcoder2-unbiased": {"model_type": "starcoder2", "use_bias": False},
+    "stablelm": {"model_type": "stablelm", "pad_token_id": 0, "num_key_value_heads": 2},
+    "stablelm-parallel": {
+        "model_type": "stablelm",
+        "pad_token_id": 0,
+        "num_key_value_heads": 2,
+        "use_parallel_residual": True,
+        "use_qkv_bias": True,
+        "partial_rotary_factor": 0.5,
+    },
 }
 ONE_PER_FAMILY = list({raw["model_type"]: name for name, raw in reversed(CONFIGS.items())}.values())
 """The first configuration of every family."""
+FEW_FAMILIES = [
+    name
+    if name in ("neox-parallel", "llama-gqa", "qwen2-tied")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in ONE_PER_FAMILY
+]
+"""`ONE_PER_FAMILY` as parameters of a test, of which three are not slow."""
 
 
 def torch_model(name: str) -> Any:

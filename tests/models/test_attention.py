@@ -234,8 +234,22 @@ def test_the_log_says_once_why_a_kernel_is_refused(caplog):
     ]
 
 
-def test_a_query_of_generation_that_sees_nothing_is_finite_with_a_finite_gradient():
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_a_query_of_generation_that_sees_nothing_is_finite_with_a_finite_gradient(cap):
     x = jax.random.normal(jax.random.key(0), (1, 3, 2, 4))
     blind = jnp.zeros((1, 1, 3, 3), bool)
-    value, slope = jax.value_and_grad(lambda x: attend_cached(x, x, x, blind).sum())(x)
+    value, slope = jax.value_and_grad(lambda x: attend_cached(x, x, x, blind, 1.0, cap).sum())(x)
     chex.assert_tree_all_finite((value, slope))
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_attention_of_generation_is_the_formula(cap):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8))
+    k, v = k[:, :, :2], v[:, :, :2]
+    sees = jnp.tril(jnp.ones((5, 5), bool))[None, None].repeat(2, 0)
+    s = 0.7 * jnp.einsum("klhc,kjhc->khlj", q, k.repeat(2, 2))
+    s = s if cap is None else cap * jnp.tanh(s / cap)
+    p = jax.nn.softmax(jnp.where(sees, s, -jnp.inf), -1)
+    wanted = jnp.einsum("khlj,kjhc->klhc", p, v.repeat(2, 2))
+    found = attend_cached(q, k, v, sees, 0.7, cap)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

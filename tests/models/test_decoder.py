@@ -14,7 +14,7 @@ from jaxalign.errors import UserError
 from jaxalign.models.attention.mask import RowMask
 from jaxalign.models.decoder import build
 from jaxalign.models.families import read_config
-from jaxalign.models.layers.rope import frequencies, rope_tables, rotate
+from jaxalign.models.layers.rope import rope_tables, rotate
 from jaxalign.models.spec import Rope
 from jaxalign.settings import Mesh
 
@@ -61,6 +61,15 @@ def packed_row():
     return {k: np.array([v], np.int32) for k, v in zip(ROW_KEYS, columns, strict=True)}
 
 
+def rope(raw):
+    return read_config(raw).layers[0].attention.rope
+
+
+def linear(factor):
+    """The rotary embedding of the small Llama, with frequencies divided by `factor`."""
+    return Rope(tuple(10_000.0 ** (-i / 8) / factor for i in (0, 2, 4, 6)))
+
+
 def mask_of(row):
     return np.asarray(RowMask(row["segment"], row["branch"], row["positions"]).visible())[0]
 
@@ -81,24 +90,24 @@ def test_both_neox_rotary_spellings_give_one_configuration():
 
 
 def test_neox_rotates_a_quarter_of_each_head_by_default():
-    assert read_config(NEOX).rope.width == 2
+    assert len(rope(NEOX).frequencies) == 1
 
 
 def test_a_scaling_kind_may_be_spelt_type():
     raw = LLAMA | {"rope_scaling": {"type": "linear", "factor": 4.0}}
-    assert read_config(raw).rope == Rope(10_000.0, 8, "linear", 4.0)
+    assert rope(raw) == linear(4.0)
 
 
 @pytest.mark.parametrize("kind", [{"type": "linear", "rope_type": "linear"}, {}])
 def test_a_scaling_kind_may_be_given_twice_or_left_out(kind):
     raw = LLAMA | {"rope_scaling": {"factor": 4.0} | kind}
-    expected = Rope(10_000.0, 8, "linear", 4.0) if kind else Rope(10_000.0, 8)
-    assert read_config(raw).rope == expected
+    assert rope(raw) == linear(4.0 if kind else 1.0)
 
 
 def test_llama3_scaling_falls_back_to_the_context_length():
     scaling = {k: v for k, v in LLAMA3.items() if k != "original_max_position_embeddings"}
-    assert read_config(LLAMA | {"rope_parameters": scaling}).rope.original_positions == 128
+    given = scaling | {"original_max_position_embeddings": 128}
+    assert rope(LLAMA | {"rope_parameters": scaling}) == rope(LLAMA | {"rope_parameters": given})
 
 
 def test_dropout_is_read_as_off():
@@ -107,7 +116,8 @@ def test_dropout_is_read_as_off():
 
 
 def test_null_counts_as_absent():
-    assert read_config(LLAMA | {"num_key_value_heads": None}).kv_heads == 4
+    raw = LLAMA | {"num_key_value_heads": None}
+    assert read_config(raw).layers[0].attention.kv_heads == 4
 
 
 def test_a_window_that_is_off_is_accepted():
@@ -136,7 +146,7 @@ def test_keys_that_change_no_computation_are_accepted(keys):
 REFUSED = {
     "model type": (
         LLAMA | {"model_type": "lama"},
-        "'lama' is not supported; supported are gpt_neox, llama",
+        "'lama' is not supported; supported are cohere, cohere2, .*llama",
     ),
     "quantized": (LLAMA | {"quantization_config": {"bits": 4}}, "quantization_config"),
     "not a language model": (
@@ -151,8 +161,15 @@ REFUSED = {
     "kv heads": (LLAMA | {"num_key_value_heads": 3}, "4 is not a multiple of .* 3"),
     "width": (NEOX | {"hidden_size": 34}, "hidden_size 34 is not a multiple"),
     "activation": (LLAMA | {"hidden_act": "sliu"}, "hidden_act 'sliu' is .* mean 'silu'"),
-    "window": (QWEN | {"use_sliding_window": True}, "sliding-window attention is not"),
-    "window by layer": (QWEN | {"layer_types": ["sliding_attention"] * 2}, "sliding-window"),
+    "window that is off": (
+        QWEN | {"layer_types": ["sliding_attention"] * 2},
+        "layer_types has sliding_attention, and use_sliding_window is false",
+    ),
+    "kind of layer": (
+        QWEN | {"layer_types": ["conv"] * 2},
+        "'conv' is not implemented for .*qwen2",
+    ),
+    "kinds of layers": (QWEN | {"layer_types": ["full_attention"]}, "has 1 entries for 2 layers"),
     "llama window": (LLAMA | {"sliding_window": 64}, "'sliding_window' = 64 is not implemented"),
     "partial rotary": (LLAMA | {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not"),
     "odd rotary": (NEOX | {"rotary_pct": 0.4}, "rotary width: got 3, wanted an even number"),
@@ -160,12 +177,12 @@ REFUSED = {
         LLAMA | {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}},
         "rope_theta is given twice, 10000.0 and 500000.0",
     ),
-    "rope key": (LLAMA | {"rope_scaling": {"mscale": 1.0}}, "rotary setting 'mscale'"),
+    "rope key": (LLAMA | {"rope_scaling": {"gamma": 1.0}}, "rotary setting 'gamma'"),
     "rope value": (LLAMA | {"rope_parameters": {"rope_theta": "big"}}, "rope_theta: got 'big'"),
     "rope factor": (LLAMA | {"rope_scaling": {"type": "linear"}}, "'linear' needs factor"),
     **{
         kind: (LLAMA | {"rope_scaling": {"rope_type": kind, "factor": 2.0}}, f"rope_type '{kind}'")
-        for kind in ("yarn", "dynamic", "longrope", "mrope")
+        for kind in ("longrope", "mrope")
     },
 }
 
@@ -179,8 +196,24 @@ def test_what_is_not_implemented_is_refused_by_name(raw, message):
 # Rotary positions
 
 
+def test_alpha_raises_the_base_at_every_length():
+    raw = SMALL | CONFIGS["hunyuan"]
+    scaling = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 1.0, "alpha": 50.0}
+    base = {"rope_theta": 100.0 * 50.0 ** (12 / 10)}
+    assert rope(raw | {"rope_parameters": scaling}) == rope(raw | {"rope_parameters": base})
+
+
+@pytest.mark.parametrize("name", ["olmo3", "gemma3"])
+def test_rotary_settings_without_kinds_of_layers_are_refused(name):
+    raw = SMALL | CONFIGS[name] | {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}
+    with pytest.raises(
+        UserError, match="give the settings of full_attention and sliding_attention"
+    ):
+        read_config(raw)
+
+
 def test_linear_scaling_divides_positions():
-    plain, scaled = Rope(100.0, 8), Rope(100.0, 8, "linear", 4.0)
+    plain, scaled = linear(1.0), linear(4.0)
     positions = jnp.arange(12)[None]
     chex.assert_trees_all_close(
         rope_tables(scaled, 4 * positions), rope_tables(plain, positions), atol=1e-6
@@ -188,18 +221,20 @@ def test_linear_scaling_divides_positions():
 
 
 def test_llama3_scaling_keeps_high_frequencies_and_divides_low_ones():
-    plain = Rope(1e4, 64)
-    scaled = Rope(1e4, 64, "llama3", 8.0, 1.0, 4.0, 256)
-    ratio = frequencies(plain) / frequencies(scaled)
+    scaling = LLAMA3 | {"rope_theta": 1e4, "original_max_position_embeddings": 256}
+    raw = LLAMA | {"head_dim": 64}
+    plain, scaled = rope(raw), rope(raw | {"rope_parameters": scaling})
+    ratio = np.array(plain.frequencies) / np.array(scaled.frequencies)
     np.testing.assert_allclose([ratio[0], ratio[-1]], [1.0, 8.0], rtol=1e-6)
 
 
-def test_scores_depend_on_distance_alone():
-    rope = Rope(100.0, 8)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_scores_depend_on_distance_alone(interleaved):
+    rope = Rope((1.0, 0.3, 0.1, 0.03), interleaved)
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 12))
 
     def score(i, j):
-        turned = [rotate(x, rope_tables(rope, jnp.array([[p]]))) for x, p in ((q, i), (k, j))]
+        turned = [rotate(x, rope, rope_tables(rope, jnp.array([[p]]))) for x, p in ((q, i), (k, j))]
         return jnp.sum(turned[0] * turned[1])
 
     np.testing.assert_allclose(score(9, 4), score(25, 20), rtol=1e-5)
@@ -298,7 +333,7 @@ def test_init_is_laid_out_over_the_mesh_and_does_not_depend_on_it():
 
 def test_a_mesh_that_does_not_divide_a_parameter_is_refused():
     mesh = make_mesh(Mesh(data=1, fsdp=1, tensor=8))
-    with pytest.raises(UserError, match=r"parameter layers.mlp.down.kernel \(2, 36, 32\)"):
+    with pytest.raises(UserError, match=r"parameter layers.0.mlp.down.kernel \(2, 36, 32\)"):
         build(read_config(LLAMA | {"intermediate_size": 36}), mesh)
 
 

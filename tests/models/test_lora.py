@@ -58,7 +58,7 @@ def dense_merge(family, frozen, adapters):
     """W + alpha / rank A B, matrix by matrix, written out."""
     merged = jax.tree.map(lambda x: x, frozen)
     scale = SETTINGS.alpha / SETTINGS.rank
-    for block, layer in adapters["layers"].items():
+    for block, layer in adapters["layers"]["0"].items():
         for name, low in layer.items():
             if name == "lora_a":
                 continue
@@ -68,8 +68,8 @@ def dense_merge(family, frozen, adapters):
                 else layer["lora_a"]
             )
             product = jnp.einsum("lir,lro->lio", a, low["lora_b"])
-            kernel = merged["layers"][block][name]["kernel"]
-            merged["layers"][block][name]["kernel"] = kernel + scale * product
+            kernel = merged["layers"]["0"][block][name]["kernel"]
+            merged["layers"]["0"][block][name]["kernel"] = kernel + scale * product
     return merged
 
 
@@ -242,7 +242,7 @@ def test_no_gradient_of_the_base_is_formed(remat):
     batch = batch_of(some_examples(layouts.PAIRS, B), 2)
     big = {leaf.shape[1:] for leaf in jax.tree.leaves(frozen["layers"]) if leaf.ndim == 3}
     big |= {shape[::-1] for shape in big}
-    big |= {(model.base.spec.layers, *shape) for shape in big}
+    big |= {(len(model.base.spec.layers), *shape) for shape in big}
     big |= {frozen["embed"].shape, frozen["head"]["kernel"].shape}
 
     def formed(task, params, ref_params):
@@ -288,7 +288,7 @@ def test_targets_are_named_as_here_or_as_in_peft(family, targets, wanted):
     [
         ("llama", ("qproj",), "stages.dpo.lora.targets: .*'qproj'; did you mean 'q_proj'"),
         ("llama", ("query_key_value",), "no linear layer 'query_key_value'"),
-        ("gpt_neox", ("query",), "fuses query, key and value .* key is not named; name query_key"),
+        ("gpt_neox", ("query",), "fuses query, key, value .* key is not named; name query_key"),
         ("gpt_neox", ("gate",), "has no linear layer 'gate'"),
     ],
 )

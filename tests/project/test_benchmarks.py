@@ -19,6 +19,10 @@ from jaxalign.models.decoder import build
 from jaxalign.models.families import read_config
 
 ROOT = Path(__file__).parents[2]
+LAYER = SimpleNamespace(
+    attention=SimpleNamespace(heads=2, kv_heads=1, head_width=3),
+    mlp=SimpleNamespace(width=5, gated=True),
+)
 
 
 def pair(prompt: int, chosen: int, rejected: int) -> work.Pair:
@@ -26,9 +30,7 @@ def pair(prompt: int, chosen: int, rejected: int) -> work.Pair:
 
 
 def test_useful_flops_are_those_counted_by_hand():
-    shape = SimpleNamespace(
-        vocab=11, width=4, layers=2, heads=2, kv_heads=1, head_width=3, mlp_width=5, gated=True
-    )
+    shape = SimpleNamespace(vocab=11, width=4, layers=(LAYER, LAYER))
     # q 4x6, k and v 4x3 each, o 6x4; gate, up, down 4x5 each: 132 parameters a layer.
     # 2 + 3 + 1 tokens; the prompt sees 1 + 2 keys, the chosen 3 + 4 + 5, the rejected 3.
     body = 2 * (2 * 132 * 6 + 4 * 6 * (3 + 12 + 3))
@@ -38,9 +40,7 @@ def test_useful_flops_are_those_counted_by_hand():
 
 
 def test_the_first_token_without_a_prompt_is_not_scored():
-    shape = SimpleNamespace(
-        vocab=7, width=1, layers=0, heads=1, kv_heads=1, head_width=1, mlp_width=1, gated=False
-    )
+    shape = SimpleNamespace(vocab=7, width=1, layers=())
     assert work.useful_flops(shape, [pair(0, 3, 2)]) == 3 * 2 * 7 * (2 + 1)
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ...core.sharding import batch_shards, spec
 from ...core.types import Array
 from . import cudnn, splash
-from .blocked import blocked
+from .blocked import HIDDEN, blocked
 from .mask import RowMask, keep
 
 Backend = Callable[[Array, Array, Array, RowMask], Array]
@@ -26,7 +26,7 @@ coarse: Backend = functools.partial(blocked, least=256)
 
 
 def attend(q: Array, k: Array, v: Array, mask: RowMask, mesh: Mesh) -> Array:
-    """softmax(q k' / sqrt(C)) v over the keys that `mask` lets each query see.
+    """softmax(scale q k') v over the keys that `mask` lets each query see.
 
     Every device runs `backend` on its own rows and heads. If the mesh does not divide the number of
     rows, every device of its batch axes computes all rows. If it does not divide the number of key
@@ -89,16 +89,28 @@ def _log_refusal(name: str, reason: str) -> None:
     LOG.debug("attention does not run %s: %s", name, reason)
 
 
-def attend_cached(q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """softmax(q k' / sqrt(C)) v for generation, with keys and values from a cache.
+def attend_cached(
+    q: Array, k: Array, v: Array, mask: Array, scale: float, softcap: float | None
+) -> Array:
+    """softmax(scale q k') v for generation, with keys and values from a cache.
 
     Args:
       q: queries [K, L, H, C].
       k: keys [K, columns, Hk, C]; H is a multiple of Hk.
       v: values [K, columns, Hk, C].
       mask: [K, 1, L, columns] bool; a query that may see nothing gets a finite, meaningless result.
+      scale: factor of the products of queries and keys.
+      softcap: if set to c, scores s become c tanh(s / c) before the softmax.
 
     Returns:
       [K, L, H, C] in the dtype of `q`.
     """
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+    if softcap is None:
+        attention = jax.nn.dot_product_attention
+        return attention(q, k, v, mask=mask, scale=scale, implementation="xla")
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+    equation = "klhgc,kjhc->khglj"
+    s = scale * jnp.einsum(equation, grouped, k, preferred_element_type=jnp.float32)
+    s = softcap * jnp.tanh(s / softcap)
+    p = jax.nn.softmax(jnp.where(mask[:, :, None], s, HIDDEN), -1).astype(v.dtype)
+    return jnp.einsum("khglj,kjhc->klhgc", p, v).reshape(q.shape)

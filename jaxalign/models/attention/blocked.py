@@ -96,7 +96,7 @@ def _backward(kept: Residuals, d_out: Array) -> tuple[Array, Array, Array, None]
         d_s = p * (d_p - jnp.sum(p * d_p, -1, keepdims=True))
         if mask.softcap is not None:
             d_s = d_s * (1 - jnp.square(s / mask.softcap))
-        d_s = (d_s * q.shape[-1] ** -0.5).astype(q.dtype)
+        d_s = (d_s * mask.factor(q.shape[-1])).astype(q.dtype)
         d_q, d_k, d_v = carry
         d_q = _put(d_q, at, _product("gij,gjc->gic", d_s, keys))
         d_k = _add(d_k, at, _product("gij,gic->gjc", d_s, queries))
@@ -166,7 +166,7 @@ def _counts(blocks: int) -> list[int]:
 
 def _scores(queries: Array, keys: Array, mask: RowMask) -> Array:
     """Scores before the mask."""
-    s = _product("gic,gjc->gij", queries, keys) * queries.shape[-1] ** -0.5
+    s = _product("gic,gjc->gij", queries, keys) * mask.factor(queries.shape[-1])
     return s if mask.softcap is None else mask.softcap * jnp.tanh(s / mask.softcap)
 
 

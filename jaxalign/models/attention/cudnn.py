@@ -38,4 +38,5 @@ def cudnn(q: Array, k: Array, v: Array, mask: RowMask) -> Array:
     nothing to the mask but spares the kernel the upper triangle.
     """
     attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    return attention(q, k, v, mask=mask.visible()[:, None], is_causal=True)
+    scale = mask.factor(q.shape[-1])
+    return attention(q, k, v, mask=mask.visible()[:, None], is_causal=True, scale=scale)

@@ -30,6 +30,12 @@ class RowMask:
     """Number of positions that a query sees, its own included; None: all."""
     softcap: float | None = flax.struct.field(pytree_node=False, default=None)
     """If set to c, scores s become c tanh(s / c) before the softmax."""
+    scale: float | None = flax.struct.field(pytree_node=False, default=None)
+    """Factor of the products of queries and keys; None: 1 / sqrt(C)."""
+
+    def factor(self, width: int) -> float:
+        """Factor of the products of queries and keys of this head width."""
+        return width**-0.5 if self.scale is None else self.scale
 
     def tokens(self) -> Tokens:
         """The tokens of the rows, [K, L] each."""

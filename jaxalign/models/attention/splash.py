@@ -53,7 +53,7 @@ def splash(q: Array, k: Array, v: Array, mask: RowMask) -> Array:
         residual_checkpoint_name=KEPT,
     )
     keys, values = (jnp.tile(x.transpose(0, 2, 1, 3), (1, 1, copies, 1)) for x in (k, v))
-    queries = (q * width**-0.5).transpose(0, 2, 1, 3)
+    queries = (q * mask.factor(width)).transpose(0, 2, 1, 3)
     out: Any = jax.vmap(kernel)(queries, keys, values, ids)  # [K, H, L, C]
     out = out.transpose(0, 2, 1, 3)
     return jnp.where((mask.branch > copies)[:, :, None, None], jnp.nan, out)

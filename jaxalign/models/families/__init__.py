@@ -3,15 +3,14 @@
 To add a family:
 
 1. Write `families/NAME.py` with a `FAMILY = Family(...)`: a reader of its `config.json`, the names
-   of its weights (adapters target the same linear layers) and its classifier in transformers. If it
-   differs from `llama` in biases only, reuse `llama.NAMES` and `llama.read_gated_rms`, as `qwen2`
-   does. If it computes something that `Spec` cannot express, extend `Spec` and the
-   layers first.
-2. Add `NAME.FAMILY` to `FAMILIES` below.
+   of its weights (adapters target the same linear layers) and its classifier in transformers.
+   `_parts.py` reads what most families have; `mistral.py` is the shortest example. If it computes
+   something that `Spec` cannot express, extend `Spec` and the layers first.
+2. Add `NAME` to `FAMILIES` below.
 3. Add a small configuration of it to `CONFIGS` in `tests/lib/checkpoints.py`. The tests take it
-   from there: they compare logits and reward scores with transformers, adapters with PEFT, and a
-   saved checkpoint with the loaded one, bit for bit. `tests/models/test_families.py` fails until
-   the configuration is there.
+   from there: they compare logits, gradients, greedy text and reward scores with transformers,
+   adapters with PEFT, and a saved checkpoint with the loaded one, bit for bit.
+   `tests/models/test_families.py` fails until the configuration is there.
 """
 
 from __future__ import annotations
@@ -23,14 +22,63 @@ from typing import Any
 from ...errors import UserError
 from ...shown import listed, shown
 from ..spec import Spec
-from . import gpt_neox, llama, qwen2
+from . import (
+    cohere,
+    cohere2,
+    ernie4_5,
+    exaone4,
+    gemma,
+    gemma3_text,
+    glm4,
+    gpt_neox,
+    granite,
+    hunyuan_v1_dense,
+    llama,
+    ministral,
+    mistral,
+    olmo,
+    olmo2,
+    olmo3,
+    phi3,
+    qwen2,
+    qwen3,
+    seed_oss,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from ._family import Family, WeightNames
 from ._fields import Fields
 
 __all__ = ["FAMILIES", "Family", "WeightNames", "read_config"]
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (gpt_neox.FAMILY, llama.FAMILY, qwen2.FAMILY)
+    module.FAMILY.model_type: module.FAMILY
+    for module in (
+        cohere,
+        cohere2,
+        ernie4_5,
+        exaone4,
+        gemma,
+        gemma3_text,
+        glm4,
+        gpt_neox,
+        granite,
+        hunyuan_v1_dense,
+        llama,
+        ministral,
+        mistral,
+        olmo,
+        olmo2,
+        olmo3,
+        phi3,
+        qwen2,
+        qwen3,
+        seed_oss,
+        smollm3,
+        stablelm,
+        starcoder2,
+    )
 }
 """Every supported family by the `model_type` of its `config.json`."""
 

@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Literal
 
-from ..lora import ATTENTION_INPUTS
 from ..spec import Spec
 from ._fields import Fields
+
+BEFORE = {
+    ("attention_norm",): "input_layernorm",
+    ("mlp_norm",): "post_attention_layernorm",
+}
+"""The norms on the inputs of both parts of a block, as most families name them."""
+AFTER = {
+    ("attention_out_norm",): "post_attention_layernorm",
+    ("mlp_out_norm",): "post_feedforward_layernorm",
+}
+"""The norms on the outputs of both parts."""
+AROUND = {
+    ("attention_norm",): "input_layernorm",
+    ("mlp_norm",): "pre_feedforward_layernorm",
+    **AFTER,
+}
+"""The norms on inputs and outputs."""
+QK_NORMS = {
+    ("attention", "query_norm"): "self_attn.q_norm",
+    ("attention", "key_norm"): "self_attn.k_norm",
+}
+"""The norms of queries and keys."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +40,11 @@ class WeightNames:
     """The embedding table."""
     layer: str
     """Prefix of all names in a layer; `{}` is the number of the layer."""
-    linears: Mapping[tuple[str, str], str]
+    linears: Mapping[tuple[str, ...], str]
     """The module of each linear layer of a block, by its path in ours: ("mlp", "up").
 
-    These are the targets of adapters. A module that fuses query, key and value occurs three times;
-    its rows are [heads, 3, head width].
+    These are the targets of adapters. A module that fuses several of our layers occurs once for
+    each of them, in the order of its rows.
     """
     norm: str
     """The final norm."""
@@ -30,15 +52,16 @@ class WeightNames:
     """The unembedding."""
     other_heads: tuple[str, ...] = ()
     """Other names of the unembedding that are read but never written."""
-    attention_norm: str = "input_layernorm"
-    mlp_norm: str = "post_attention_layernorm"
+    norms: Mapping[tuple[str, ...], str] = dataclasses.field(default_factory=lambda: BEFORE)
+    """The module of each norm of a block that a layer of the family can have, by its path."""
+    fused: Literal["in order", "by head"] = "in order"
+    """Rows of fused modules: of one layer after the other, or [heads, layers, head width]."""
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Ends of the names of tensors in older checkpoints that are not parameters."""
 
-    @property
-    def fused(self) -> bool:
-        """Whether query, key and value are one matrix."""
-        return len({self.linears[path] for path in ATTENTION_INPUTS}) == 1
+    def together(self, path: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        """The linear layers that the module of this one holds, itself among them."""
+        return tuple(p for p, module in self.linears.items() if module == self.linears[path])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,5 +73,8 @@ class Family:
     read: Callable[[Fields], Spec]
     """Reads the mathematics of a decoder from `config.json`."""
     names: WeightNames
-    classifier: str
-    """Class of transformers with a reward head: `architectures` of an exported reward model."""
+    classifier: str | None
+    """Class of transformers with a reward head: `architectures` of an exported reward model.
+
+    None: transformers has none, and reward models of the family are refused.
+    """

@@ -1,4 +1,4 @@
-"""Typed reading of a Hugging Face `config.json`, and the settings that several families share.
+"""Typed reading of a Hugging Face `config.json`.
 
 A key that could change the mathematics and is not implemented is refused by name; only keys known
 to be harmless are ignored. Dropout rates are among the harmless: alignment runs without dropout, so
@@ -10,22 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
-from ...errors import UserError, near_miss
+from ...errors import UserError
 from ...shown import shown
-from ..spec import Activation, Spec
 
 T = TypeVar("T")
 D = TypeVar("D")
-
-ACTIVATIONS: dict[str, Activation] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "silu": "silu",
-    "swish": "silu",
-    "relu": "relu",
-}
 
 HARMLESS = frozenset(
     {
@@ -51,9 +40,10 @@ HARMLESS = frozenset(
         *("chunk_size_feed_forward", "pretraining_tp"),
         # Dropout is off in alignment.
         *("attention_dropout", "hidden_dropout"),
-        *("attention_probs_dropout_prob", "hidden_dropout_prob"),
-        # Read only with a sliding window, which is refused.
-        "max_window_layers",
+        *("attention_probs_dropout_prob", "hidden_dropout_prob", "residual_dropout"),
+        *("embedding_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
+        # The form of a cache.
+        "cache_implementation",
     }
 )
 
@@ -94,6 +84,10 @@ class Fields:
         convert: Any = kind
         return convert(value)
 
+    def nullable(self, key: str, kind: type[T], default: T | None) -> T | None:
+        """The value of `key`; unlike with `get`, null is a value, and not `default`."""
+        return self.get(key, kind, None if key in self.raw else default)
+
     def refuse_unread(self) -> None:
         """Refuse the first key that no reader read and that is neither off nor harmless.
 
@@ -108,66 +102,3 @@ class Fields:
                 f"'{self.raw['model_type']}' and may change what the model computes; "
                 "remove the key if you know that it does not"
             )
-
-
-def checked(f: Fields, **own: Any) -> Spec:
-    """A configuration from the fields of one family and those that all families share.
-
-    Args:
-      f: the raw configuration.
-      **own: fields of `Spec` that the family has read.
-
-    Raises:
-      UserError: the sizes do not fit one another.
-    """
-    spec = Spec(
-        family=f.raw["model_type"],
-        vocab=f.get("vocab_size", int),
-        width=f.get("hidden_size", int),
-        layers=f.get("num_hidden_layers", int),
-        heads=f.get("num_attention_heads", int),
-        mlp_width=f.get("intermediate_size", int),
-        max_positions=f.get("max_position_embeddings", int),
-        tied=f.get("tie_word_embeddings", bool, False),
-        **own,
-    )
-    if spec.heads % spec.kv_heads:
-        raise UserError(
-            f"{f.where}: num_attention_heads {spec.heads} is not a multiple of "
-            f"num_key_value_heads {spec.kv_heads}; restore the original file"
-        )
-    if spec.rope.width % 2 or not 0 < spec.rope.width <= spec.head_width:
-        raise UserError(
-            f"{f.where}: rotary width: got {spec.rope.width}, wanted an even number up to the "
-            f"head width {spec.head_width}; check partial_rotary_factor"
-        )
-    return spec
-
-
-def head_width(f: Fields) -> int:
-    """Scalars per head, if the file does not give them.
-
-    Raises:
-      UserError: the number of heads does not divide the width.
-    """
-    width, heads = f.get("hidden_size", int), f.get("num_attention_heads", int)
-    if width % heads:
-        raise UserError(
-            f"{f.where}: hidden_size {width} is not a multiple of num_attention_heads {heads}; "
-            "restore the original file"
-        )
-    return width // heads
-
-
-def activation(f: Fields, default: str) -> Activation:
-    """The activation of the feed-forward.
-
-    Raises:
-      UserError: it is not implemented.
-    """
-    name = f.get("hidden_act", str, default)
-    if name not in ACTIVATIONS:
-        raise UserError(
-            f"{f.where}: hidden_act '{name}' is not implemented; {near_miss(name, ACTIVATIONS)}"
-        )
-    return ACTIVATIONS[name]

@@ -1,73 +1,212 @@
-"""Reading of rotary settings, which files spell in several ways."""
+"""Reading of rotary settings, which files spell in several ways, and the frequencies they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from ...errors import UserError, near_miss
 from ...shown import shown
 from ..spec import Rope
 from ._fields import Fields
+from ._parts import KINDS, Kind
 
-KEYS = (
-    *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"),
-    *("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-)
-SCALINGS: dict[Literal["default", "linear", "llama3"], tuple[str, ...]] = {
+ALWAYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor")
+ORIGINAL = "original_max_position_embeddings"
+SCALINGS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
+    "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
 }
-"""The kinds of rotary scaling, and the settings that each needs."""
+"""The kinds of rotary scaling, and the settings that each needs.
+
+`dynamic` changes nothing up to `max_position_embeddings`, and longer sequences are refused.
+"""
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "llama3": (ORIGINAL,),
+    "dynamic": ("alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+    "yarn": (
+        *(ORIGINAL, "beta_fast", "beta_slow", "attention_factor"),
+        *("mscale", "mscale_all_dim", "truncate"),
+    ),
+}
+"""The settings that a kind may have."""
+KEYS = tuple(
+    dict.fromkeys(key for keys in (ALWAYS, *SCALINGS.values(), *OPTIONS.values()) for key in keys)
+)
 
 
 def read_rope(
-    f: Fields, head_width: int, *, partial: float = 1.0, older: Mapping[str, str] | None = None
+    f: Fields,
+    head_width: int,
+    *,
+    theta: float = 10_000.0,
+    partial: float = 1.0,
+    any_partial: bool = False,
+    interleaved: bool = False,
+    older: Mapping[str, str] | None = None,
 ) -> Rope:
     """Rotary settings from either spelling: loose keys and `rope_scaling`, or `rope_parameters`.
 
     Args:
       f: the raw configuration.
       head_width: scalars per head.
-      partial: rotated fraction of a head if the file gives none; 1 refuses any other fraction.
+      theta: base of the frequencies if the file gives none.
+      partial: rotated fraction of a head if the file gives none.
+      any_partial: whether the file may give another fraction.
+      interleaved: whether neighboring dimensions are pairs.
       older: further spellings of settings, by their newer name.
 
     Raises:
       UserError: a setting is unknown, missing, ill-typed or given twice.
     """
     given = _values(f, older or {})
+    return rope_of(
+        f, given, head_width,
+        theta=theta, partial=partial, any_partial=any_partial, interleaved=interleaved,
+    )  # fmt: skip
+
+
+def read_ropes(f: Fields, head_width: int, *, full: float, sliding: float) -> dict[Kind, Rope]:
+    """Rotary settings by kind of layer, from `rope_parameters` with a key for each kind.
+
+    In the older spelling `rope_theta` and `rope_scaling` are for full attention, and
+    `rope_local_base_freq` is the base of the others.
+
+    Args:
+      f: the raw configuration.
+      head_width: scalars per head.
+      full: base of the frequencies of full attention if the file gives none.
+      sliding: base of the frequencies of layers with a window if the file gives none.
+
+    Raises:
+      UserError: see `read_rope`; or the settings are given without kinds.
+    """
+    local = f.get("rope_local_base_freq", float, None)
+    nested = f.get("rope_parameters", dict, {})
+    if nested.keys() >= set(KINDS):
+        nested = {kind: nested[kind] for kind in KINDS}  # transformers reads nothing else either
+    elif nested:
+        # Releases of transformers read one for all in different ways, but for the defaults.
+        if not merged(f, [nested]).items() <= {"rope_type": "default", "rope_theta": full}.items():
+            raise UserError(
+                f"{f.where}: rope_parameters: got {shown(nested)}; give the settings of "
+                f"{' and '.join(KINDS)} each"
+            )
+        nested = {}
+    outer = {"rope_theta": f.get("rope_theta", float, None)}
+    given = {
+        "full_attention": (outer, f.get("rope_scaling", dict, {})),
+        "sliding_attention": ({"rope_theta": local},),
+    }
+    fixed = {"partial": 1.0, "any_partial": False, "interleaved": False}
+    return {
+        kind: rope_of(
+            f, merged(f, (*given[kind], nested.get(kind, {}))), head_width, theta=theta, **fixed
+        )
+        for kind, theta in zip(KINDS, (full, sliding), strict=True)
+    }
+
+
+def rope_of(
+    f: Fields, given: Mapping[str, Any], head_width: int, *,
+    theta: float, partial: float, any_partial: bool, interleaved: bool,
+) -> Rope:  # fmt: skip
+    """The embedding that settings under their newer names mean; see `read_rope`."""
     kind = given.get("rope_type", "default")
     if kind not in SCALINGS:
         raise UserError(
             f"{f.where}: rope_type '{kind}' is not implemented; {near_miss(str(kind), SCALINGS)}"
         )
     fraction = float(given.get("partial_rotary_factor", partial))
-    if partial == 1.0 and fraction != 1.0:
+    if fraction != partial and not any_partial:
         raise UserError(
             f"{f.where}: partial_rotary_factor {fraction} is not implemented for model_type "
-            f"'{f.raw['model_type']}'; wanted 1"
+            f"'{f.raw['model_type']}'; wanted {partial:g}"
         )
     if missing := [key for key in SCALINGS[kind] if key not in given]:
         raise UserError(
-            f"{f.where}: rope_type '{kind}' needs {missing[0]}; got {given}; "
+            f"{f.where}: rope_type '{kind}' needs {missing[0]}; got {dict(given)}; "
             "restore the original file"
         )
-    original = 0
+    width = int(head_width * fraction)
+    if width % 2 or not 0 < width <= head_width:
+        raise UserError(
+            f"{f.where}: rotary width: got {width}, wanted an even number up to the head width "
+            f"{head_width}; check partial_rotary_factor"
+        )
+    theta = float(given.get("rope_theta", theta))
+    if kind == "dynamic" and "alpha" in given:  # of Hunyuan: another base, at every length
+        theta *= given["alpha"] ** (width / (width - 2))
+    base = theta ** (-np.arange(0, width, 2) / width)
+    scale = 1.0
+    if kind == "linear":
+        base = base / given["factor"]
     if kind == "llama3":
-        original = given.get("original_max_position_embeddings")
-        original = original or f.get("max_position_embeddings", int)
-    return Rope(
-        theta=float(given.get("rope_theta", 10_000.0)),
-        width=int(head_width * fraction),
-        kind=kind,
-        original_positions=int(original),
-        **{key: float(given[key]) for key in SCALINGS[kind]},
-    )
+        base = _llama3(base, given, _original(f, given))
+    if kind == "yarn":
+        base = _yarn(base, given, _original(f, given))
+        scale = _yarn_scale(given)
+    return Rope(tuple(base.tolist()), interleaved, scale)
+
+
+def _original(f: Fields, given: Mapping[str, Any]) -> float:
+    """Context length before scaling, tokens; as in transformers, one outside wins."""
+    longest = f.get("max_position_embeddings", int)
+    return float(f.get(ORIGINAL, int, None) or given.get(ORIGINAL, longest))
+
+
+def _llama3(base: np.ndarray, given: Mapping[str, Any], original: float) -> np.ndarray:
+    """Low frequencies divided by `factor`, with a linear ramp to the high ones (Llama 3.1, 2024).
+
+    A frequency is low when its wavelength exceeds original / low_freq_factor.
+    """
+    low, high = given["low_freq_factor"], given["high_freq_factor"]
+    keep = np.clip((original * base / (2 * np.pi) - low) / (high - low), 0.0, 1.0)
+    return keep * base + (1 - keep) * base / given["factor"]
+
+
+def _yarn(base: np.ndarray, given: Mapping[str, Any], original: float) -> np.ndarray:
+    """Frequencies of few turns within the original context divided by `factor`.
+
+    Peng et al. 2023, arXiv:2309.00071, Eq. 17 and 18, with a linear ramp over the dimensions
+    between `beta_fast` and `beta_slow` turns, as in transformers.
+    """
+    # base = theta^(-2 i / width), so dimension i turns `turns` times where log base = log needed.
+    per_pair = -math.log(base[1]) if len(base) > 1 else math.inf
+
+    def pair(turns: float) -> float:
+        return math.log(original / (2 * math.pi * turns)) / per_pair
+
+    low, high = pair(given.get("beta_fast", 32.0)), pair(given.get("beta_slow", 1.0))
+    if given.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * len(base) - 1)
+    high += 0.001 if low == high else 0
+    ramp = np.clip((np.arange(len(base)) - low) / (high - low), 0, 1)
+    return ramp * base / given["factor"] + (1 - ramp) * base
+
+
+def _yarn_scale(given: Mapping[str, Any]) -> float:
+    """Factor of cosines and sines."""
+
+    def of(m: float) -> float:
+        return 1.0 if given["factor"] <= 1 else 0.1 * m * math.log(given["factor"]) + 1.0
+
+    if "attention_factor" in given:
+        return float(given["attention_factor"])
+    if "mscale" in given and "mscale_all_dim" in given:
+        return of(given["mscale"]) / of(given["mscale_all_dim"])
+    return of(1.0)
 
 
 def _values(f: Fields, older: Mapping[str, str]) -> dict[str, Any]:
-    """All rotary settings of the file under their newer names; one value for each, or an error."""
+    """All rotary settings of the file under their newer names."""
     loose = {key: f.get(key, float, None) for key in ("rope_theta", "partial_rotary_factor")}
     sources: list[dict[str, Any]] = [
         loose,
@@ -75,7 +214,12 @@ def _values(f: Fields, older: Mapping[str, str]) -> dict[str, Any]:
         f.get("rope_scaling", dict, {}),
         {name: f.get(key, float, None) for name, key in older.items()},
     ]
-    merged: dict[str, Any] = {}
+    return merged(f, sources)
+
+
+def merged(f: Fields, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of several places under their newer names; one value for each, or an error."""
+    found: dict[str, Any] = {}
     for source in sources:
         for key, value in source.items():
             if key not in KEYS:
@@ -85,11 +229,17 @@ def _values(f: Fields, older: Mapping[str, str]) -> dict[str, Any]:
             if value is None:
                 continue
             name = "rope_type" if key == "type" else key
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-            if name != "rope_type" and not number:
-                raise UserError(f"{f.where}: {name}: got {shown(value)}, wanted a positive number")
-            if merged.setdefault(name, value) != value:
+            _check_value(f, name, value)
+            if found.setdefault(name, value) != value:
                 raise UserError(
-                    f"{f.where}: {name} is given twice, {merged[name]} and {value}; keep one"
+                    f"{f.where}: {name} is given twice, {found[name]} and {value}; keep one"
                 )
-    return merged
+    return found
+
+
+def _check_value(f: Fields, name: str, value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    if name == "truncate" and not isinstance(value, bool):
+        raise UserError(f"{f.where}: {name}: got {shown(value)}, wanted true or false")
+    if name not in ("rope_type", "truncate") and not number:
+        raise UserError(f"{f.where}: {name}: got {shown(value)}, wanted a positive number")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..spec import Spec
+from ..spec import Layer, NormKind, Spec
 from ._family import Family, WeightNames
-from ._fields import Fields, activation, checked, head_width
+from ._fields import Fields
+from ._parts import attention, count, decoder, dense, head_width
 from ._rope import read_rope
 
 
@@ -12,25 +13,16 @@ def read(f: Fields) -> Spec:
     """Layer norms with biases, and a rotated quarter of each head."""
     biased = f.get("attention_bias", bool, True)
     width = head_width(f)
-    return checked(
-        f,
-        kv_heads=f.get("num_attention_heads", int),
-        head_width=width,
-        norm="layer",
-        norm_eps=f.get("layer_norm_eps", float, 1e-5),
-        activation=activation(f, "gelu"),
-        rope=read_rope(
-            f,
-            width,
-            partial=0.25,
-            older={"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"},
-        ),
-        gated=False,
-        qkv_bias=biased,
-        out_bias=biased,
-        mlp_bias=True,
-        parallel_residual=f.get("use_parallel_residual", bool, True),
+    older = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+    rope = read_rope(f, width, partial=0.25, any_partial=True, older=older)
+    norm = NormKind(f.get("layer_norm_eps", float, 1e-5), centered=True, bias=True)
+    layer = Layer(
+        attention(f, width, rope, qkv_bias=biased, out_bias=biased),
+        dense(f, "gelu", gated=False, bias=True),
+        norm,
+        parallel="own norms" if f.get("use_parallel_residual", bool, True) else "no",
     )
+    return decoder(f, [layer] * count(f), norm)
 
 
 FAMILY = Family(
@@ -47,6 +39,7 @@ FAMILY = Family(
             ("mlp", "up"): "mlp.dense_h_to_4h",
             ("mlp", "down"): "mlp.dense_4h_to_h",
         },
+        fused="by head",
         norm="gpt_neox.final_layer_norm",
         head="embed_out",
         other_heads=("lm_head",),

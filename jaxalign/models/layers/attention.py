@@ -1,53 +1,81 @@
-"""The attention of one layer: projections and rotary positions around a given attention."""
+"""The attention of one layer: projections, norms and positions around a given attention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
 
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from ...core.sharding import constrain
 from ...core.types import Array
-from ..spec import Spec
+from ..spec import Softmax
+from .norm import Norm
 from .projections import Linear, low_rank
-from .rope import rotate
+from .rope import Tables, rotate
 
-Tables = tuple[Array, Array]
 Kept = TypeVar("Kept")
 Attend = Callable[[Array, Array, Array], tuple[Array, Kept]]
 """(queries [K, L, H, C], keys, values [K, L, Hk, C]) -> (output [K, L, H, C], anything to keep)."""
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention."""
 
     lora_a: nnx.Param | None = None
     """The A that the adapters of query, key and value share, if they do."""
     lora_scale: float = 0.0
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
 
-    def __init__(self, spec: Spec, rngs: nnx.Rngs, dtype: DTypeLike):
-        self.spec = spec
-        into = {"bias": spec.qkv_bias, "dtype": dtype}
-        q_width = spec.heads * spec.head_width
-        kv_width = spec.kv_heads * spec.head_width
-        self.query = Linear(rngs, (spec.width, q_width), ("embed", "heads"), **into)
-        self.key = Linear(rngs, (spec.width, kv_width), ("embed", "heads"), **into)
-        self.value = Linear(rngs, (spec.width, kv_width), ("embed", "heads"), **into)
+    def __init__(self, kind: Softmax, width: int, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.kind = kind
+        into = {"bias": kind.qkv_bias, "dtype": dtype}
+        q_width = kind.heads * kind.head_width
+        kv_width = kind.kv_heads * kind.head_width
+        self.query = Linear(rngs, (width, q_width), ("embed", "heads"), **into)
+        self.key = Linear(rngs, (width, kv_width), ("embed", "heads"), **into)
+        self.value = Linear(rngs, (width, kv_width), ("embed", "heads"), **into)
         self.out = Linear(
-            rngs, (q_width, spec.width), ("heads", "embed"), bias=spec.out_bias, dtype=dtype
+            rngs, (q_width, width), ("heads", "embed"), bias=kind.out_bias, dtype=dtype
         )
+        if kind.qk_norm is not None:
+            self.query_norm = self._norm(kind.heads, dtype)
+            self.key_norm = self._norm(kind.kv_heads, dtype)
 
-    def __call__(self, x: Array, tables: Tables, attend: Attend[Kept]) -> tuple[Array, Kept]:
+    def _norm(self, heads: int, dtype: DTypeLike) -> Norm:
+        assert self.kind.qk_norm is not None
+        width = self.kind.head_width
+        shapes = {"head": (width,), "own head": (heads, width), "projection": (heads * width,)}
+        return Norm(self.kind.qk_norm.kind, shapes[self.kind.qk_norm.over], dtype)
+
+    def __call__(self, x: Array, tables: Tables | None, attend: Attend[Kept]) -> tuple[Array, Kept]:
         """[K, L, D] -> [K, L, D], and the second result of `attend(q, k, v)`."""
         low = None if self.lora_a is None else low_rank(x, self.lora_a, self.lora_scale)
 
-        def heads(linear: Linear, count: int) -> Array:
-            y = constrain(linear(x, low), "batch", None, "heads")
-            return y.reshape(*y.shape[:2], count, self.spec.head_width)
+        def project(linear: Linear) -> Array:
+            y = linear(x, low)
+            if self.kind.clip is not None:
+                y = jnp.clip(y, -self.kind.clip, self.kind.clip)
+            return constrain(y, "batch", None, "heads")
 
-        q = rotate(heads(self.query, self.spec.heads), tables)
-        k = rotate(heads(self.key, self.spec.kv_heads), tables)
-        y, kept = attend(q, k, heads(self.value, self.spec.kv_heads))
+        def heads(y: Array) -> Array:
+            return y.reshape(*y.shape[:2], -1, self.kind.head_width)
+
+        def placed(linear: Linear, norm: Norm | None) -> Array:
+            """Heads of queries or keys, normalized and rotated in the order of this kind."""
+            y, how = project(linear), self.kind.qk_norm
+            whole = how is not None and how.over == "projection"
+            y = heads(norm(y) if norm is not None and whole else y)
+            late = how is not None and how.after_rope
+            if norm is not None and not whole and not late:
+                y = norm(y)
+            if self.kind.rope is not None and tables is not None:
+                y = rotate(y, self.kind.rope, tables)
+            return norm(y) if norm is not None and late else y
+
+        q, k = placed(self.query, self.query_norm), placed(self.key, self.key_norm)
+        y, kept = attend(q, k, heads(project(self.value)))
         return self.out(constrain(y.reshape(*y.shape[:2], -1), "batch", None, "heads")), kept

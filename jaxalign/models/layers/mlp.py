@@ -10,8 +10,8 @@ from jax.typing import DTypeLike
 
 from ...core.sharding import constrain
 from ...core.types import Array
-from ..spec import Spec
-from .projections import Linear
+from ..spec import Dense
+from .projections import Linear, low_rank
 
 # "gelu" as in torch: the erfc of jax.nn.gelu takes XLA:CPU twice the time.
 ACTIVATION: dict[str, Callable[[Array], Array]] = {
@@ -25,16 +25,22 @@ ACTIVATION: dict[str, Callable[[Array], Array]] = {
 class Mlp(nnx.Module):
     """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
-    def __init__(self, spec: Spec, rngs: nnx.Rngs, dtype: DTypeLike):
-        self.activation = spec.activation
-        kind = {"bias": spec.mlp_bias, "dtype": dtype}
-        into, back = (spec.width, spec.mlp_width), (spec.mlp_width, spec.width)
-        self.gate = Linear(rngs, into, ("embed", "mlp"), **kind) if spec.gated else None
-        self.up = Linear(rngs, into, ("embed", "mlp"), **kind)
-        self.down = Linear(rngs, back, ("mlp", "embed"), **kind)
+    lora_a: nnx.Param | None = None
+    """The A that the adapters of gate and up share, if they do."""
+    lora_scale: float = 0.0
+
+    def __init__(self, kind: Dense, width: int, rngs: nnx.Rngs, dtype: DTypeLike):
+        self.activation = kind.activation
+        options = {"bias": kind.bias, "dtype": dtype}
+        into, back = (width, kind.width), (kind.width, width)
+        self.gate = Linear(rngs, into, ("embed", "mlp"), **options) if kind.gated else None
+        self.up = Linear(rngs, into, ("embed", "mlp"), **options)
+        self.down = Linear(rngs, back, ("mlp", "embed"), **options)
 
     def __call__(self, x: Array) -> Array:
         """[K, L, D] -> [K, L, D]."""
         act = ACTIVATION[self.activation]
-        y = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
+        low = None if self.lora_a is None else low_rank(x, self.lora_a, self.lora_scale)
+        y = self.up(x, low)
+        y = act(y) if self.gate is None else act(self.gate(x, low)) * y
         return self.down(constrain(y, "batch", None, "mlp"))
