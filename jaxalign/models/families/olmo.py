@@ -23,4 +23,6 @@ def read(f: Fields) -> Spec:
     return decoder(f, [Layer(mixer, dense(f), NORM)] * count(f), NORM)
 
 
-FAMILY = Family("olmo", read, dataclasses.replace(NAMES, norms={}), classifier=None)
+FAMILY = Family(
+    "olmo", read, dataclasses.replace(NAMES, norms={}), classifier="OlmoForSequenceClassification"
+)

@@ -24,4 +24,4 @@ def read(f: Fields) -> Spec:
 
 
 NAMES = dataclasses.replace(LLAMA, norms=AFTER | QK_NORMS)
-FAMILY = Family("olmo2", read, NAMES, classifier=None)
+FAMILY = Family("olmo2", read, NAMES, classifier="Olmo2ForSequenceClassification")

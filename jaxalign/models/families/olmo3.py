@@ -30,4 +30,4 @@ def read(f: Fields) -> Spec:
     return decoder(f, layers, norm)
 
 
-FAMILY = Family("olmo3", read, NAMES, classifier=None)
+FAMILY = Family("olmo3", read, NAMES, classifier="Olmo3ForSequenceClassification")
