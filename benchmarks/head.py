@@ -22,6 +22,7 @@ from jaxalign.core.objective import Objective
 from jaxalign.core.stats import logp, reduce_tokens
 from jaxalign.core.types import Array, Pairs, select_rows
 from jaxalign.data.pack import head_chunks
+from jaxalign.models.layers.head import Head
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.update.gradient import sum_over_chunks
 from jaxalign.update.head import token_stats
@@ -60,7 +61,9 @@ def again(objective: Objective[Any], hidden: Array, head: Array, target: Array, 
         @jax.checkpoint
         def block(item: tuple[Array, Array]) -> dict[str, Array]:
             h, y = item
-            return token_stats(h.reshape(1, -1, WIDTH), head, y.reshape(1, -1), objective.needs)
+            return token_stats(
+                h.reshape(1, -1, WIDTH), Head(head), y.reshape(1, -1), objective.needs
+            )
 
         parts = (x.reshape(count, -1, *x.shape[1:]) for x in (hidden, target))
         token = jax.lax.map(block, tuple(parts))
@@ -73,14 +76,14 @@ def ours(objective: Objective[Any], hidden: Array, head: Array, target: Array, r
     """A chunk at a time, its backward pass at once."""
     count = chunks(head.shape[1])
 
-    def of_chunk(h: Array, head: Array, item: tuple[Array, dict[str, Array]]) -> Any:
+    def of_chunk(h: Array, head: Head, item: tuple[Array, dict[str, Array]]) -> Any:
         y, old = item
         token = token_stats(h, head, y.reshape(1, -1), objective.needs)
         return loss(objective, {k: v.reshape(y.shape) for k, v in token.items()}, old), ()
 
     parts = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), (target, ref))
-    found = sum_over_chunks(of_chunk, hidden.reshape(count, 1, -1, WIDTH), head, parts)
-    return found.value, (found.hidden.reshape(hidden.shape), found.head)
+    found = sum_over_chunks(of_chunk, hidden.reshape(count, 1, -1, WIDTH), Head(head), parts)
+    return found.value, (found.hidden.reshape(hidden.shape), found.head and found.head.matrix)
 
 
 def chunks(vocab: int) -> int:

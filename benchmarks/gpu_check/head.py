@@ -49,6 +49,7 @@ def main() -> None:
     import jax.numpy as jnp
 
     from jaxalign.core import stats
+    from jaxalign.models.layers.head import Head
     from jaxalign.update.head import token_stats
 
     turn()
@@ -63,7 +64,7 @@ def main() -> None:
 
         def both(hidden: Any, head: Any) -> Any:
             needs = (stats.logp, stats.log_complement)
-            found = token_stats(hidden, head, target, needs)
+            found = token_stats(hidden, Head(head), target, needs)
             return jnp.stack([found[stat.name][0] for stat in needs])
 
         value, back = jax.vjp(jax.jit(both), hidden, head)

@@ -149,6 +149,13 @@ def _check(
                 f"generate: prompt {i}: {len(prompt)} tokens and max_new {max_new} make {total}, "
                 f"more than the model's {limit} positions; shorten the prompt or max_new"
             )
+        for short in model.spec.switches:
+            if len(prompt) <= short < total:
+                raise UserError(
+                    f"generate: prompt {i}: {len(prompt)} tokens and max_new {max_new} make "
+                    f"{total}; beyond {short} the model reads all tokens with other frequencies "
+                    "(LongRoPE), to which generation does not change; shorten the prompt or max_new"
+                )
 
 
 def _batch(
@@ -231,8 +238,8 @@ def _next(model: Model, how: _How, params: Params, state: _State, tokens: Array)
     hidden, head, cache = model.extend(
         params, state.cache, tokens, positions, sees[:, None], state.filled
     )
-    logits = jnp.dot(hidden[:, -1], head, preferred_element_type=jnp.float32)
-    token = _draw(how, state.key, state.step, constrain(logits, "batch", None))
+    logits = constrain(head.logits(hidden[:, -1]), "batch", None)
+    token = _draw(how, state.key, state.step, logits)
     done = state.done | jnp.isin(token, jnp.array(how.stop, jnp.int32))
     out = state.out.at[:, state.step].set(jnp.where(done, -1, token))
     filled = state.filled + tokens.shape[1]

@@ -17,9 +17,10 @@ from ..core.types import Array
 from .attention.api import attend, attend_cached
 from .attention.mask import KEPT, RowMask
 from .layers.block import Block
+from .layers.head import Head
 from .layers.norm import Norm
 from .layers.projections import Linear, normal_param
-from .layers.rope import Tables, rope_tables
+from .layers.rope import Tables, rope_tables, segment_lengths
 from .lora import LowRank, attach
 from .patterns import Run, runs
 from .spec import Rope, Spec
@@ -35,8 +36,7 @@ class Encoded(NamedTuple):
 
     hidden: Array
     """[K, L, D] after the final norm; finite and meaningless at padding."""
-    head: Array
-    """[D, V]; V is the vocabulary, or the scores of a reward head."""
+    head: Head
     layer_means: Array | None = None
     """[K, L, layers] float32, the mean over the width of the output of each layer, if asked for."""
 
@@ -86,16 +86,18 @@ class Decoder(nnx.Module):
         scale = 1.0 if self.spec.scores else self.spec.logit_scale
         return x if scale == 1 else x * scale
 
-    def head_matrix(self, dtype: DTypeLike) -> Array:
-        """The matrix [D, V] that turns hidden states into logits."""
+    def readout(self, dtype: DTypeLike) -> Head:
+        """The head, its matrix in `dtype`."""
         if self.head is None:
-            return self.embed[...].astype(dtype).T
-        return self.head.kernel[...].astype(dtype)
+            matrix = self.embed[...].astype(dtype).T
+        else:
+            matrix = self.head.kernel[...].astype(dtype)
+        return Head(matrix, None if self.spec.scores else self.spec.logit_softcap)
 
-    def _tables(self, positions: Array) -> dict[Rope | None, Tables | None]:
+    def _tables(self, positions: Array, lengths: Array) -> dict[Rope | None, Tables | None]:
         """The rotary tables of all layers."""
         kinds = {layer.attention.rope for layer in self.spec.layers} - {None}
-        return {None: None} | {rope: rope_tables(rope, positions) for rope in kinds if rope}
+        return {None: None} | {r: rope_tables(r, positions, lengths) for r in kinds if r}
 
     def __call__(
         self, ids: Array, mask: RowMask, mesh: Mesh, dtype: DTypeLike, remat: Remat, layers: bool
@@ -104,7 +106,8 @@ class Decoder(nnx.Module):
 
         If `layers` is set, also the mean over the width after each layer, [layers, K, L].
         """
-        tables = self._tables(mask.positions)
+        lengths = segment_lengths(mask.positions, mask.segment)
+        tables = self._tables(mask.positions, lengths)
 
         def layer(x: Array, block: Block) -> Array:
             kind = block.layer.attention
@@ -144,7 +147,8 @@ class Decoder(nnx.Module):
         self, ids: Array, positions: Array, mask: Array, cache: Cache, at: Array
     ) -> tuple[Array, Cache]:
         """Like `__call__`, with keys and values of earlier columns from `cache`."""
-        tables = self._tables(positions)
+        # Longer ones than `longest_short` are so from their prompt on; see `decode`.
+        tables = self._tables(positions, positions.max(1, keepdims=True) + 1)
         places = at + jnp.arange(ids.shape[1])[:, None] - jnp.arange(mask.shape[-1])  # [L, columns]
 
         def layer(x: Array, block: Block, keys: Array, values: Array, i: Array) -> Any:
@@ -224,7 +228,7 @@ class Model:
         mask = RowMask(segment, branch, positions, self.branches)
         hidden, means = decoder(ids, mask, self.mesh, self.dtype, self.remat, layers)
         means = None if means is None else jnp.moveaxis(means, 0, -1)
-        return Encoded(hidden, decoder.head_matrix(self.dtype), means)
+        return Encoded(hidden, decoder.readout(self.dtype), means)
 
     def init(self, key: Array) -> Params:
         """Random parameters, each created on its own shards: normal(0.02), biases 0, scales 1."""
@@ -258,7 +262,7 @@ class Model:
         positions: Array,
         mask: Array,
         at: int | Array,
-    ) -> tuple[Array, Array, Cache]:
+    ) -> tuple[Array, Head, Cache]:
         """Append L tokens of each row to the cache: a prompt, or one token of a response.
 
         Args:
@@ -270,11 +274,11 @@ class Model:
           at: first column to write.
 
         Returns:
-          hidden [K, L, D], head [D, V] and the cache with columns at ... at + L - 1 filled.
+          hidden [K, L, D], the head and the cache with columns at ... at + L - 1 filled.
         """
         decoder = self._bind(params)
         hidden, cache = decoder.extend(ids, positions, mask, cache, jnp.asarray(at))
-        return hidden, decoder.head_matrix(self.dtype), cache
+        return hidden, decoder.readout(self.dtype), cache
 
 
 def build(

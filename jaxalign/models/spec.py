@@ -30,6 +30,9 @@ class Rope:
     """Dimension 2i is paired with 2i + 1, rather than i with i + half the rotated width."""
     scale: float = 1.0
     """Factor of cosines and sines."""
+    long: tuple[float, ...] = ()
+    """Frequencies for sequences of more than `longest_short` tokens; none: the same."""
+    longest_short: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,5 +111,13 @@ class Spec:
     """Factor of the embeddings."""
     logit_scale: float = 1.0
     """Factor of the logits; scores of a reward head have none."""
+    logit_softcap: float | None = None
+    """If set to c, logits z become c tanh(z / c); scores of a reward head do not."""
     scores: int = 0
     """Number of outputs of a reward head, which replaces the unembedding; 0: no reward head."""
+
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """Lengths beyond which a sequence has other rotary frequencies, tokens."""
+        ropes = [layer.attention.rope for layer in self.layers]
+        return tuple(sorted({rope.longest_short for rope in ropes if rope and rope.long}))

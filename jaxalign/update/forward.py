@@ -16,6 +16,7 @@ from ..core.sharding import constrain
 from ..core.stats import reduce_tokens
 from ..core.types import Array, SequenceStats
 from ..models.decoder import Encoded
+from ..models.layers.head import Head
 from .head import token_stats
 
 Params = dict[str, Any]
@@ -73,7 +74,7 @@ class Scored(NamedTuple):
     """A model's outputs at the scored positions of a microbatch, before the head."""
 
     hidden: Array  # [chunks, S, M, D]
-    head: Array  # [D, V]
+    head: Head
     layer_means: Array | None = None  # [chunks, S, M, layers]
 
 
@@ -135,7 +136,7 @@ def join_chunks(x: Array) -> Array:
 
 
 def chunk_stats(
-    task: Task, hidden: Array, head: Array, chunk: HeadChunk, ref_head: Array | None = None
+    task: Task, hidden: Array, head: Head, chunk: HeadChunk, ref_head: Head | None = None
 ) -> SequenceStats:
     """Hidden states at scored positions, [S, M, D] -> statistics, leading axes [S, b/chunks, R].
 

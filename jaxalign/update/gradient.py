@@ -13,6 +13,7 @@ from ..core.batch import Batch
 from ..core.sharding import constrain
 from ..core.stats import reduce_tokens
 from ..core.types import Array, Metrics, SequenceStats
+from ..models.layers.head import Head
 from .forward import (
     HeadChunk,
     Params,
@@ -30,7 +31,7 @@ from .loss import Evaluated, LossInputs, evaluate_loss, next_state
 
 Aux = TypeVar("Aux")
 Sum = TypeVar("Sum")
-ChunkLoss = Callable[[Array, Array, Any], tuple[Array, Aux]]
+ChunkLoss = Callable[[Array, Head, Any], tuple[Array, Aux]]
 """(hidden [S, M, D], head [D, V], chunk) -> (its share of a sum, auxiliary arrays)."""
 
 
@@ -79,7 +80,7 @@ def _separable(
         ref_head = None if reference.scored is None else reference.scored.head
 
         def loss(
-            hidden: Array, head: Array, item: tuple[HeadChunk, LossInputs]
+            hidden: Array, head: Head, item: tuple[HeadChunk, LossInputs]
         ) -> tuple[Array, Metrics]:
             chunk, inputs = item
             policy = chunk_stats(task, hidden, head, chunk, ref_head)
@@ -127,7 +128,7 @@ def _coupled(
         cells, cotangents = item
 
         def linear(
-            hidden: Array, head: Array, item: tuple[HeadChunk, SequenceStats]
+            hidden: Array, head: Head, item: tuple[HeadChunk, SequenceStats]
         ) -> tuple[Array, tuple[()]]:
             chunk, cotangents = item
             policy = chunk_stats(task, hidden, head, chunk)
@@ -168,7 +169,7 @@ def _through_body(
     extra = jax.tree.map(lambda x: by_chunk(x, cells.target.shape[1]), extra)
     chunks = HeadChunk.of(cells, None if reference is None else reference.hidden), extra
 
-    def body(p: Params) -> tuple[Array, Array]:
+    def body(p: Params) -> tuple[Array, Head]:
         scored = scored_hidden(task, p, cells)
         return scored.hidden, scored.head
 
@@ -189,13 +190,13 @@ class ChunkGradient(NamedTuple, Generic[Aux]):
     value: Array  # []
     aux: Aux  # leading axis [chunks]
     hidden: Array  # [chunks, S, M, D] gradient of the hidden states
-    head: Array | None  # [D, V] gradient of the head, if asked for
+    head: Head | None  # gradient of the head, if asked for
 
 
 def sum_over_chunks(
     loss: ChunkLoss[Aux],
     hidden: Array,
-    head: Array,
+    head: Head,
     chunks: Any,
     *,
     of_head: bool = True,
@@ -210,16 +211,18 @@ def sum_over_chunks(
     Args:
       loss: the share of one chunk.
       hidden: hidden states at the scored positions, [chunks, S, M, D].
-      head: unembedding, [D, V].
+      head: the head.
       chunks: arrays that `loss` also reads, leading axis [chunks].
       of_head: whether to compute the gradient of the head.
       axis: logical axis of the head's columns.
     """
     grad = jax.value_and_grad(loss, argnums=(0, 1) if of_head else (0,), has_aux=True)
 
-    def one(item: tuple[Array, Any]) -> tuple[tuple[Array, Array | None], tuple[Aux, Array]]:
+    def one(item: tuple[Array, Any]) -> tuple[tuple[Array, Head | None], tuple[Aux, Array]]:
         (value, aux), (d_hidden, *rest) = grad(item[0], head, item[1])
-        d_head = constrain(rest[0], "embed", axis) if of_head else None
+        d_head = None
+        if of_head:
+            d_head = rest[0].replace(matrix=constrain(rest[0].matrix, "embed", axis))
         return (value, d_head), (aux, d_hidden)
 
     (value, d_head), (aux, d_hidden) = accumulate(one, (hidden, chunks))

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 from ..core.sharding import constrain
 from ..core.stats import LogitRow, TokenStat
 from ..core.types import Array
+from ..models.layers.head import Head
 
 
 def token_stats(
     hidden: Array,
-    head: Array,
+    head: Head,
     target: Array,
     needs: Sequence[TokenStat],
-    ref: tuple[Array, Array] | None = None,
+    ref: tuple[Array, Head] | None = None,
     *,
     axis: str | None = "vocab",
 ) -> dict[str, Array]:
@@ -26,7 +27,7 @@ def token_stats(
 
     Args:
       hidden: last hidden states at the scored positions, [S, M, D].
-      head: unembedding, [D, V], in the dtype of `hidden`, which may be bfloat16.
+      head: the head, its matrix in the dtype of `hidden`, which may be bfloat16.
       target: the token that follows each position, [S, M].
       needs: statistics to compute; nothing else is.
       ref: hidden states and head of the reference, for joint statistics.
@@ -37,20 +38,21 @@ def token_stats(
     """
     with jax.named_scope("head"):
         beside = ref and _logits(*ref, axis)
-        row = LogitRow.of(_logits(hidden, head, axis), target.reshape(-1), beside, head)
+        row = LogitRow.of(_logits(hidden, head, axis), target.reshape(-1), beside, head.matrix)
         return {s.name: s.fn(row).reshape(target.shape) for s in needs}
 
 
-def _logits(hidden: Array, head: Array, axis: str | None) -> Array:
+def _logits(hidden: Array, head: Head, axis: str | None) -> Array:
     """Logits [S * M, V]: of the shape that the product has, or XLA:CPU writes no pass in place."""
-    return constrain(_project(hidden.reshape(-1, hidden.shape[-1]), head), "batch", axis)
+    products = _project(hidden.reshape(-1, hidden.shape[-1]), head.matrix)
+    return head.capped(constrain(products, "batch", axis))
 
 
 @jax.custom_vjp
 def _project(hidden: Array, head: Array) -> Array:
-    """Hidden states [M, D] and head [D, V] -> float32 logits [M, V].
+    """Hidden states [M, D] and matrix [D, V] -> float32 products [M, V].
 
-    The gradient of the logits is cast to the dtype of the operands, which the products of the
+    The gradient of the products is cast to the dtype of the operands, which the products of the
     backward pass then have too; they accumulate in float32.
     """
     return jnp.dot(hidden, head, preferred_element_type=jnp.float32)

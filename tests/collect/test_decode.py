@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
-from lib.checkpoints import FEW_FAMILIES, checkpoint, small_model
+from lib.checkpoints import FEW_FAMILIES, checkpoint, in_torch, small_model
 
 from jaxalign.collect.decode import generate, restrict
 from jaxalign.errors import UserError
@@ -39,7 +38,7 @@ def sample(loaded, prompts=PROMPTS, mesh=None, **options):
 @pytest.mark.parametrize("name", FEW_FAMILIES)
 def test_greedy_tokens_equal_those_of_transformers(loaded, name):
     folder, model, params = loaded(name)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    theirs = in_torch(folder)
     ours = generate(model, params, PROMPTS, max_new=12, temperature=0, stop=[2], batch_size=4)
     for prompt, tokens in zip(PROMPTS, ours, strict=True):
         wanted = theirs.generate(
@@ -103,7 +102,7 @@ def test_a_long_prompt_is_read_whole(loaded):
         rows = (prompt[None], at, np.ones_like(at), np.zeros_like(at))
         hidden, head, _ = jax.jit(model.forward)(params, *rows)
     [tokens] = sample(loaded, prompts=[prompt], max_new=1, temperature=0)
-    assert tokens == [int(jnp.argmax(hidden[0, -1] @ head))]
+    assert tokens == [int(jnp.argmax(head.logits(hidden[0, -1])))]
 
 
 def test_no_prompts_give_no_responses(loaded):

@@ -6,11 +6,11 @@ import chex
 import jax
 import numpy as np
 import pytest
-import transformers
 from lib.checkpoints import (
     CONFIGS,
     checkpoint,
     edit_json,
+    in_torch,
     load,
     logits,
     plain_rows,
@@ -45,7 +45,7 @@ def edit_tensors(folder, edit):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_equal_those_of_transformers(hf_checkpoint, name):
     folder = hf_checkpoint(name)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    theirs = in_torch(folder)
     model = small_model(folder)
     rows = plain_rows([20, 13, 1], 20)
     ours = logits(model, load_params(folder, model), rows)
@@ -56,12 +56,12 @@ def test_logits_equal_those_of_transformers(hf_checkpoint, name):
 @pytest.mark.parametrize("name", ["llama-gqa", "neox-parallel"])
 def test_means_of_layers_equal_those_of_transformers(hf_checkpoint, name):
     folder = hf_checkpoint(name)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    theirs = in_torch(folder)
     found = []
     for layer in theirs.base_model.layers:
         layer.register_forward_hook(lambda _, inputs, out: found.append(out))
     model = small_model(folder)
-    rows = plain_rows([20, 13, 1], 20)
+    rows = plain_rows([20], 20)
     torch_logits(theirs, rows)
     given = [rows[key] for key in ("ids", "positions", "segment", "branch")]
     ours = jax.jit(functools.partial(model.forward, layers=True))(
@@ -76,7 +76,7 @@ def test_means_of_layers_equal_those_of_transformers(hf_checkpoint, name):
 
 def test_packed_branches_equal_separate_sequences_in_transformers(hf_checkpoint):
     folder = hf_checkpoint("neox-parallel")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    theirs = in_torch(folder)
     model = small_model(folder)
     ids = plain_rows([9], 9)["ids"]
     packed = {
@@ -124,7 +124,7 @@ def test_a_single_file_is_read_rather_than_an_index_as_in_transformers(tmp_path)
     checkpoint(tmp_path, "qwen2-tied", max_shard_size="20KB")
     newer = {name: 2 * tensor for name, tensor in tensors_of(tmp_path).items()}
     save_file(newer, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    theirs = in_torch(tmp_path)
     ours = load(tmp_path)["norm"]["scale"]
     np.testing.assert_array_equal(ours, theirs.model.norm.weight.detach().numpy())
     np.testing.assert_array_equal(ours, newer["model.norm.weight"])

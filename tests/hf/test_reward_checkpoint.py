@@ -101,7 +101,7 @@ def test_transformers_gives_equal_scores_for_the_export(hf_checkpoint, tmp_path,
     pad = ("<pad>", 0)
     save_checkpoint(tmp_path / "out", params, model, source=folder, card="", pad=pad)
     read, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-        tmp_path / "out", output_loading_info=True
+        tmp_path / "out", output_loading_info=True, attn_implementation="eager"
     )
     assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert (read.config.num_labels, read.config.pad_token_id) == (scores, 0)

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from lib.checkpoints import ONE_PER_FAMILY, plain_rows, small_model, tensors_of, torch_logits
+from lib.checkpoints import (
+    ONE_PER_FAMILY,
+    in_torch,
+    plain_rows,
+    small_model,
+    tensors_of,
+    torch_logits,
+)
 
 from jaxalign.errors import RunError, UserError
 from jaxalign.hf import save as hf_save
@@ -46,10 +53,7 @@ def test_transformers_gives_equal_logits_for_the_export(hf_checkpoint, tmp_path,
     )
     assert len(weight_files(tmp_path / "out")) > 2
     rows = plain_rows([9, 4], 9)
-    before, after = (
-        torch_logits(transformers.AutoModelForCausalLM.from_pretrained(f), rows)
-        for f in (folder, tmp_path / "out")
-    )
+    before, after = (torch_logits(in_torch(f), rows) for f in (folder, tmp_path / "out"))
     np.testing.assert_array_equal(after, before)
 
 

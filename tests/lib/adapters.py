@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import peft
 import torch
-import transformers
-from lib.checkpoints import small_model
+from lib.checkpoints import in_torch, small_model
 
 from jaxalign.hf.peft import low_rank
 from jaxalign.models.adapted import Adapted, adapt
@@ -21,7 +20,7 @@ RANK = 4
 
 def peft_model(base: Path, **options: Any) -> Any:
     """The torch checkpoint with new adapters on all linear layers, A and B random."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = in_torch(base)
     options = {"r": RANK, "lora_alpha": 6, "target_modules": "all-linear"} | options
     adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
     generator = torch.Generator().manual_seed(2)
@@ -34,7 +33,7 @@ def peft_model(base: Path, **options: Any) -> Any:
 
 def opened(folder: Path, base: Path) -> Any:
     """An adapter folder as PEFT opens it."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = in_torch(base)
     return peft.PeftModel.from_pretrained(model, folder).eval()
 
 

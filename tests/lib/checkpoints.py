@@ -121,6 +121,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head_dim": 12,
         "attention_bias": True,
     },
+    "gemma2": {
+        "model_type": "gemma2",
+        "attn_implementation": "eager",
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "num_hidden_layers": 3,
+        "sliding_window": 7,
+        "query_pre_attn_scalar": 10,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
     "gemma3": {
         "model_type": "gemma3_text",
         "num_key_value_heads": 2,
@@ -128,6 +139,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 8,
         "sliding_window": 7,
         "query_pre_attn_scalar": 10,
+        "final_logit_softcapping": 3.0,
         "rope_parameters": {
             "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0},
             "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
@@ -141,6 +153,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "partial_rotary_factor": 0.5,
         "sliding_window": 7,
         "pad_token_id": 0,
+    },
+    "phi3-long": {
+        "model_type": "phi3",
+        "pad_token_id": 0,
+        "original_max_position_embeddings": 16,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 100.0,
+            "short_factor": [1.0, 1.2, 1.4, 2.0],
+            "long_factor": [1.0, 2.0, 4.0, 8.0],
+        },
     },
     "olmo": {"model_type": "olmo", "num_key_value_heads": 2},
     "olmo-clipped": {"model_type": "olmo", "clip_qkv": 0.3, "attention_bias": True},
@@ -281,6 +304,13 @@ def checkpoint(folder: Path, name: str, *, dtype: str = "float32", **save: Any) 
     return model
 
 
+def in_torch(folder: Path) -> Any:
+    """A checkpoint in transformers, float32; its faster attention leaves out soft caps."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+
+
 def edit_json(file: Path, **changes: Any) -> None:
     """Replace values in a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -331,14 +361,21 @@ def logits(model: Model, params: Any, rows: dict[str, np.ndarray]) -> np.ndarray
     args = [rows[key] for key in ("ids", "positions", "segment", "branch")]
     with jax.set_mesh(model.mesh):
         hidden, head, _ = jax.jit(model.forward)(params, *args)
-        return np.asarray(jax.jit(jax.numpy.matmul)(hidden, head), np.float32)
+        return np.asarray(jax.jit(head.logits)(hidden))
 
 
 def torch_logits(model: Any, rows: dict[str, np.ndarray]) -> np.ndarray:
-    """[K, L, V] float32 of rows that are padded on the right."""
-    ids, mask = (torch.tensor(rows[key]).long() for key in ("ids", "segment"))
+    """[K, L, V] float32 of rows that are padded on the right.
+
+    Row by row, without padding: LongRoPE chooses frequencies by the longest row of a batch.
+    """
+    found = np.zeros((*rows["ids"].shape, model.config.vocab_size), np.float32)
     with torch.no_grad():
-        return model(ids, attention_mask=mask).logits.float().numpy()
+        for row, (ids, segment) in enumerate(zip(rows["ids"], rows["segment"], strict=True)):
+            count = int(segment.sum())
+            out = model(torch.tensor(ids[None, :count]).long()).logits
+            found[row, :count] = out[0].float().numpy()
+    return found
 
 
 def tensors_of(folder):

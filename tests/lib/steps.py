@@ -146,20 +146,20 @@ def dense_stats(model, params, items, needs, ref_params=None):
     packed = ids[:, :-1], at, inside, np.zeros_like(inside)
     hidden, head, means = model.forward(params, *packed, layers=True)
     if model.spec.scores:
-        last = hidden[np.arange(len(ids)), inside.sum(1) - 1] @ head
+        last = hidden[np.arange(len(ids)), inside.sum(1) - 1] @ head.matrix
         stats = reduce_tokens({"logit": last}, jnp.ones(last.shape, bool))
         return jax.tree.map(lambda x: x.reshape(len(items), -1, *x.shape[1:]), stats)
-    all_log_p = jax.nn.log_softmax(hidden @ head)
+    all_log_p = jax.nn.log_softmax(hidden @ head.matrix)
     log_p = jnp.take_along_axis(all_log_p, ids[:, 1:, None], -1)[..., 0]
     token = {"logp": log_p, "log_complement": jnp.log(-jnp.expm1(log_p))}
     token["log_collision"] = jnp.log((jnp.exp(all_log_p) ** 2).sum(-1))
-    rows = jax.lax.stop_gradient(head / jnp.linalg.norm(head, axis=0)).T
+    rows = jax.lax.stop_gradient(head.matrix / jnp.linalg.norm(head.matrix, axis=0)).T
     apart = (1.0 - rows[ids[:, 1:]] @ rows.T) * (ids[:, 1:, None] != jnp.arange(len(rows)))
     token["earth_mover"] = (jnp.exp(all_log_p) * apart).sum(-1)
     token["activation"] = dense_activation(means, scored)
     if ref_params is not None:
         hidden, head, _ = model.forward(ref_params, *packed)
-        ref_log_p = jax.nn.log_softmax(hidden @ head)
+        ref_log_p = jax.nn.log_softmax(hidden @ head.matrix)
         token["forward_kl"] = (jnp.exp(ref_log_p) * (ref_log_p - all_log_p)).sum(-1)
     token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs if s.name in token}
     # Scored tokens first, as in a batch: a random draw belongs to the index of a scored token.

@@ -2,8 +2,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxalign.core import stats
+from jaxalign.models.layers.head import Head
 from jaxalign.update.gradient import sum_over_chunks
 from jaxalign.update.head import token_stats
 
@@ -18,19 +20,21 @@ def problem(m=10, shards=2, d=8, v=33):
     return hidden, head, target
 
 
-def dense(hidden, head, target):
+def dense(hidden, head, target, cap=None):
     logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64)
+    logits = logits if cap is None else cap * np.tanh(logits / cap)
     p = np.exp(logits - logits.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     p = np.take_along_axis(p, np.asarray(target)[..., None], -1)[..., 0]
     return {"logp": np.log(p), "log_complement": np.log1p(-p)}
 
 
-def test_statistics_equal_dense_float64():
-    args = problem()
-    chex.assert_trees_all_close(
-        jax.tree.map(np.asarray, token_stats(*args, NEEDS)), dense(*args), rtol=1e-5
-    )
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_statistics_equal_dense_float64(cap):
+    hidden, head, target = problem()
+    found = token_stats(hidden, Head(head, cap), target, NEEDS)
+    wanted = dense(hidden, head, target, cap)
+    chex.assert_trees_all_close(jax.tree.map(np.asarray, found), wanted, rtol=1e-5)
 
 
 def weighted_sum(hidden, head, chunk):
@@ -40,7 +44,7 @@ def weighted_sum(hidden, head, chunk):
     return share.sum(), out["logp"]
 
 
-def chunked(g, dtype="float32"):
+def chunked(g, dtype="float32", cap=None):
     """A sum over the tokens of `problem` in g chunks: value, statistics [S, M], gradients."""
     hidden, head, target = problem()
 
@@ -48,25 +52,27 @@ def chunked(g, dtype="float32"):
         return jnp.moveaxis(x.reshape(2, g, -1, *x.shape[2:]), 1, 0)
 
     weight = jnp.broadcast_to(jnp.arange(10.0), target.shape)
-    hidden, head = hidden.astype(dtype), head.astype(dtype)
+    hidden, head = hidden.astype(dtype), Head(head.astype(dtype), cap)
     chunks = cut(target), cut(weight)
     out = jax.jit(lambda h, w: sum_over_chunks(weighted_sum, h, w, chunks))(cut(hidden), head)
     value, logp, d_hidden, d_head = out
     logp, d_hidden = (jnp.moveaxis(x, 0, 1).reshape(2, 10, -1) for x in (logp, d_hidden))
-    return value, logp[..., 0], d_hidden, d_head
+    return value, logp[..., 0], d_hidden, d_head.matrix
 
 
-def test_chunks_give_the_value_and_the_gradients_of_the_whole():
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_chunks_give_the_value_and_the_gradients_of_the_whole(cap):
     hidden, head, target = problem()
     weight = jnp.broadcast_to(jnp.arange(10.0), target.shape)
 
     def plain(h, w):  # autodiff of log_softmax, nothing of ours in it
-        logp = jnp.take_along_axis(jax.nn.log_softmax(h @ w), target[..., None], -1)[..., 0]
+        z = h @ w if cap is None else cap * jnp.tanh(h @ w / cap)
+        logp = jnp.take_along_axis(jax.nn.log_softmax(z), target[..., None], -1)[..., 0]
         return jnp.sum(logp * weight + jnp.log(-jnp.expm1(logp)) ** 2)
 
     value, grads = jax.value_and_grad(plain, (0, 1))(hidden, head)
     for g in (1, 2, 5):
-        got = chunked(g)
+        got = chunked(g, cap=cap)
         chex.assert_trees_all_close(got[0], value, rtol=1e-5)
         chex.assert_trees_all_close(got[2:], grads, rtol=1e-5, atol=1e-5)
 
@@ -81,12 +87,13 @@ def test_gradients_come_back_in_the_dtype_of_the_operands():
 
 
 def test_only_declared_statistics_are_computed():
-    assert set(token_stats(*problem(), (stats.logp,))) == {"logp"}
+    hidden, head, target = problem()
+    assert set(token_stats(hidden, Head(head), target, (stats.logp,))) == {"logp"}
 
 
 def test_statistics_are_float32_for_bfloat16_operands():
     hidden, head, target = problem()
-    out = token_stats(hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16), target, NEEDS)
+    out = token_stats(hidden.astype(jnp.bfloat16), Head(head.astype(jnp.bfloat16)), target, NEEDS)
     assert all(x.dtype == jnp.float32 for x in out.values())
 
 
@@ -95,7 +102,7 @@ def test_no_more_than_the_logits_of_one_chunk_are_in_memory_and_those_once():
     shape = jax.ShapeDtypeStruct
     args = (
         shape((16, 1, m // 16, 16), jnp.float32),
-        shape((16, v), jnp.float32),
+        Head(shape((16, v), jnp.float32)),
         shape((16, 1, m // 16), jnp.int32),
     )
 

@@ -6,7 +6,7 @@ To add a family:
    of its weights (adapters target the same linear layers) and its classifier in transformers.
    `_parts.py` reads what most families have; `mistral.py` is the shortest example. If it computes
    something that `Spec` cannot express, extend `Spec` and the layers first.
-2. Add `NAME` to `FAMILIES` below.
+2. Add the name to `MODULES` below; it is the `model_type`.
 3. Add a small configuration of it to `CONFIGS` in `tests/lib/checkpoints.py`. The tests take it
    from there: they compare logits, gradients, greedy text and reward scores with transformers,
    adapters with PEFT, and a saved checkpoint with the loaded one, bit for bit.
@@ -16,69 +16,46 @@ To add a family:
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from ...errors import UserError
 from ...shown import listed, shown
 from ..spec import Spec
-from . import (
-    cohere,
-    cohere2,
-    ernie4_5,
-    exaone4,
-    gemma,
-    gemma3_text,
-    glm4,
-    gpt_neox,
-    granite,
-    hunyuan_v1_dense,
-    llama,
-    ministral,
-    mistral,
-    olmo,
-    olmo2,
-    olmo3,
-    phi3,
-    qwen2,
-    qwen3,
-    seed_oss,
-    smollm3,
-    stablelm,
-    starcoder2,
-)
 from ._family import Family, WeightNames
 from ._fields import Fields
 
 __all__ = ["FAMILIES", "Family", "WeightNames", "read_config"]
 
+MODULES = (
+    "cohere",
+    "cohere2",
+    "ernie4_5",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "gpt_neox",
+    "granite",
+    "hunyuan_v1_dense",
+    "llama",
+    "ministral",
+    "mistral",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "seed_oss",
+    "smollm3",
+    "stablelm",
+    "starcoder2",
+)
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.model_type: module.FAMILY
-    for module in (
-        cohere,
-        cohere2,
-        ernie4_5,
-        exaone4,
-        gemma,
-        gemma3_text,
-        glm4,
-        gpt_neox,
-        granite,
-        hunyuan_v1_dense,
-        llama,
-        ministral,
-        mistral,
-        olmo,
-        olmo2,
-        olmo3,
-        phi3,
-        qwen2,
-        qwen3,
-        seed_oss,
-        smollm3,
-        stablelm,
-        starcoder2,
-    )
+    name: importlib.import_module(f".{name}", __name__).FAMILY for name in MODULES
 }
 """Every supported family by the `model_type` of its `config.json`."""
 

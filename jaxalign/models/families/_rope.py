@@ -14,6 +14,7 @@ from ..spec import Rope
 from ._fields import Fields
 from ._parts import KINDS, Kind
 
+FACTORS = ("short_factor", "long_factor")
 ALWAYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor")
 ORIGINAL = "original_max_position_embeddings"
 SCALINGS: dict[str, tuple[str, ...]] = {
@@ -22,6 +23,7 @@ SCALINGS: dict[str, tuple[str, ...]] = {
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
 }
 """The kinds of rotary scaling, and the settings that each needs.
 
@@ -30,6 +32,7 @@ SCALINGS: dict[str, tuple[str, ...]] = {
 OPTIONS: dict[str, tuple[str, ...]] = {
     "llama3": (ORIGINAL,),
     "dynamic": ("alpha", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+    "longrope": (ORIGINAL, "factor", "attention_factor"),
     "yarn": (
         *(ORIGINAL, "beta_fast", "beta_slow", "attention_factor"),
         *("mscale", "mscale_all_dim", "truncate"),
@@ -49,6 +52,7 @@ def read_rope(
     partial: float = 1.0,
     any_partial: bool = False,
     interleaved: bool = False,
+    original: int | None = None,
     older: Mapping[str, str] | None = None,
 ) -> Rope:
     """Rotary settings from either spelling: loose keys and `rope_scaling`, or `rope_parameters`.
@@ -60,12 +64,15 @@ def read_rope(
       partial: rotated fraction of a head if the file gives none.
       any_partial: whether the file may give another fraction.
       interleaved: whether neighboring dimensions are pairs.
+      original: context length before scaling if the file gives none, tokens; None: the longest.
       older: further spellings of settings, by their newer name.
 
     Raises:
       UserError: a setting is unknown, missing, ill-typed or given twice.
     """
     given = _values(f, older or {})
+    if original is not None:
+        given.setdefault(ORIGINAL, f.get(ORIGINAL, int, original))
     return rope_of(
         f, given, head_width,
         theta=theta, partial=partial, any_partial=any_partial, interleaved=interleaved,
@@ -152,7 +159,34 @@ def rope_of(
     if kind == "yarn":
         base = _yarn(base, given, _original(f, given))
         scale = _yarn_scale(given)
+    if kind == "longrope":
+        return _longrope(f, base, given, interleaved)
     return Rope(tuple(base.tolist()), interleaved, scale)
+
+
+def _longrope(f: Fields, base: np.ndarray, given: Mapping[str, Any], interleaved: bool) -> Rope:
+    """Frequencies divided by factors, one for each; by others in long sequences.
+
+    Ding et al. 2024, arXiv:2402.13753. The scale is sqrt(1 + log s / log original), with s the
+    longest over the original length.
+    """
+    original = _original(f, given)
+    longest = given.get("factor", f.get("max_position_embeddings", int) / original)
+    scale = 1.0 if longest <= 1 else math.sqrt(1 + math.log(longest) / math.log(original))
+    short, long = (_factors(f, given[key], len(base), key) for key in FACTORS)
+    return Rope(
+        tuple((base / short).tolist()), interleaved, float(given.get("attention_factor", scale)),
+        tuple((base / long).tolist()), int(original),
+    )  # fmt: skip
+
+
+def _factors(f: Fields, values: Any, count: int, key: str) -> np.ndarray:
+    if len(values) != count:
+        raise UserError(
+            f"{f.where}: {key} has {len(values)} factors for {count} frequencies; restore the "
+            "original file"
+        )
+    return np.array(values, np.float64)
 
 
 def _original(f: Fields, given: Mapping[str, Any]) -> float:
@@ -229,6 +263,7 @@ def merged(f: Fields, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if value is None:
                 continue
             name = "rope_type" if key == "type" else key
+            value = "longrope" if value == "su" else value  # its older name
             _check_value(f, name, value)
             if found.setdefault(name, value) != value:
                 raise UserError(
@@ -238,8 +273,12 @@ def merged(f: Fields, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _check_value(f: Fields, name: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    def positive(x: Any) -> bool:
+        return isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0
+
     if name == "truncate" and not isinstance(value, bool):
         raise UserError(f"{f.where}: {name}: got {shown(value)}, wanted true or false")
-    if name not in ("rope_type", "truncate") and not number:
+    if name in FACTORS and not (isinstance(value, list) and value and all(map(positive, value))):
+        raise UserError(f"{f.where}: {name}: got {shown(value)}, wanted positive numbers")
+    if name not in ("rope_type", "truncate", *FACTORS) and not positive(value):
         raise UserError(f"{f.where}: {name}: got {shown(value)}, wanted a positive number")

@@ -10,11 +10,11 @@ from ._fields import Fields
 from ._parts import attention, count, decoder, dense, every, head_width, layer_kinds, rms
 from ._rope import read_ropes
 from .gemma import embed_scale
-from .llama import NAMES as LLAMA
+from .gemma2 import NAMES as GEMMA2
 
 
 def read(f: Fields) -> Spec:
-    """Every sixth layer has full attention. A cap of the logits is not implemented."""
+    """Every sixth layer has full attention."""
     width, norm = head_width(f, 256), rms(f, scale="1 + w")
     biased = f.get("attention_bias", bool, False)
     f.get("attn_logit_softcapping", float, None)  # transformers does not apply it either
@@ -32,8 +32,10 @@ def read(f: Fields) -> Spec:
         size = window if kind == "sliding_attention" else None
         own = dataclasses.replace(mixer, rope=ropes[kind], window=size)
         layers.append(Layer(own, mlp, norm, places="around"))
-    return decoder(f, layers, norm, tied=True, embed_scale=embed_scale(f))
+    cap = f.get("final_logit_softcapping", float, None)
+    scale = embed_scale(f)
+    return decoder(f, layers, norm, tied=True, embed_scale=scale, logit_softcap=cap)
 
 
-NAMES = dataclasses.replace(LLAMA, norms=AROUND | QK_NORMS)
+NAMES = dataclasses.replace(GEMMA2, norms=AROUND | QK_NORMS)
 FAMILY = Family("gemma3_text", read, NAMES, classifier="Gemma3TextForSequenceClassification")

@@ -15,8 +15,7 @@ from .llama import NAMES as LLAMA
 def read(f: Fields) -> Spec:
     """One window for all layers, if any; a part of each head may be rotated."""
     width, norm = head_width(f), rms(f, 1e-5)
-    rope = read_rope(f, width, any_partial=True)
-    f.get("original_max_position_embeddings", int, 4096)
+    rope = read_rope(f, width, any_partial=True, original=4096)
     f.read |= {"full_attn_mod", "interpolate_factor"}  # transformers does not read them either
     mixer = attention(f, width, rope, window=f.get("sliding_window", int, None))
     return decoder(f, [Layer(mixer, dense(f), norm)] * count(f), norm)

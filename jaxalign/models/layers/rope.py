@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,12 +15,32 @@ Tables = tuple[Array, Array]
 """Cosines and sines, [K, L, 1, rotated width / 2] float32."""
 
 
-def rope_tables(rope: Rope, positions: Array) -> Tables:
-    """Positions [K, L] -> cosines and sines of the angles, times `rope.scale`."""
-    frequencies = np.array(rope.frequencies, np.float32)
+def rope_tables(rope: Rope, positions: Array, lengths: Array) -> Tables:
+    """Cosines and sines of the angles, times `rope.scale`.
+
+    Args:
+      rope: the frequencies.
+      positions: position of each token in its own sequence, [K, L].
+      lengths: tokens of the longest sequence that shares its tokens, [K, L] or [K, 1]; it chooses
+        between short and long frequencies.
+    """
+    frequencies: Any = np.array(rope.frequencies, np.float32)
+    if rope.long:
+        is_long = (lengths > rope.longest_short)[..., None, None]
+        frequencies = jnp.where(is_long, np.array(rope.long, np.float32), frequencies)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     return (cos, sin) if rope.scale == 1 else (rope.scale * cos, rope.scale * sin)
+
+
+def segment_lengths(positions: Array, segment: Array) -> Array:
+    """Tokens of the longest sequence of each token's own segment, [K, L]."""
+    count = positions.shape[1] + 1
+
+    def of_row(positions: Array, segment: Array) -> Array:
+        return jax.ops.segment_max(positions, segment, count)[segment] + 1
+
+    return jax.vmap(of_row)(positions, segment)
 
 
 def rotate(x: Array, rope: Rope, tables: Tables) -> Array:
