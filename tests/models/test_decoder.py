@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lib.checkpoints import CONFIGS, LLAMA3, SMALL, logits, plain_rows
+from lib.checkpoints import CONFIGS, SMALL, logits, plain_rows
 from lib.steps import one_device
 
 from jaxalign.core.sharding import make_mesh
@@ -19,6 +19,7 @@ from jaxalign.models.spec import Rope
 from jaxalign.settings import Mesh
 
 LLAMA = SMALL | CONFIGS["llama-gqa"]
+LLAMA3 = CONFIGS["llama-tied-llama3"]["rope_parameters"]
 NEOX = SMALL | CONFIGS["neox-parallel"]
 QWEN = SMALL | CONFIGS["qwen2-tied"]
 FAMILIES = {"llama": LLAMA, "neox": NEOX, "qwen2": QWEN}
