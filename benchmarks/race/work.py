@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxalign.models.families import read_config
-from jaxalign.models.spec import Spec
+from jaxalign.models.spec import Dense, Experts, Spec
 
 BETA = 0.1
 CLIP = 1.0  # largest global gradient norm
@@ -92,6 +92,14 @@ def useful_flops(spec: Spec, pairs: Sequence[Pair]) -> int:
     return 3 * sum(forward_flops(spec, pairs))
 
 
+def _inner_width(mlp: Dense | Experts) -> int:
+    """Columns of all matrices of the input width that a feed-forward multiplies a token by."""
+    if isinstance(mlp, Dense):
+        return mlp.width * (3 if mlp.gated else 2)
+    shared = _inner_width(mlp.shared) if mlp.shared else 0
+    return mlp.count + mlp.router.chosen * _inner_width(mlp.expert) + shared
+
+
 def forward_flops(spec: Spec, pairs: Sequence[Pair]) -> Flops:
     """The FLOPs that the forward pass over the pairs needs at least.
 
@@ -102,9 +110,9 @@ def forward_flops(spec: Spec, pairs: Sequence[Pair]) -> Flops:
     """
     matrices = heads = 0
     for layer in spec.layers:
-        a, mlp = layer.attention, layer.mlp
+        a = layer.attention
         matrices += spec.width * a.head_width * 2 * (a.heads + a.kv_heads)
-        matrices += spec.width * mlp.width * (3 if mlp.gated else 2)
+        matrices += spec.width * _inner_width(layer.mlp)
         heads += a.heads * a.head_width
     tokens = visible = scored = 0
     for prompt, *responses in pairs:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from .. import settings
 from ..errors import UserError
@@ -21,6 +21,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "embed": "fsdp",  # model width of a parameter
     "heads": "tensor",  # heads x head width, fused
     "mlp": "tensor",
+    "experts": "tensor",
     "vocab": "tensor",
     "layers": None,
     "norm": None,
@@ -60,7 +61,7 @@ def repeatable(mesh: Mesh) -> dict[str, bool | str] | None:
     return {"xla_gpu_exclude_nondeterministic_ops": True} if gpu else None
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts the mesh cuts a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 

@@ -21,8 +21,10 @@ from ..documents import refuse_pointer
 from ..errors import UserError
 from ..files import read_json
 from ..models.decoder import Model, Params
+from ..models.spec import Spec
 from ..shown import shown
 from .kinds import kind, require
+from .mxfp4 import BLOCKS, SCALES, Packed
 from .weights import Weight, heads, hf_shape, names_of, read_part, weights
 
 INDEX = "model.safetensors.index.json"
@@ -159,7 +161,24 @@ def open_tensors(files: Iterable[Path]) -> Iterator[dict[str, Tensor]]:
                     f"{tensors[min(twice)].file}; keep one of them"
                 )
             tensors |= found
-        yield tensors
+        yield _unpacked(tensors)
+
+
+def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same, with one tensor in place of numbers in MXFP4 and their scales."""
+    found = dict(tensors)
+    for name in tensors:
+        whole = name.removesuffix(BLOCKS)
+        if whole != name and whole + SCALES in tensors:
+            blocks, scales = found.pop(name), found.pop(whole + SCALES)
+            found[whole] = Tensor(whole, blocks.file, Packed(whole, blocks.slices, scales.slices))
+    return found
+
+
+def dtypes(folder: Path) -> dict[str, str]:
+    """The dtype of every tensor of a checkpoint, as in `FLOATS`; others in safetensors notation."""
+    with open_tensors(weight_files(folder)) as tensors:
+        return {name: FLOATS.get(tensor.dtype, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def load_params(
@@ -211,27 +230,26 @@ def _tensors_of(
 ) -> Iterator[dict[Weight, list[Tensor]]]:
     """The tensors of each parameter of a checkpoint, checked, readable until the context ends."""
     with open_tensors(weight_files(folder)) as tensors:
-        plan = [w for w in weights(model) if w.path[0] not in made]
-        found = {w: layers_of(w, tensors, model, Path(folder)) for w in plan}
+        plan = [w for w in weights(model, tensors) if w.path[0] not in made]
+        found = {w: tensors_of(w, tensors, model, Path(folder)) for w in plan}
         _refuse_unexpected(tensors, {t.name for ts in found.values() for t in ts}, model)
         yield found
 
 
 def placed(found: dict[Weight, list[Tensor]], model: Model, keep: Keep) -> Params:
-    """Parameters on the mesh, from the tensors of each of their layers."""
+    """Parameters on the mesh, from all tensors of each."""
     leaves = {
-        w.path: keep(w.path, place(w, layers, w.of(model.abstract), model))
-        for w, layers in found.items()
+        w.path: keep(w.path, place(w, parts, w.of(model.abstract), model))
+        for w, parts in found.items()
     }
     return unflatten_dict(leaves)
 
 
-def layers_of(
+def tensors_of(
     weight: Weight, tensors: dict[str, Tensor], model: Model, folder: Path
 ) -> list[Tensor]:
-    """The tensors of one parameter, one per layer, checked against the configuration."""
-    shape = weight.of(model.abstract).shape
-    wanted = hf_shape(weight, shape[1:] if weight.layers else shape)
+    """The tensors of one parameter, in the order of `names`, checked against the configuration."""
+    wanted = hf_shape(weight, weight.of(model.abstract).shape[len(weight.stacks) :])
     found = []
     for name in weight.names:
         tensor = next((tensors[n] for n in (name, *weight.other_names) if n in tensors), None)
@@ -256,7 +274,7 @@ def layers_of(
 
 def _refuse_unexpected(tensors: dict[str, Tensor], used: set[str], model: Model) -> None:
     for name, tensor in tensors.items():
-        if name in used or name.endswith(names_of(model.spec).buffers):
+        if name in used or _left_out(name, model.spec):
             continue
         unembedding = name in heads(model.spec)
         if model.spec.scores and unembedding:
@@ -271,6 +289,15 @@ def _refuse_unexpected(tensors: dict[str, Tensor], used: set[str], model: Model)
         )
 
 
+def _left_out(name: str, spec: Spec) -> bool:
+    """Whether a tensor belongs to no parameter: a buffer, or a layer after the last."""
+    names = names_of(spec)
+    if name.endswith(names.buffers):
+        return True
+    number = name.removeprefix(names.layer.partition("{}")[0]).partition(".")[0]
+    return names.more_layers and number.isdecimal() and int(number) >= len(spec.layers)
+
+
 def _equal(a: Tensor, b: Tensor, rows: int = 8192) -> bool:
     if a.shape != b.shape:
         return False
@@ -279,13 +306,13 @@ def _equal(a: Tensor, b: Tensor, rows: int = 8192) -> bool:
 
 
 def place(
-    weight: Weight, layers: list[Tensor], leaf: jax.ShapeDtypeStruct, model: Model
+    weight: Weight, tensors: list[Tensor], leaf: jax.ShapeDtypeStruct, model: Model
 ) -> jax.Array:
     """One parameter on the mesh, read by shards.
 
     Args:
       weight: the parameter.
-      layers: the tensor of each of its layers; one tensor if layers are not stacked.
+      tensors: its tensors, in the order of its names.
       leaf: shape, dtype and sharding of the parameter.
       model: the decoder.
     """
@@ -293,12 +320,12 @@ def place(
     @functools.cache  # devices with the same part share one read
     def read(*bounds: tuple[int, int]) -> np.ndarray:
         index = tuple(slice(*b) for b in bounds)
-        own = index[1:] if weight.layers else index
-        chosen = layers[index[0]] if weight.layers else layers
-        parts = [read_part(weight, t.slices, own) for t in chosen]
+        depth = len(weight.stacks)
+        numbers = np.arange(len(tensors)).reshape([len(stack) for stack in weight.stacks])
+        chosen = numbers[index[:depth]]
         out = np.empty([b - a for a, b in bounds], leaf.dtype)
-        for i, part in enumerate(parts):
-            out[i if weight.layers else ...] = part
+        for place, number in np.ndenumerate(chosen):
+            out[place] = read_part(weight, tensors[number].slices, index[depth:])
         return out
 
     def callback(index: Any) -> np.ndarray:

@@ -16,10 +16,10 @@ from ..files import read_json, whole_folder
 from ..models.adapted import Adapted, adapt, materialized
 from ..models.decoder import Model, Params
 from ..models.lora import LowRank
-from ..models.spec import Spec
+from ..models.spec import Experts, Spec
 from ..settings import Lora
 from ..shown import listed, shown
-from .load import layers_of, load_params, open_tensors, placed, resolve
+from .load import load_params, open_tensors, placed, resolve, tensors_of
 from .save import by_tensor, gathered
 from .weights import Weight, fused_rows, names_of, stacks
 
@@ -53,15 +53,18 @@ def low_rank(settings: Lora, spec: Spec, where: str) -> LowRank:
       UserError: a target is no linear layer of this decoder, or only a part of a fused layer.
     """
     known: dict[str, list[tuple[str, ...]]] = {}
-    names = names_of(spec)
-    for path, module in names.linears.items():
+    names, linears = names_of(spec), adaptable(spec)
+    for path, module in linears.items():
         for name in (path[-1], module.rpartition(".")[-1]):
             known.setdefault(name, []).append(path)
     chosen: set[tuple[str, ...]] = set()
     for target in known if settings.targets is None else settings.targets:
         if target not in known:
+            found = "has no linear layer"
+            if target in {m.rpartition(".")[-1] for m in names.linears.values()}:
+                found = "has experts, beside which adapters are not implemented in"
             raise UserError(
-                f"{where}.targets: model_type '{spec.family}' has no linear layer '{target}'; "
+                f"{where}.targets: model_type '{spec.family}' {found} '{target}'; "
                 f"{near_miss(target, known)}"
             )
         chosen |= set(known[target])
@@ -74,8 +77,19 @@ def low_rank(settings: Lora, spec: Spec, where: str) -> LowRank:
                 f"{listed([other[-1] for other in together], quote='')} in one matrix, and "
                 f"{missing[0]} is not named; name {module}"
             )
-    targets = tuple(path for path in names.linears if path in chosen)
+    targets = tuple(path for path in linears if path in chosen)
     return adapters(spec, targets, settings.rank, settings.alpha, settings.rank_stabilized)
+
+
+def adaptable(spec: Spec) -> dict[tuple[str, ...], str]:
+    """The linear layers that can have adapters, and their modules.
+
+    With experts these are the layers of attention: PEFT takes the names of other feed-forwards for
+    those of experts.
+    """
+    sparse = any(isinstance(layer.mlp, Experts) for layer in spec.layers)
+    linears = names_of(spec).linears.items()
+    return {path: module for path, module in linears if not sparse or path[0] != "mlp"}
 
 
 def adapters(
@@ -103,7 +117,7 @@ def weights(model: Adapted) -> tuple[Weight, ...]:
                 widths = [block[(*other, leaf)].shape[-1] for other in group]
                 rows = fused_rows(spec, group.index(owner), widths)
             full = ("layers", key, *path)
-            found.append(Weight(full, name, "transposed", rows, layers=numbers))
+            found.append(Weight(full, name, "transposed", rows, stacks=(numbers,)))
     return tuple(found)
 
 
@@ -124,7 +138,7 @@ def save_adapter(folder: Path, params: Params, model: Adapted, *, base: str, car
     settings, spec = model.low_rank, model.base.spec
     named = list(by_tensor(weights(model), len(spec.layers)))
     with whole_folder(folder) as partial:
-        kinds = {name: "float32" for name, _, _ in named}
+        kinds = {name: "float32" for names, _, _ in named for name in names}
         tensors = gathered(params, model.whole, named, kinds)
         held = {name: tensor for name, tensor in tensors if partial}
         if partial:
@@ -202,7 +216,7 @@ def load_adapter(folder: Path, model: Model) -> tuple[Adapted, Params]:
     with open_tensors([file]) as tensors:
         targets = _targets(tensors, model.spec, file)
         adapted = adapt(model, adapters(model.spec, targets, **settings))
-        found = {w: layers_of(w, tensors, adapted.whole, folder) for w in weights(adapted)}
+        found = {w: tensors_of(w, tensors, adapted.whole, folder) for w in weights(adapted)}
         return adapted, placed(found, adapted.whole, lambda path, leaf: leaf)
 
 
@@ -233,7 +247,7 @@ def _targets(tensors: Iterable[str], spec: Spec, file: Path) -> tuple[tuple[str,
     for name in tensors:
         match = pattern.fullmatch(name)
         module = match and int(match[1]) < len(spec.layers) and match[2]
-        if module not in names.linears.values():
+        if module not in adaptable(spec).values():
             raise UserError(
                 f"{file}: tensor '{name}' is no adapter of a linear layer of model_type "
                 f"'{spec.family}' with {len(spec.layers)} layers; does it belong to this base?"

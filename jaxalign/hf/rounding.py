@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from ..core.types import Array
 from ..models.adapted import Merged
 from ..models.decoder import Model, Params
 from ..models.rounded import Rounded
-from .load import Tensor, layers_of, open_tensors, place, weight_files
+from .load import Tensor, open_tensors, place, tensors_of, weight_files
 from .save import export_plan
 from .weights import Weight, weights
 
@@ -54,18 +53,19 @@ def rounding(
       None if the dtypes hold every weight exactly, or no weight has changed.
     """
     kinds = {name: kind for name, _, kind in export_plan(model, source, dtype)}
-    plan = [w for w in weights(model) if not (model.spec.scores and w.path[0] == "head")]
-    plan = [w for w in plan if isinstance(w.of(params), Merged)] or plan
     total, coarse = np.zeros(2), set()
     with open_tensors(weight_files(source)) as tensors:
+        plan = weights(model, tensors)
+        plan = [w for w in plan if not (model.spec.scores and w.path[0] == "head")]
+        plan = [w for w in plan if isinstance(w.of(params), Merged)] or plan
         for weight in plan:
             leaf, kind = weight.of(params), kinds[weight.names[0]]
             if not isinstance(leaf, Merged) and jnp.promote_types(leaf.dtype, kind) == kind:
                 continue
             coarse.add(jnp.dtype(kind).name)
-            for i, tensor in enumerate(layers_of(weight, tensors, model, Path(source))):
-                new = _layer(leaf, i) if weight.layers else leaf
-                start = new.kernel if isinstance(new, Merged) else _start(weight, tensor, model)
+            found = tensors_of(weight, tensors, model, Path(source))
+            for new, own, its in _layers(weight, leaf, found):
+                start = new.kernel if isinstance(new, Merged) else _start(own, its, model)
                 ends = _rounded(start, kind), _rounded(new, kind)
                 total += np.array(jax.device_get(_sums(new, start, *ends)))
     left, change = total.tolist()
@@ -85,7 +85,7 @@ def lossy(
     """
     kinds = {name: kind for name, _, kind in export_plan(model, source, dtype)}
     held = jnp.float32 if merged else model.param_dtype
-    found = {w.path: kinds[w.names[0]] for w in weights(model)}
+    found = {w.path: kinds[w.names[0]] for w in weights(model, kinds)}
     return {p: kind.name for p, kind in found.items() if jnp.promote_types(held, kind) != kind}
 
 
@@ -114,12 +114,23 @@ def _sums(new: Any, start: Any, rounded_start: Array, rounded: Array) -> tuple[A
     return jnp.vdot(left, change), jnp.vdot(change, change)
 
 
-def _start(weight: Weight, tensor: Tensor, model: Model) -> Array:
+def _layers(
+    weight: Weight, leaf: Any, tensors: list[Tensor]
+) -> Iterator[tuple[Any, Weight, list[Tensor]]]:
+    """Each layer of a parameter, its weight and its tensors."""
+    if not weight.stacks:
+        yield leaf, weight, tensors
+        return
+    each = len(tensors) // len(weight.stacks[0])
+    for i in range(len(weight.stacks[0])):
+        yield _layer(leaf, i), weight.layer(i), tensors[i * each : (i + 1) * each]
+
+
+def _start(weight: Weight, tensors: list[Tensor], model: Model) -> Array:
     """One layer of a parameter of the starting checkpoint, on the mesh."""
     leaf = weight.of(model.abstract)
-    if weight.layers:
+    if weight.path[0] == "layers":
         spec = PartitionSpec(*leaf.sharding.spec[1:])
         sharding = NamedSharding(model.mesh, spec)
         leaf = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
-        weight = dataclasses.replace(weight, name=tensor.name, layers=None)
-    return place(weight, [tensor], leaf, model)
+    return place(weight, tensors, leaf, model)

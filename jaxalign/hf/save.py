@@ -19,7 +19,7 @@ from ..files import read_json, whole_folder
 from ..models.decoder import Model, Params
 from ..models.families import read_config
 from ..models.spec import Spec
-from .load import FLOATS, INDEX, SINGLE, load_config, open_tensors, weight_files
+from .load import INDEX, SINGLE, dtypes, load_config
 from .reward import classifier_keys
 from .weights import Weight, hf_shape, weights, write_tensor
 
@@ -41,8 +41,9 @@ NAMED_TEMPLATES = "additional_chat_templates"
 PADDED = ("tokenizer_config.json", "special_tokens_map.json")
 """The copied files that name the pad token."""
 
-Named = tuple[str, int, list[Weight]]
-"""A tensor of a file: its name, its place in its stack, and its parameters, several if fused."""
+Named = tuple[tuple[str, ...], int, list[Weight]]
+"""Tensors of a file, one unless each expert of a layer has its own: their names, the place of the
+layer in its stack, and the parameters in them, several if fused."""
 
 
 def save_checkpoint(
@@ -104,6 +105,7 @@ def _write_texts(
         config |= classifier_keys(model)
     if pad is not None:
         config["pad_token_id"] = pad[1]
+    config.pop("quantization_config", None)  # tensors are written dequantized
     if dtype is not None:
         keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
         config |= dict.fromkeys(keys, dtype)
@@ -142,7 +144,7 @@ def _write_weights(
     plan = export_plan(model, source, dtype)
     files = _split({n: math.prod(s) * np.dtype(d).itemsize for n, s, d in plan}, max_shard_bytes)
     kinds = {name: kind for name, _, kind in plan}
-    named = by_tensor(weights(model), len(model.spec.layers))
+    named = by_tensor(weights(model, dtypes(source)), len(model.spec.layers))
     tensors = gathered(params, model, named, kinds)
     weight_map = {}
     for number, names in enumerate(files, 1):
@@ -161,19 +163,20 @@ def _write_weights(
 
 def by_tensor(plan: Iterable[Weight], layers: int) -> Iterator[Named]:
     """All tensors to write, in order."""
-    groups: dict[tuple[str, range | None], list[Weight]] = {}
+    groups: dict[str, list[Weight]] = {}
     for weight in plan:
-        groups.setdefault((weight.name, weight.layers), []).append(weight)
-    whole = [parts for parts in groups.values() if parts[0].layers is None]
-    stacked = [(parts[0].layers, parts) for parts in groups.values() if parts[0].layers]
+        groups.setdefault(f"{weight.name} {weight.stacks[:1]}", []).append(weight)
+    whole = [parts for parts in groups.values() if not parts[0].stacks]
+    stacked = [(parts[0].stacks[0], parts) for parts in groups.values() if parts[0].stacks]
     for parts in whole[:1]:
-        yield parts[0].name, 0, parts
+        yield parts[0].names, 0, parts
     for layer in range(layers):
         for numbers, parts in stacked:
             if layer in numbers:
-                yield parts[0].name.format(layer), numbers.index(layer), parts
+                place = numbers.index(layer)
+                yield parts[0].layer(place).names, place, parts
     for parts in whole[1:]:
-        yield parts[0].name, 0, parts
+        yield parts[0].names, 0, parts
 
 
 def export_plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str, tuple, Any]]:
@@ -184,18 +187,15 @@ def export_plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str
       source: the checkpoint that the run started from.
       dtype: dtype of all tensors; None keeps the dtype of each tensor in `source`.
     """
-    kept = {}
-    if dtype is None:
-        with open_tensors(weight_files(source)) as tensors:
-            kept = {name: FLOATS[tensor.dtype] for name, tensor in tensors.items()}
-    plan = []
-    for name, _, parts in by_tensor(weights(model), len(model.spec.layers)):
-        shape = parts[0].of(model.abstract).shape
-        shape = hf_shape(parts[0], shape[1:] if parts[0].layers else shape)
-        # A head that is not in the source gets the dtype of the embedding.
-        names = (name, *parts[0].other_names, weights(model)[0].name)
-        kind = dtype or next(kept[n] for n in names if n in kept)
-        plan.append((name, shape, jax.numpy.dtype(kind)))
+    kept = dtypes(source)
+    whole, plan = weights(model, kept), []
+    for names, _, parts in by_tensor(whole, len(model.spec.layers)):
+        shape = hf_shape(parts[0], parts[0].of(model.abstract).shape[len(parts[0].stacks) :])
+        for name in names:
+            # A head that is not in the source gets the dtype of the embedding.
+            known = (name, *parts[0].other_names, whole[0].name)
+            kind = dtype or next(kept[n] for n in known if n in kept)
+            plan.append((name, shape, jax.numpy.dtype(kind)))
     return plan
 
 
@@ -223,16 +223,17 @@ def gathered(
     whole = replicated(model.mesh)
     cut = jax.jit(lambda x, i, kind: x[i].astype(kind), static_argnums=2, out_shardings=whole)
     cast = jax.jit(lambda x, kind: x.astype(kind), static_argnums=1, out_shardings=whole)
-    for name, layer, parts in named:
-        kind = kinds[name]
+    for names, layer, parts in named:
+        kind = kinds[names[0]]
         arrays = [
-            cut(w.of(params), layer, kind) if w.layers else cast(w.of(params), kind) for w in parts
+            cut(w.of(params), layer, kind) if w.stacks else cast(w.of(params), kind) for w in parts
         ]
-        host = [np.asarray(a.addressable_data(0)) for a in arrays]
-        tensor = write_tensor(parts, host)
-        if not np.isfinite(tensor).all():
-            raise UserError(
-                f"tensor '{name}': got values that are not finite in {np.dtype(kind).name}; "
-                "export in another dtype, or from an earlier checkpoint"
-            )
-        yield name, np.ascontiguousarray(tensor)
+        tensors = write_tensor(parts, [np.asarray(a.addressable_data(0)) for a in arrays])
+        own = [tensors] if len(parts[0].stacks) < 2 else tensors
+        for name, tensor in zip(names, own, strict=True):
+            if not np.isfinite(tensor).all():
+                raise UserError(
+                    f"tensor '{name}': got values that are not finite in {np.dtype(kind).name}; "
+                    "export in another dtype, or from an earlier checkpoint"
+                )
+            yield name, np.ascontiguousarray(tensor)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from ..models.decoder import Model
-from ..models.families import FAMILIES, WeightNames
+from ..models.families import FAMILIES, ExpertNames, WeightNames
 from ..models.patterns import runs
-from ..models.spec import Spec
+from ..models.spec import Experts, Spec
 
 Axes = Literal["as is", "transposed"]
 Index = tuple[slice, ...]
@@ -29,44 +30,54 @@ KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The rows of a fused tensor that belong to one parameter: groups of neighbors."""
+    """The outputs of a fused tensor that belong to one parameter: groups of neighbors."""
 
     groups: int
     size: int
-    """Rows of a group."""
+    """Outputs of a group."""
     stride: int
-    """Rows from one group to the next."""
+    """Outputs from one group to the next."""
     first: int
     total: int
-    """Rows of the tensor."""
+    """Outputs of the tensor."""
 
     def numbers(self, start: int, stop: int) -> np.ndarray:
-        """The row of each output `start` ... `stop - 1` of the parameter."""
+        """The place in the tensor of each output `start` ... `stop - 1` of the parameter."""
         group, within = np.divmod(np.arange(start, stop), self.size)
         return self.first + group * self.stride + within
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """One of our parameters, and its tensor (or its part of a tensor) in a checkpoint."""
+    """One of our parameters, and its tensors (or its part of them) in a checkpoint.
+
+    The last axis of a parameter has its outputs.
+    """
 
     path: Path
     """Keys of the parameter in the nested dict."""
     name: str
-    """Name of the tensor; `{}` is the number of the layer, if layers are stacked."""
+    """Name of the tensors; each `{}` is a number of one of `stacks`."""
     axes: Axes = "as is"
+    """Whether the tensor has the last two axes of the parameter in the other order."""
     rows: Rows | None = None
-    """The rows of a fused tensor; None: all."""
+    """The outputs of a fused tensor; None: all."""
     other_names: tuple[str, ...] = ()
     """Names that are read too but never written."""
-    layers: range | None = None
-    """The layers of the leading axis, if layers are stacked."""
+    stacks: tuple[range, ...] = ()
+    """The numbers of the leading axes that the checkpoint has tensor by tensor: of layers, and of
+    experts if each has tensors of its own."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of all tensors, one per layer."""
-        numbers = self.layers or range(1)
-        return tuple(self.name.format(number) for number in numbers)
+        """The names of all tensors, one per layer and expert."""
+        return tuple(self.name.format(*numbers) for numbers in itertools.product(*self.stacks))
+
+    def layer(self, place: int) -> Weight:
+        """One layer of a stacked parameter."""
+        number, *others = self.stacks[0][place], *self.stacks[1:]
+        name = self.name.replace("{}", str(number), 1)
+        return dataclasses.replace(self, name=name, stacks=tuple(others))
 
     def of(self, tree: dict[str, Any]) -> Any:
         """The leaf of this parameter in a nested dict."""
@@ -83,19 +94,24 @@ def stacks(spec: Spec) -> dict[str, range]:
     return {str(s[0]): s for run in runs(spec.layers) for s in run.stacks}
 
 
-def weights(model: Model) -> tuple[Weight, ...]:
-    """All parameters of a decoder, embedding first, in the order in which they are written."""
+def weights(model: Model, given: Collection[str] = ()) -> tuple[Weight, ...]:
+    """All parameters of a decoder, embedding first, in the order in which they are written.
+
+    Args:
+      model: the decoder.
+      given: names of the tensors of a checkpoint, which decide in which of several forms it has
+        mixtures of experts; none of them: in the first.
+    """
     names, spec = names_of(model.spec), model.spec
     found = [Weight(("embed",), f"{names.embed}.weight")]
-    modules = {**names.norms, **names.linears}
     for key, numbers in stacks(spec).items():
         block: dict[Path, Any] = flatten_dict(model.abstract["layers"][key])
-        order = list(modules)
-        for path in sorted(block, key=lambda p: (order.index(p[:-1]), p[-1] == "bias")):
-            name = f"{names.layer}{modules[path[:-1]]}.{KINDS[path[-1]]}"
-            axes: Axes = "transposed" if path[-1] == "kernel" else "as is"
-            rows = _rows(spec, block, path)
-            found.append(Weight(("layers", key, *path), name, axes, rows, layers=numbers))
+        sparse = isinstance(spec.layers[numbers[0]].mlp, Experts)
+        form = _form(names, numbers[0], given) if sparse else None
+        plain = {p: leaf for p, leaf in block.items() if not (sparse and p[0] == "mlp")}
+        found += _of_layers(spec, key, numbers, plain)
+        if form is not None:
+            found += _of_experts(names, form, key, numbers, block)
     for leaf in model.abstract.get("norm", {}):
         found.append(Weight(("norm", leaf), f"{names.norm}.{KINDS[leaf]}"))
     if spec.scores:
@@ -104,6 +120,53 @@ def weights(model: Model) -> tuple[Weight, ...]:
         head, *others = heads(spec)
         found.append(Weight(("head", "kernel"), head, "transposed", other_names=tuple(others)))
     return tuple(found)
+
+
+def _of_layers(spec: Spec, key: str, numbers: range, block: dict[Path, Any]) -> list[Weight]:
+    """The parameters of one stack, but for mixtures of experts."""
+    names, found = names_of(spec), []
+    modules = {**names.norms, **names.linears}
+    order = list(modules)
+    for path in block.keys() & names.others.keys():
+        name = names.layer + names.others[path]
+        found.append(Weight(("layers", key, *path), name, stacks=(numbers,)))
+    named = block.keys() - names.others.keys()
+    for path in sorted(named, key=lambda p: (order.index(p[:-1]), p[-1] == "bias")):
+        name = f"{names.layer}{modules[path[:-1]]}.{KINDS[path[-1]]}"
+        axes: Axes = "transposed" if path[-1] == "kernel" else "as is"
+        rows = _rows(spec, block, path)
+        found.append(Weight(("layers", key, *path), name, axes, rows, stacks=(numbers,)))
+    return found
+
+
+def _form(names: WeightNames, layer: int, given: Collection[str]) -> ExpertNames:
+    """The form in which a checkpoint has its mixtures of experts."""
+    for form in names.experts:
+        name = form.tensors["mlp", "down", "kernel"]
+        if f"{names.layer}{name}".format(layer, 0) in given:
+            return form
+    return names.experts[0]
+
+
+def _of_experts(
+    names: WeightNames, form: ExpertNames, key: str, numbers: range, block: dict[Path, Any]
+) -> list[Weight]:
+    """The parameters of the mixtures of experts of one stack."""
+    found = []
+    for path, tensor in form.tensors.items():
+        if path not in block:
+            continue
+        together = [p for p in form.tensors if form.tensors[p] == tensor and p in block]
+        rows = None
+        if len(together) > 1:
+            widths = [block[p].shape[-1] for p in together]
+            rows = _fused(together.index(path), widths, 1 if form.interleaved else 0)
+        as_linear = form.transposed or path[1] not in ("gate", "up", "down")
+        axes: Axes = "transposed" if path[-1] == "kernel" and as_linear else "as is"
+        held = (numbers, range(block[path].shape[1])) if "{}" in tensor else (numbers,)
+        full = ("layers", key, *path)
+        found.append(Weight(full, names.layer + tensor, axes, rows, stacks=held))
+    return found
 
 
 def heads(spec: Spec) -> tuple[str, ...]:
@@ -126,44 +189,53 @@ def fused_rows(spec: Spec, part: int, widths: Sequence[int]) -> Rows | None:
     """The rows of one of the layers, of these numbers of outputs, that a module holds."""
     if len(widths) == 1:
         return None
+    by_head = names_of(spec).fused == "by head"
+    return _fused(part, widths, spec.layers[0].attention.head_width if by_head else 0)
+
+
+def _fused(part: int, widths: Sequence[int], size: int) -> Rows:
+    """Outputs of one layer after the other; with a size, that many of each in turn."""
     total = sum(widths)
-    if names_of(spec).fused == "in order":
+    if not size:
         return Rows(1, widths[part], total, sum(widths[:part]), total)
-    size = spec.layers[0].attention.head_width
     return Rows(widths[part] // size, size, len(widths) * size, part * size, total)
 
 
 def hf_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the tensor in the checkpoint, given the shape of one layer of the parameter."""
-    shape = shape[::-1] if weight.axes == "transposed" else shape
-    return shape if weight.rows is None else (weight.rows.total, *shape[1:])
+    """Shape of a tensor in the checkpoint, given the shape of its part of the parameter."""
+    if weight.rows is not None:
+        shape = (*shape[:-1], weight.rows.total)
+    return _turned(weight, shape)
+
+
+def _turned(weight: Weight, axes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Something of each axis of a parameter, in the order of the tensor's axes."""
+    return (*axes[:-2], axes[-1], axes[-2]) if weight.axes == "transposed" else axes
 
 
 def read_part(weight: Weight, tensor: Any, index: Index) -> np.ndarray:
-    """Read the part `index` of one layer of a parameter, and no more of the tensor than needed.
+    """Read the part `index` of the parameter of a tensor, and no more of the tensor than needed.
 
     Args:
       weight: the parameter.
       tensor: the tensor in the layout of the checkpoint; sliceable like an array.
-      index: slices into the parameter (without the axis of layers), each with start and stop.
+      index: slices into the parameter (without the axes of `stacks`), each with start and stop.
     """
-    rows, *columns = index[::-1] if weight.axes == "transposed" else index
-    if weight.rows is None:
-        block = tensor[(rows, *columns)]
-    else:
-        numbers = weight.rows.numbers(rows.start, rows.stop)
+    wanted: Any = slice(None)
+    if weight.rows is not None:
+        numbers = weight.rows.numbers(index[-1].start, index[-1].stop)
         first = int(numbers[0])
-        block = tensor[(slice(first, int(numbers[-1]) + 1), *columns)][numbers - first]
-    return block.T if weight.axes == "transposed" else block
+        index, wanted = (*index[:-1], slice(first, int(numbers[-1]) + 1)), numbers - first
+    block = tensor[_turned(weight, index)]
+    return (block.swapaxes(-1, -2) if weight.axes == "transposed" else block)[..., wanted]
 
 
 def write_tensor(weights: Sequence[Weight], parts: Sequence[np.ndarray]) -> np.ndarray:
-    """One layer of each parameter of a tensor -> the checkpoint's tensor."""
-    tensors = [p.T if w.axes == "transposed" else p for w, p in zip(weights, parts, strict=True)]
-    if weights[0].rows is None:
-        return tensors[0]
-    whole = np.empty((weights[0].rows.total, *tensors[0].shape[1:]), tensors[0].dtype)
-    for weight, tensor in zip(weights, tensors, strict=True):
-        assert weight.rows is not None
-        whole[weight.rows.numbers(0, len(tensor))] = tensor
-    return whole
+    """The part of each parameter of a tensor -> the checkpoint's tensor."""
+    whole = parts[0]
+    if weights[0].rows is not None:
+        whole = np.empty((*whole.shape[:-1], weights[0].rows.total), whole.dtype)
+        for weight, part in zip(weights, parts, strict=True):
+            assert weight.rows is not None
+            whole[..., weight.rows.numbers(0, part.shape[-1])] = part
+    return whole.swapaxes(-1, -2) if weights[0].axes == "transposed" else whole

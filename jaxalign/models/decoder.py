@@ -115,8 +115,11 @@ class Decoder(nnx.Module):
             window = kind.window if (kind.window or 0) < ids.shape[1] else None
             own = {"window": window, "softcap": kind.softcap, "scale": kind.scale}
             how = dataclasses.replace(mask, **own)
-            x, _ = block(x, tables[kind.rope], lambda q, k, v: (attend(q, k, v, how, mesh), None))
-            return x
+
+            def attended(q: Array, k: Array, v: Array, sinks: Array | None) -> tuple[Array, None]:
+                return attend(q, k, v, how, mesh, sinks), None
+
+            return block(x, tables[kind.rope], attended)[0]
 
         if remat != "none":
             policies = jax.checkpoint_policies
@@ -155,10 +158,11 @@ class Decoder(nnx.Module):
             kind = block.layer.attention
             sees = mask if kind.window is None else mask & (places < kind.window)
 
-            def cached(q, k, v):
+            def cached(q, k, v, sinks):
                 new_keys = jax.lax.dynamic_update_slice(keys, k[None], (i, 0, at, 0, 0))
                 new_values = jax.lax.dynamic_update_slice(values, v[None], (i, 0, at, 0, 0))
-                out = attend_cached(q, new_keys[i], new_values[i], sees, kind.scale, kind.softcap)
+                held = new_keys[i], new_values[i]
+                out = attend_cached(q, *held, sees, kind.scale, kind.softcap, sinks)
                 return out, {"keys": new_keys, "values": new_values}
 
             return block(x, tables[kind.rope], cached)

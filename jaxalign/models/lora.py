@@ -38,6 +38,11 @@ class LowRank:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
+def part_of(block: Block, path: tuple[str, ...]) -> Any:
+    """The part of a block at this path; None if its kind of layer has none."""
+    return functools.reduce(lambda part, key: getattr(part, key, None), path, block)
+
+
 def attach(block: Block, low_rank: LowRank, rngs: nnx.Rngs) -> None:
     """Give the linear layers of a block adapters, in float32 whatever the dtype of the block.
 
@@ -57,7 +62,7 @@ def attach(block: Block, low_rank: LowRank, rngs: nnx.Rngs) -> None:
 
     sharing = {path for group in low_rank.shared for path in group}
     for path in low_rank.targets:
-        linear: Linear | None = functools.reduce(getattr, path, block)
+        linear: Linear | None = part_of(block, path)
         if linear is None:
             continue
         linear.lora_scale = low_rank.scale
@@ -66,6 +71,8 @@ def attach(block: Block, low_rank: LowRank, rngs: nnx.Rngs) -> None:
         zeros = jnp.zeros((low_rank.rank, linear.kernel.shape[1]))
         linear.lora_b = nnx.Param(zeros, out_sharding=("rank", axes(linear)[1]))
     for group in low_rank.shared:
-        part: Any = functools.reduce(getattr, group[0][:-1], block)
+        part = part_of(block, group[0][:-1])
+        if part is None:
+            continue
         part.lora_scale = low_rank.scale
         part.lora_a = down(getattr(part, group[0][-1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+Activation = Literal["gelu", "gelu_tanh", "gelu_sigmoid", "silu", "relu"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,18 +63,61 @@ class Softmax:
     """Number of positions that a query sees, its own included; None: all."""
     softcap: float | None = None
     """If set to c, scores s become c tanh(s / c) before the softmax."""
+    sinks: bool = False
+    """Whether each head has a learned score that takes part in the softmax, with a value of 0."""
     clip: float | None = None
-    """If set, queries, keys and values are limited to this magnitude before anything else."""
+    """If set, queries, keys and values are limited to this magnitude, before heads are split."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
+    """down(act(gate(x)) * (up(x) + offset)), or down(act(up(x))) without a gate."""
 
     width: int
     activation: Activation
     gated: bool = True
     bias: bool = False
+    limit: float | None = None
+    """If set, the gate is at most this, and the magnitude of `up`."""
+    offset: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+    """Which experts compute a token, and the factors of what they return; in float32."""
+
+    chosen: int
+    """Number of experts of a token: those with the largest scores."""
+    score: Literal["softmax", "sigmoid", "softmax of the chosen"]
+    """The scores, from the logits; the factors are the scores of the chosen experts."""
+    normalized: bool = False
+    """Whether the factors are divided by their sum."""
+    scale: float = 1.0
+    """Factor of the factors."""
+    bias: bool = False
+    correction: bool = False
+    """Whether a vector, which is not trained, is added to the scores to choose, not to weigh."""
+    groups: int = 1
+    """Neighboring experts form this number of groups of equal size."""
+    kept_groups: int = 1
+    """Number of groups from which experts are chosen: those with the largest group scores."""
+    group_score: Literal["largest", "largest two"] = "largest"
+    """The score of a group: the sum of this number of its experts' scores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """A mixture of experts (Shazeer et al. 2017, arXiv:1701.06538); no token is ever dropped."""
+
+    count: int
+    router: Router
+    expert: Dense
+    shared: Dense | None = None
+    """Feed-forward of every token, added to that of its experts."""
+    shared_gate: bool = False
+    """Whether the output of `shared` is multiplied by the sigmoid of a linear function."""
+    scales_input: bool = False
+    """Whether the factors multiply the inputs of the experts rather than their outputs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +125,7 @@ class Layer:
     """Attention and feed-forward, each added to the residual stream."""
 
     attention: Softmax
-    mlp: Dense
+    mlp: Dense | Experts
     norm: NormKind
     places: Literal["before", "after", "around"] = "before"
     """Where the norms are: on the inputs of both parts, on their outputs, or on both."""

@@ -11,7 +11,8 @@ import peft
 import torch
 from lib.checkpoints import in_torch, small_model
 
-from jaxalign.hf.peft import low_rank
+from jaxalign.hf.open import open_config
+from jaxalign.hf.peft import adaptable, low_rank
 from jaxalign.models.adapted import Adapted, adapt
 from jaxalign.settings import Lora
 
@@ -19,9 +20,10 @@ RANK = 4
 
 
 def peft_model(base: Path, **options: Any) -> Any:
-    """The torch checkpoint with new adapters on all linear layers, A and B random."""
+    """The torch checkpoint with new adapters on all adaptable layers, A and B random."""
     model = in_torch(base)
-    options = {"r": RANK, "lora_alpha": 6, "target_modules": "all-linear"} | options
+    names = [module.rpartition(".")[-1] for module in adaptable(open_config(base)).values()]
+    options = {"r": RANK, "lora_alpha": 6, "target_modules": names} | options
     adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

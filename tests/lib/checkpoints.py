@@ -57,6 +57,9 @@ def torch_model(name: str) -> Any:
         for parameter in model.parameters():
             scale = 0.3 if parameter.ndim == 1 else 0.15
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):
+                buffer.add_(0.3 * torch.randn(buffer.shape, generator=generator))
     return model.eval()
 
 

@@ -18,14 +18,17 @@ from . import cudnn, splash
 from .blocked import HIDDEN, blocked
 from .mask import RowMask, keep
 
-Backend = Callable[[Array, Array, Array, RowMask], Array]
+Backend = Callable[..., Array]
+"""(q, k, v, mask, sinks) -> output; see `attend`."""
 LOG = logging.getLogger(__name__)
 
 coarse: Backend = functools.partial(blocked, least=256)
 """`blocked` with larger tiles, for accelerators, where each loop iteration is expensive."""
 
 
-def attend(q: Array, k: Array, v: Array, mask: RowMask, mesh: Mesh) -> Array:
+def attend(
+    q: Array, k: Array, v: Array, mask: RowMask, mesh: Mesh, sinks: Array | None = None
+) -> Array:
     """softmax(scale q k') v over the keys that `mask` lets each query see.
 
     Every device runs `backend` on its own rows and heads. If the mesh does not divide the number of
@@ -39,6 +42,8 @@ def attend(q: Array, k: Array, v: Array, mask: RowMask, mesh: Mesh) -> Array:
       v: values [K, L, Hk, C].
       mask: the mask of these K rows of length L.
       mesh: the device mesh (data, fsdp, tensor).
+      sinks: a score for each head [H] float32, not scaled, that takes part in the softmax with a
+        value of 0 (Xiao et al. 2023, arXiv:2309.17453).
 
     Returns:
       [K, L, H, C] in the dtype of `q`; finite and meaningless where a query sees nothing.
@@ -51,17 +56,19 @@ def attend(q: Array, k: Array, v: Array, mask: RowMask, mesh: Mesh) -> Array:
         k, v = (jnp.repeat(x, groups // x.shape[2], axis=2) for x in (k, v))
     by_head = spec(rows, None, cut, None)
     run = jax.shard_map(
-        backend(mesh.devices.flat[0], q, mask),
+        backend(mesh.devices.flat[0], q, mask, sinks is not None),
         mesh=mesh,
-        in_specs=(by_head, by_head, by_head, spec(rows)),
+        in_specs=(by_head, by_head, by_head, spec(rows), spec(cut)),
         out_specs=by_head,
         check_vma=False,  # pallas kernels do not say over which axes their results vary
     )
     with jax.named_scope("attention"):
-        return keep(run(q, k, v, mask))
+        return keep(run(q, k, v, mask, sinks))
 
 
-def backend(device: Any, q: Array | jax.ShapeDtypeStruct, mask: RowMask) -> Backend:
+def backend(
+    device: Any, q: Array | jax.ShapeDtypeStruct, mask: RowMask, sinks: bool = False
+) -> Backend:
     """The backend for a kind of device: `splash`, `cudnn`, or else `blocked`, on GPUs `coarse`.
 
     A refusal of `splash` or `cudnn` is logged with its reason, once per process, at level DEBUG.
@@ -71,13 +78,14 @@ def backend(device: Any, q: Array | jax.ShapeDtypeStruct, mask: RowMask) -> Back
         mesh, not for the machine that compiles.
       q: queries [K, L, H, C], or their shape and dtype.
       mask: the mask.
+      sinks: whether heads have sinks.
     """
     fused = {
         "splash": (splash.refusal, splash.splash),
         "cudnn": (cudnn.refusal, cudnn.cudnn),
     }
     for name, (refusal, run) in fused.items():
-        reason = refusal(device, q, mask)
+        reason = "it has no sinks" if sinks else refusal(device, q, mask)
         if reason is None:
             return run
         _log_refusal(name, reason)
@@ -90,27 +98,37 @@ def _log_refusal(name: str, reason: str) -> None:
 
 
 def attend_cached(
-    q: Array, k: Array, v: Array, mask: Array, scale: float, softcap: float | None
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Array | None = None,
 ) -> Array:
     """softmax(scale q k') v for generation, with keys and values from a cache.
 
     Args:
       q: queries [K, L, H, C].
       k: keys [K, columns, Hk, C]; H is a multiple of Hk.
-      v: values [K, columns, Hk, C].
+      v: values [K, columns, Hk, Cv].
       mask: [K, 1, L, columns] bool; a query that may see nothing gets a finite, meaningless result.
       scale: factor of the products of queries and keys.
       softcap: if set to c, scores s become c tanh(s / c) before the softmax.
+      sinks: see `attend`.
 
     Returns:
-      [K, L, H, C] in the dtype of `q`.
+      [K, L, H, Cv] in the dtype of `v`.
     """
-    if softcap is None:
-        attention = jax.nn.dot_product_attention
-        return attention(q, k, v, mask=mask, scale=scale, implementation="xla")
-    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+    rows, length, heads, width = q.shape
+    grouped = q.reshape(rows, length, k.shape[2], -1, width)
     equation = "klhgc,kjhc->khglj"
     s = scale * jnp.einsum(equation, grouped, k, preferred_element_type=jnp.float32)
-    s = softcap * jnp.tanh(s / softcap)
-    p = jax.nn.softmax(jnp.where(mask[:, :, None], s, HIDDEN), -1).astype(v.dtype)
-    return jnp.einsum("khglj,kjhc->klhgc", p, v).reshape(q.shape)
+    if softcap is not None:
+        s = softcap * jnp.tanh(s / softcap)
+    s = jnp.where(mask[:, :, None], s, HIDDEN)
+    if sinks is not None:
+        own = sinks.reshape(k.shape[2], -1, 1, 1)
+        s = jnp.concatenate([s, jnp.broadcast_to(own, (*s.shape[:-1], 1))], -1)
+    p = jax.nn.softmax(s, -1)[..., : k.shape[1]].astype(v.dtype)
+    return jnp.einsum("khglj,kjhc->klhgc", p, v).reshape(rows, length, heads, -1)

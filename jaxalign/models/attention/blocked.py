@@ -30,11 +30,14 @@ HIDDEN = -1e30
 LOWEST = -1e20
 """Lower bound of the maximum of a row of scores; p = 0 for a query that sees no key."""
 
-Residuals = tuple[Array, Array, Array, Array, RowMask]
+Residuals = tuple[Array, Array, Array, Array, RowMask, Array | None]
+Slopes = tuple[Array, Array, Array, Array | None]
 Carry = TypeVar("Carry")
 
 
-def blocked(q: Array, k: Array, v: Array, mask: RowMask, least: int = 1) -> Array:
+def blocked(
+    q: Array, k: Array, v: Array, mask: RowMask, sinks: Array | None = None, least: int = 1
+) -> Array:
     """softmax(q k' / sqrt(C)) v over the visible keys; scores and sums in float32.
 
     Args:
@@ -42,6 +45,7 @@ def blocked(q: Array, k: Array, v: Array, mask: RowMask, least: int = 1) -> Arra
       k: keys [K, L, Hk, C]; H is a multiple of Hk, and H / Hk neighboring heads share a key.
       v: values [K, L, Hk, C].
       mask: the mask of these K rows of length L.
+      sinks: a score for each head [H] float32; see `attend`.
       least: minimum block size, places; blocks of long rows are larger.
 
     Returns:
@@ -57,23 +61,29 @@ def blocked(q: Array, k: Array, v: Array, mask: RowMask, least: int = 1) -> Arra
     def cut(x: Array, *heads: int) -> Array:
         return whole(x).reshape(rows * blocks, size, *heads, width)
 
-    out = _attend(cut(q, groups, -1), cut(k, groups), cut(v, groups), jax.tree.map(whole, mask))
+    scores = None if sinks is None else sinks.reshape(groups, -1)
+    every = jax.tree.map(whole, mask)
+    out = _attend(cut(q, groups, -1), cut(k, groups), cut(v, groups), every, scores)
     return out.reshape(rows, blocks * size, -1, width)[:, :length]
 
 
 @jax.custom_vjp
-def _attend(q: Array, k: Array, v: Array, mask: RowMask) -> Array:
+def _attend(q: Array, k: Array, v: Array, mask: RowMask, sinks: Array | None) -> Array:
     """Queries [K * blocks, Q, Hk, G, C], keys and values [K * blocks, Q, Hk, C] -> as queries."""
-    return _forward(q, k, v, mask)[0]
+    return _forward(q, k, v, mask, sinks)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, mask: RowMask) -> tuple[Array, Residuals]:
+def _forward(
+    q: Array, k: Array, v: Array, mask: RowMask, sinks: Array | None
+) -> tuple[Array, Residuals]:
     def visit(at: Visit, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         queries, keys, values = _of_queries(q, at), _of_keys(k, at), _of_keys(v, at)
         s = jnp.where(at.seen(mask, heads), _scores(queries, keys, mask), HIDDEN)
-        most = jnp.maximum(jnp.max(s, -1, keepdims=True), LOWEST)
+        least = LOWEST if sinks is None else _of_heads(sinks, size)
+        most = jnp.maximum(jnp.max(s, -1, keepdims=True), least)
         p = jnp.exp(s - most)
-        total = jnp.maximum(jnp.sum(p, -1, keepdims=True), 1e-30)
+        total = jnp.sum(p, -1, keepdims=True) + (0 if sinks is None else jnp.exp(least - most))
+        total = jnp.maximum(total, 1e-30)
         out, log_sums = carry
         out = _put(out, at, _product("gij,gjc->gic", p.astype(v.dtype), values) / total)
         return out, _put(log_sums, at, most + jnp.log(total))
@@ -81,32 +91,36 @@ def _forward(q: Array, k: Array, v: Array, mask: RowMask) -> tuple[Array, Residu
     size, _, heads, _ = q.shape[1:]
     blank = jnp.zeros_like(q), jnp.zeros((*q.shape[:4], 1), jnp.float32)
     out, log_sums = _over_blocks(visit, blank, mask, size)
-    return out, (q, k, v, keep(log_sums), mask)
+    return out, (q, k, v, keep(log_sums), mask, sinks)
 
 
-def _backward(kept: Residuals, d_out: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, log_sums, mask = kept
+def _backward(kept: Residuals, d_out: Array) -> tuple[Array, Array, Array, None, Array | None]:
+    q, k, v, log_sums, mask, sinks = kept
 
-    def visit(at: Visit, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def visit(at: Visit, carry: Slopes) -> Slopes:
         queries, d_o, log_sum = (_of_queries(x, at) for x in (q, d_out, log_sums))
         keys, values = _of_keys(k, at), _of_keys(v, at)
         s = _scores(queries, keys, mask)
         p = jnp.exp(jnp.where(at.seen(mask, heads), s, HIDDEN) - log_sum)
         d_p = _product("gic,gjc->gij", d_o, values)
-        d_s = p * (d_p - jnp.sum(p * d_p, -1, keepdims=True))
+        mean = jnp.sum(p * d_p, -1, keepdims=True)
+        d_s = p * (d_p - mean)
         if mask.softcap is not None:
             d_s = d_s * (1 - jnp.square(s / mask.softcap))
         d_s = (d_s * mask.factor(q.shape[-1])).astype(q.dtype)
-        d_q, d_k, d_v = carry
+        d_q, d_k, d_v, d_sinks = carry
+        if sinks is not None and d_sinks is not None:  # its value is 0
+            lost = jnp.exp(_of_heads(sinks, size) - log_sum) * mean
+            d_sinks = d_sinks - lost.reshape(*sinks.shape, size).sum(-1)
         d_q = _put(d_q, at, _product("gij,gjc->gic", d_s, keys))
         d_k = _add(d_k, at, _product("gij,gic->gjc", d_s, queries))
         d_v = _add(d_v, at, _product("gij,gic->gjc", p.astype(v.dtype), d_o))
-        return d_q, d_k, d_v
+        return d_q, d_k, d_v, d_sinks
 
     size, _, heads, _ = q.shape[1:]
-    blank = jnp.zeros_like(q), jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    d_q, d_k, d_v = _over_blocks(visit, blank, mask, size)
-    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (k, v, sinks))
+    d_q, d_k, d_v, d_sinks = _over_blocks(visit, (jnp.zeros_like(q), *blank), mask, size)
+    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None, d_sinks
 
 
 _attend.defvjp(_forward, _backward)
@@ -172,6 +186,11 @@ def _scores(queries: Array, keys: Array, mask: RowMask) -> Array:
 
 def _product(equation: str, a: Array, b: Array) -> Array:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+def _of_heads(x: Array, size: int) -> Array:
+    """A number for each head, [Hk, G], for each of its queries: [Hk, G * Q, 1]."""
+    return jnp.repeat(x, size, axis=1)[..., None]
 
 
 def _of_queries(x: Array, at: Visit) -> Array:

@@ -31,7 +31,7 @@ def refusal(device: Any, q: Array | jax.ShapeDtypeStruct, mask: RowMask) -> str 
     return None
 
 
-def cudnn(q: Array, k: Array, v: Array, mask: RowMask) -> Array:
+def cudnn(q: Array, k: Array, v: Array, mask: RowMask, sinks: None = None) -> Array:
     """`blocked` as cuDNN's fused kernel, with a dense mask: 2 L L bytes per row.
 
     Before jax 0.11 cuDNN also returns the gradient of that mask, of the same size. `is_causal` adds

@@ -27,7 +27,7 @@ def refusal(device: Any, q: Array | jax.ShapeDtypeStruct, mask: RowMask) -> str 
     return None
 
 
-def splash(q: Array, k: Array, v: Array, mask: RowMask) -> Array:
+def splash(q: Array, k: Array, v: Array, mask: RowMask, sinks: None = None) -> Array:
     """`blocked` as a TPU kernel, with `mask.branches` copies of the keys.
 
     Splash attention supports a static mask and equality of ids. The first branch follows its

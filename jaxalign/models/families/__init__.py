@@ -23,10 +23,10 @@ from typing import Any
 from ...errors import UserError
 from ...shown import listed, shown
 from ..spec import Spec
-from ._family import Family, WeightNames
+from ._family import ExpertNames, Family, WeightNames
 from ._fields import Fields
 
-__all__ = ["FAMILIES", "Family", "WeightNames", "read_config"]
+__all__ = ["FAMILIES", "ExpertNames", "Family", "WeightNames", "read_config"]
 
 MODULES = (
     "cohere",
@@ -37,18 +37,25 @@ MODULES = (
     "gemma2",
     "gemma3_text",
     "glm4",
+    "glm4_moe",
     "gpt_neox",
+    "gpt_oss",
     "granite",
+    "granitemoe",
     "hunyuan_v1_dense",
     "llama",
     "ministral",
     "mistral",
+    "mixtral",
     "olmo",
     "olmo2",
     "olmo3",
+    "olmoe",
     "phi3",
     "qwen2",
+    "qwen2_moe",
     "qwen3",
+    "qwen3_moe",
     "seed_oss",
     "smollm3",
     "stablelm",
@@ -81,7 +88,9 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> Spec:
             f"{where}: model_type {shown(model_type)} is not supported; supported are "
             f"{listed(FAMILIES, quote='')}"
         )
-    if raw.get("quantization_config"):
+    quantization = raw.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method and method not in FAMILIES[model_type].quantized:
         raise UserError(
             f"{where}: quantization_config: quantized weights cannot be aligned; "
             "use the unquantized checkpoint"
@@ -94,6 +103,7 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> Spec:
                 "such a head"
             )
     fields = Fields(raw, where)
+    fields.read.add("quantization_config")
     spec = FAMILIES[model_type].read(fields)
     fields.refuse_unread()
     return dataclasses.replace(spec, scores=_scores(raw, where))

@@ -33,6 +33,22 @@ QK_NORMS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpertNames:
+    """The tensors of a mixture of experts, in one of the forms in which checkpoints have them."""
+
+    tensors: Mapping[tuple[str, ...], str]
+    """The whole name, after the prefix of a layer, of the tensor of each parameter by its path.
+
+    If it has a `{}`, each expert has a tensor of its own, and that is its number. A tensor that
+    several parameters share holds their outputs one after the other.
+    """
+    transposed: bool = True
+    """Whether kernels of experts are [out, in]; those of other layers always are."""
+    interleaved: bool = False
+    """Whether shared tensors have the outputs of their parameters in turn."""
+
+
+@dataclasses.dataclass(frozen=True)
 class WeightNames:
     """Names of the tensors in a checkpoint, without `.weight` and `.bias`."""
 
@@ -54,8 +70,15 @@ class WeightNames:
     """Other names of the unembedding that are read but never written."""
     norms: Mapping[tuple[str, ...], str] = dataclasses.field(default_factory=lambda: BEFORE)
     """The module of each norm of a block that a layer of the family can have, by its path."""
+    others: Mapping[tuple[str, ...], str] = dataclasses.field(default_factory=dict)
+    """The whole name, after the prefix of a layer, of the tensor of each other parameter."""
+    experts: tuple[ExpertNames, ...] = ()
+    """The forms of mixtures of experts that are read; each checkpoint is written in its own."""
     fused: Literal["in order", "by head"] = "in order"
     """Rows of fused modules: of one layer after the other, or [heads, layers, head width]."""
+    more_layers: bool = False
+    """Whether checkpoints may have layers after the last, to predict further tokens, which are left
+    out."""
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Ends of the names of tensors in older checkpoints that are not parameters."""
 
@@ -78,3 +101,5 @@ class Family:
 
     None: transformers has none, and reward models of the family are refused.
     """
+    quantized: tuple[str, ...] = ()
+    """Formats of quantized checkpoints that are dequantized when they are read."""

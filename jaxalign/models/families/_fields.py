@@ -88,6 +88,11 @@ class Fields:
         """The value of `key`; unlike with `get`, null is a value, and not `default`."""
         return self.get(key, kind, None if key in self.raw else default)
 
+    def number(self, key: str, default: int) -> int:
+        """A count that may be 0."""
+        self.read.add(key)
+        return 0 if self.raw.get(key, default) == 0 else self.get(key, int, default)
+
     def refuse_unread(self) -> None:
         """Refuse the first key that no reader read and that is neither off nor harmless.
 

@@ -54,6 +54,7 @@ def read_rope(
     interleaved: bool = False,
     original: int | None = None,
     older: Mapping[str, str] | None = None,
+    absent: Mapping[str, Any] | None = None,
 ) -> Rope:
     """Rotary settings from either spelling: loose keys and `rope_scaling`, or `rope_parameters`.
 
@@ -66,11 +67,14 @@ def read_rope(
       interleaved: whether neighboring dimensions are pairs.
       original: context length before scaling if the file gives none, tokens; None: the longest.
       older: further spellings of settings, by their newer name.
+      absent: the settings if the file names no kind of scaling.
 
     Raises:
       UserError: a setting is unknown, missing, ill-typed or given twice.
     """
     given = _values(f, older or {})
+    if absent is not None and "rope_type" not in given:
+        given = {**absent, **given}
     if original is not None:
         given.setdefault(ORIGINAL, f.get(ORIGINAL, int, original))
     return rope_of(

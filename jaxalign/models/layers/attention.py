@@ -17,8 +17,9 @@ from .projections import Linear, low_rank
 from .rope import Tables, rotate
 
 Kept = TypeVar("Kept")
-Attend = Callable[[Array, Array, Array], tuple[Array, Kept]]
-"""(queries [K, L, H, C], keys, values [K, L, Hk, C]) -> (output [K, L, H, C], anything to keep)."""
+Attend = Callable[[Array, Array, Array, Array | None], tuple[Array, Kept]]
+"""(queries [K, L, H, C], keys and values [K, L, Hk, C], sinks [H] float32) -> (output [K, L, H, C],
+anything to keep)."""
 
 
 class Attention(nnx.Module):
@@ -27,6 +28,7 @@ class Attention(nnx.Module):
     lora_a: nnx.Param | None = None
     """The A that the adapters of query, key and value share, if they do."""
     lora_scale: float = 0.0
+    sinks: nnx.Param | None = None
     query_norm: Norm | None = None
     key_norm: Norm | None = None
 
@@ -41,6 +43,8 @@ class Attention(nnx.Module):
         self.out = Linear(
             rngs, (q_width, width), ("heads", "embed"), bias=kind.out_bias, dtype=dtype
         )
+        if kind.sinks:
+            self.sinks = nnx.Param(jnp.zeros(kind.heads, dtype), out_sharding=("norm",))
         if kind.qk_norm is not None:
             self.query_norm = self._norm(kind.heads, dtype)
             self.key_norm = self._norm(kind.kv_heads, dtype)
@@ -52,11 +56,12 @@ class Attention(nnx.Module):
         return Norm(self.kind.qk_norm.kind, shapes[self.kind.qk_norm.over], dtype)
 
     def __call__(self, x: Array, tables: Tables | None, attend: Attend[Kept]) -> tuple[Array, Kept]:
-        """[K, L, D] -> [K, L, D], and the second result of `attend(q, k, v)`."""
+        """[K, L, D] -> [K, L, D], and the second result of `attend(q, k, v, sinks)`."""
         low = None if self.lora_a is None else low_rank(x, self.lora_a, self.lora_scale)
 
-        def project(linear: Linear) -> Array:
+        def project(linear: Linear, norm: Norm | None = None) -> Array:
             y = linear(x, low)
+            y = y if norm is None else norm(y)
             if self.kind.clip is not None:
                 y = jnp.clip(y, -self.kind.clip, self.kind.clip)
             return constrain(y, "batch", None, "heads")
@@ -66,9 +71,9 @@ class Attention(nnx.Module):
 
         def placed(linear: Linear, norm: Norm | None) -> Array:
             """Heads of queries or keys, normalized and rotated in the order of this kind."""
-            y, how = project(linear), self.kind.qk_norm
+            how = self.kind.qk_norm
             whole = how is not None and how.over == "projection"
-            y = heads(norm(y) if norm is not None and whole else y)
+            y = heads(project(linear, norm if whole else None))
             late = how is not None and how.after_rope
             if norm is not None and not whole and not late:
                 y = norm(y)
@@ -77,5 +82,6 @@ class Attention(nnx.Module):
             return norm(y) if norm is not None and late else y
 
         q, k = placed(self.query, self.query_norm), placed(self.key, self.key_norm)
-        y, kept = attend(q, k, heads(project(self.value)))
+        sinks = None if self.sinks is None else self.sinks[...].astype(jnp.float32)
+        y, kept = attend(q, k, heads(project(self.value)), sinks)
         return self.out(constrain(y.reshape(*y.shape[:2], -1), "batch", None, "heads")), kept

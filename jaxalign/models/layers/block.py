@@ -7,8 +7,9 @@ from jax.typing import DTypeLike
 
 from ...core.sharding import constrain
 from ...core.types import Array
-from ..spec import Layer
+from ..spec import Experts, Layer
 from .attention import Attend, Attention, Kept
+from .mixture import Mixture
 from .mlp import Mlp
 from .norm import Norm
 from .rope import Tables
@@ -29,7 +30,10 @@ class Block(nnx.Module):
             return Norm(layer.norm, (width,), dtype)
 
         self.attention = Attention(layer.attention, width, rngs, dtype)
-        self.mlp = Mlp(layer.mlp, width, rngs, dtype)
+        if isinstance(layer.mlp, Experts):
+            self.mlp = Mixture(layer.mlp, width, rngs, dtype)
+        else:
+            self.mlp = Mlp(layer.mlp, width, rngs, dtype)
         if layer.places != "after":
             self.attention_norm = norm()
             self.mlp_norm = None if layer.parallel == "one norm" else norm()
@@ -37,7 +41,7 @@ class Block(nnx.Module):
             self.attention_out_norm, self.mlp_out_norm = norm(), norm()
 
     def __call__(self, x: Array, tables: Tables | None, attend: Attend[Kept]) -> tuple[Array, Kept]:
-        """[K, L, D] -> [K, L, D], and the second result of `attend(q, k, v)`."""
+        """[K, L, D] -> [K, L, D], and the second result of `attend(q, k, v, sinks)`."""
         h = x if self.attention_norm is None else self.attention_norm(x)
         a, kept = self.attention(h, tables, attend)
         y = x + self._scaled(a, self.attention_out_norm)
