@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+from flax import nnx
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
@@ -15,7 +17,8 @@ from ..errors import UserError, near_miss
 from ..files import read_json, whole_folder
 from ..models.adapted import Adapted, adapt, materialized
 from ..models.decoder import Model, Params
-from ..models.lora import LowRank
+from ..models.layers.block import Block
+from ..models.lora import LowRank, part_of
 from ..models.spec import Experts, Spec
 from ..settings import Lora
 from ..shown import listed, shown
@@ -88,8 +91,15 @@ def adaptable(spec: Spec) -> dict[tuple[str, ...], str]:
     those of experts.
     """
     sparse = any(isinstance(layer.mlp, Experts) for layer in spec.layers)
-    linears = names_of(spec).linears.items()
-    return {path: module for path, module in linears if not sparse or path[0] != "mlp"}
+    blocks = [
+        nnx.eval_shape(lambda layer=layer: Block(layer, spec.width, nnx.Rngs(0), jnp.float32))
+        for layer in set(spec.layers)
+    ]
+    return {
+        path: module
+        for path, module in names_of(spec).linears.items()
+        if not (sparse and path[0] == "mlp") and any(part_of(block, path) for block in blocks)
+    }
 
 
 def adapters(

@@ -23,7 +23,7 @@ from .layers.projections import Linear, normal_param
 from .layers.rope import Tables, rope_tables, segment_lengths
 from .lora import LowRank, attach
 from .patterns import Run, runs
-from .spec import Rope, Spec
+from .spec import Latent, Rope, Softmax, Spec
 
 Params = dict[str, Any]
 Cache = dict[str, dict[str, Array]]
@@ -111,10 +111,11 @@ class Decoder(nnx.Module):
 
         def layer(x: Array, block: Block) -> Array:
             kind = block.layer.attention
-            # A window as long as the row hides nothing, and a backend may have none.
-            window = kind.window if (kind.window or 0) < ids.shape[1] else None
-            own = {"window": window, "softcap": kind.softcap, "scale": kind.scale}
-            how = dataclasses.replace(mask, **own)
+            how = dataclasses.replace(mask, scale=kind.scale)
+            if isinstance(kind, Softmax):
+                # A window as long as the row hides nothing, and a backend may have none.
+                window = kind.window if (kind.window or 0) < ids.shape[1] else None
+                how = dataclasses.replace(how, window=window, softcap=kind.softcap)
 
             def attended(q: Array, k: Array, v: Array, sinks: Array | None) -> tuple[Array, None]:
                 return attend(q, k, v, how, mesh, sinks), None
@@ -156,16 +157,17 @@ class Decoder(nnx.Module):
 
         def layer(x: Array, block: Block, keys: Array, values: Array, i: Array) -> Any:
             kind = block.layer.attention
-            sees = mask if kind.window is None else mask & (places < kind.window)
+            window, cap = (kind.window, kind.softcap) if isinstance(kind, Softmax) else (None, None)
+            sees = mask if window is None else mask & (places < window)
 
             def cached(q, k, v, sinks):
                 new_keys = jax.lax.dynamic_update_slice(keys, k[None], (i, 0, at, 0, 0))
                 new_values = jax.lax.dynamic_update_slice(values, v[None], (i, 0, at, 0, 0))
                 held = new_keys[i], new_values[i]
-                out = attend_cached(q, *held, sees, kind.scale, kind.softcap, sinks)
+                out = attend_cached(q, *held, sees, kind.scale, cap, sinks)
                 return out, {"keys": new_keys, "values": new_values}
 
-            return block(x, tables[kind.rope], cached)
+            return block(x, tables[kind.rope], cached, compact=True)
 
         def pattern(carry: tuple[Array, list[dict[str, Array]]], indexed: Any) -> Any:
             x, caches = carry
@@ -247,13 +249,21 @@ class Model:
         return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
 
     def init_cache(self, rows: int, columns: int) -> Cache:
-        """Empty keys and values of `columns` positions, each [layers, rows, columns, Hk, C]."""
+        """Empty keys and values of `columns` positions, each [layers, rows, columns, Hk, C].
+
+        Latent attention keeps latents: one key and one value for all heads.
+        """
 
         def blank(numbers: range) -> dict[str, Array]:
             kind = self.spec.layers[numbers[0]].attention
-            shape = (len(numbers), rows, columns, kind.kv_heads, kind.head_width)
-            zeros = constrain(jnp.zeros(shape, self.dtype), None, "batch", None, "heads", None)
-            return {"keys": zeros, "values": zeros}
+            if isinstance(kind, Latent):
+                heads, widths = 1, (kind.rank + kind.rope_width, kind.rank)
+            else:
+                heads, widths = kind.kv_heads, (kind.head_width, kind.head_width)
+            shapes = [(len(numbers), rows, columns, heads, width) for width in widths]
+            axes = (None, "batch", None, "heads" if heads > 1 else None, None)
+            keys, values = (constrain(jnp.zeros(shape, self.dtype), *axes) for shape in shapes)
+            return {"keys": keys, "values": values}
 
         stacks = [numbers for run in runs(self.spec.layers) for numbers in run.stacks]
         return {str(numbers[0]): blank(numbers) for numbers in stacks}

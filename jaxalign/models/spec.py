@@ -70,6 +70,29 @@ class Softmax:
 
 
 @dataclasses.dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention: a narrow vector gives the keys and values of all heads."""
+
+    heads: int
+    rank: int
+    """Width of the latent of keys and values."""
+    query_rank: int | None
+    """Width of the latent of queries; None: none."""
+    plain_width: int
+    """Scalars of a query or key that the latents give."""
+    rope_width: int
+    """Further scalars, which are rotated; those of a key are the same in all heads."""
+    value_width: int
+    scale: float
+    """Factor of the products of queries and keys."""
+    rope: Rope
+    norm: NormKind
+    """The norm of the latents."""
+    bias: bool = False
+    """Whether the layers that give latents, and the last one, have biases."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Dense:
     """down(act(gate(x)) * (up(x) + offset)), or down(act(up(x))) without a gate."""
 
@@ -124,7 +147,7 @@ class Experts:
 class Layer:
     """Attention and feed-forward, each added to the residual stream."""
 
-    attention: Softmax
+    attention: Softmax | Latent
     mlp: Dense | Experts
     norm: NormKind
     places: Literal["before", "after", "around"] = "before"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -39,16 +40,18 @@ def attend(
     Args:
       q: queries [K, L, H, C].
       k: keys [K, L, Hk, C]; H is a multiple of Hk.
-      v: values [K, L, Hk, C].
+      v: values [K, L, Hk, Cv].
       mask: the mask of these K rows of length L.
       mesh: the device mesh (data, fsdp, tensor).
       sinks: a score for each head [H] float32, not scaled, that takes part in the softmax with a
         value of 0 (Xiao et al. 2023, arXiv:2309.17453).
 
     Returns:
-      [K, L, H, C] in the dtype of `q`; finite and meaningless where a query sees nothing.
+      [K, L, H, Cv] in the dtype of `q`; finite and meaningless where a query sees nothing.
     """
-    q, k, v = keep(q), keep(k), keep(v)
+    mask = dataclasses.replace(mask, scale=mask.factor(q.shape[-1]))
+    width, widest = v.shape[-1], max(q.shape[-1], v.shape[-1])
+    q, k, v = (keep(_widened(x, widest)) for x in (q, k, v))  # the backends have one width
     rows = "batch" if q.shape[0] % batch_shards(mesh) == 0 else None
     heads, groups = q.shape[2], math.lcm(k.shape[2], mesh.shape["tensor"])
     cut = "heads" if heads % groups == 0 else None
@@ -63,7 +66,13 @@ def attend(
         check_vma=False,  # pallas kernels do not say over which axes their results vary
     )
     with jax.named_scope("attention"):
-        return keep(run(q, k, v, mask, sinks))
+        return keep(run(q, k, v, mask, sinks)[..., :width])
+
+
+def _widened(x: Array, width: int) -> Array:
+    """Zeros after the last axis up to this width."""
+    more = width - x.shape[-1]
+    return jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (0, more))) if more else x
 
 
 def backend(

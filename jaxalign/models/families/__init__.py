@@ -31,6 +31,8 @@ __all__ = ["FAMILIES", "ExpertNames", "Family", "WeightNames", "read_config"]
 MODULES = (
     "cohere",
     "cohere2",
+    "deepseek_v2",
+    "deepseek_v3",
     "ernie4_5",
     "exaone4",
     "gemma",

@@ -18,11 +18,14 @@ GATES = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.d
 def router(f: Fields, **own: Any) -> Router:
     """A softmax over all experts unless `own`, further fields of `Router`, says otherwise.
 
+    `chosen` among them is the number of experts if the file gives none.
+
     The loss that balances the load of the experts and the noise on their inputs belong to
     pretraining.
     """
     f.read |= {"router_aux_loss_coef", "output_router_logits", "router_jitter_noise"}
-    chosen = f.get("num_experts_per_tok", int, own.pop("chosen", None))
+    default = {"default": own.pop("chosen")} if "chosen" in own else {}
+    chosen = f.get("num_experts_per_tok", int, **default)
     return Router(**({"chosen": chosen, "score": "softmax"} | own))
 
 

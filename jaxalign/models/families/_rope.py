@@ -72,7 +72,7 @@ def read_rope(
     Raises:
       UserError: a setting is unknown, missing, ill-typed or given twice.
     """
-    given = _values(f, older or {})
+    given = settings(f, older)
     if absent is not None and "rope_type" not in given:
         given = {**absent, **given}
     if original is not None:
@@ -243,14 +243,14 @@ def _yarn_scale(given: Mapping[str, Any]) -> float:
     return of(1.0)
 
 
-def _values(f: Fields, older: Mapping[str, str]) -> dict[str, Any]:
+def settings(f: Fields, older: Mapping[str, str] | None = None) -> dict[str, Any]:
     """All rotary settings of the file under their newer names."""
     loose = {key: f.get(key, float, None) for key in ("rope_theta", "partial_rotary_factor")}
     sources: list[dict[str, Any]] = [
         loose,
         f.get("rope_parameters", dict, {}),
         f.get("rope_scaling", dict, {}),
-        {name: f.get(key, float, None) for name, key in older.items()},
+        {name: f.get(key, float, None) for name, key in (older or {}).items()},
     ]
     return merged(f, sources)
 

@@ -7,8 +7,9 @@ from jax.typing import DTypeLike
 
 from ...core.sharding import constrain
 from ...core.types import Array
-from ..spec import Experts, Layer
+from ..spec import Experts, Latent, Layer
 from .attention import Attend, Attention, Kept
+from .latent import LatentAttention
 from .mixture import Mixture
 from .mlp import Mlp
 from .norm import Norm
@@ -29,7 +30,10 @@ class Block(nnx.Module):
         def norm() -> Norm:
             return Norm(layer.norm, (width,), dtype)
 
-        self.attention = Attention(layer.attention, width, rngs, dtype)
+        if isinstance(layer.attention, Latent):
+            self.attention = LatentAttention(layer.attention, width, rngs, dtype)
+        else:
+            self.attention = Attention(layer.attention, width, rngs, dtype)
         if isinstance(layer.mlp, Experts):
             self.mlp = Mixture(layer.mlp, width, rngs, dtype)
         else:
@@ -40,10 +44,18 @@ class Block(nnx.Module):
         if layer.places != "before":
             self.attention_out_norm, self.mlp_out_norm = norm(), norm()
 
-    def __call__(self, x: Array, tables: Tables | None, attend: Attend[Kept]) -> tuple[Array, Kept]:
-        """[K, L, D] -> [K, L, D], and the second result of `attend(q, k, v, sinks)`."""
+    def __call__(
+        self, x: Array, tables: Tables | None, attend: Attend[Kept], compact: bool = False
+    ) -> tuple[Array, Kept]:
+        """[K, L, D] -> [K, L, D], and the second result of `attend(q, k, v, sinks)`.
+
+        If `compact`, latent attention calls it with latents in place of keys and values.
+        """
         h = x if self.attention_norm is None else self.attention_norm(x)
-        a, kept = self.attention(h, tables, attend)
+        if isinstance(self.attention, LatentAttention):
+            a, kept = self.attention(h, tables, attend, compact)
+        else:
+            a, kept = self.attention(h, tables, attend)
         y = x + self._scaled(a, self.attention_out_norm)
         if self.layer.parallel != "one norm":
             read = y if self.layer.parallel == "no" else x
