@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.models.spec import Dense
+from jaxalign.models.spec import Dense, Softmax
 
 from . import work
 from .pipe import Pipe, run
@@ -55,6 +55,7 @@ def models(folder: Path) -> tuple[Any, Any]:
     qwen3 = importlib.import_module("tunix.models.qwen3.model")
     shape = work.decoder(folder)
     first = shape.layers[0]
+    assert isinstance(first.attention, Softmax)
     assert isinstance(first.mlp, Dense)
     config = qwen3.ModelConfig(
         num_layers=len(shape.layers),

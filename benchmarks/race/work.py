@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxalign.models.families import read_config
-from jaxalign.models.spec import Dense, Experts, Spec
+from jaxalign.models.spec import Dense, Experts, Softmax, Spec
 
 BETA = 0.1
 CLIP = 1.0  # largest global gradient norm
@@ -111,6 +111,7 @@ def forward_flops(spec: Spec, pairs: Sequence[Pair]) -> Flops:
     matrices = heads = 0
     for layer in spec.layers:
         a = layer.attention
+        assert isinstance(a, Softmax)
         matrices += spec.width * a.head_width * 2 * (a.heads + a.kv_heads)
         matrices += spec.width * _inner_width(layer.mlp)
         heads += a.heads * a.head_width

@@ -91,10 +91,11 @@ def adaptable(spec: Spec) -> dict[tuple[str, ...], str]:
     those of experts.
     """
     sparse = any(isinstance(layer.mlp, Experts) for layer in spec.layers)
-    blocks = [
-        nnx.eval_shape(lambda layer=layer: Block(layer, spec.width, nnx.Rngs(0), jnp.float32))
-        for layer in set(spec.layers)
-    ]
+    with nnx.use_eager_sharding(False):  # shapes alone: there is no mesh
+        blocks = [
+            nnx.eval_shape(lambda layer=layer: Block(layer, spec.width, nnx.Rngs(0), jnp.float32))
+            for layer in set(spec.layers)
+        ]
     return {
         path: module
         for path, module in names_of(spec).linears.items()

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from ..models.decoder import Model
 from ..models.families import FAMILIES, ExpertNames, WeightNames
 from ..models.patterns import runs
-from ..models.spec import Experts, Spec
+from ..models.spec import Experts, Softmax, Spec
 
 Axes = Literal["as is", "transposed"]
 Index = tuple[slice, ...]
@@ -189,8 +189,9 @@ def fused_rows(spec: Spec, part: int, widths: Sequence[int]) -> Rows | None:
     """The rows of one of the layers, of these numbers of outputs, that a module holds."""
     if len(widths) == 1:
         return None
-    by_head = names_of(spec).fused == "by head"
-    return _fused(part, widths, spec.layers[0].attention.head_width if by_head else 0)
+    kind = spec.layers[0].attention
+    by_head = names_of(spec).fused == "by head" and isinstance(kind, Softmax)
+    return _fused(part, widths, kind.head_width if by_head else 0)
 
 
 def _fused(part: int, widths: Sequence[int], size: int) -> Rows:
