@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from ..core.sharding import replicated
+from ..core.types import Array
 from ..errors import UserError
 from ..files import read_json, whole_folder
 from ..models.decoder import Model, Params
@@ -212,6 +215,15 @@ def _split(sizes: dict[str, int], limit: float) -> list[list[str]]:
     return files
 
 
+@functools.cache  # every call on a mesh shares the compiled programs
+def _gatherers(mesh: Mesh) -> tuple[Callable[..., Array], Callable[..., Array]]:
+    """(parameter, layer, dtype) or (parameter, dtype) -> the whole array on every device."""
+    whole = replicated(mesh)
+    cut = jax.jit(lambda x, i, kind: x[i].astype(kind), static_argnums=2, out_shardings=whole)
+    cast = jax.jit(lambda x, kind: x.astype(kind), static_argnums=1, out_shardings=whole)
+    return cut, cast
+
+
 def gathered(
     params: Params, model: Model, named: Iterable[Named], kinds: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -220,9 +232,7 @@ def gathered(
     Raises:
       UserError: a value is not finite in the dtype that `kinds` gives for its tensor.
     """
-    whole = replicated(model.mesh)
-    cut = jax.jit(lambda x, i, kind: x[i].astype(kind), static_argnums=2, out_shardings=whole)
-    cast = jax.jit(lambda x, kind: x.astype(kind), static_argnums=1, out_shardings=whole)
+    cut, cast = _gatherers(model.mesh)
     for names, layer, parts in named:
         kind = kinds[names[0]]
         arrays = [

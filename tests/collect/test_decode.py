@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from lib.checkpoints import FEW_FAMILIES, checkpoint, in_torch, small_model
+from lib.checkpoints import FEW_FAMILIES, in_torch, small_model
 
 from jaxalign.collect.decode import generate, restrict
 from jaxalign.errors import UserError
@@ -16,13 +16,12 @@ PROMPTS = [np.random.default_rng(n).integers(4, 264, n).astype(np.int32) for n i
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
+def loaded(hf_checkpoint):
     """`loaded(name)` is the folder, the model and the parameters of a checkpoint."""
 
     @functools.cache
     def make(name, mesh=None):
-        folder = tmp_path_factory.mktemp(name)
-        checkpoint(folder, name)
+        folder = hf_checkpoint(name)
         model = small_model(folder, mesh=mesh)
         return folder, model, load_params(folder, model)
 
@@ -39,11 +38,11 @@ def sample(loaded, prompts=PROMPTS, mesh=None, **options):
 def test_greedy_tokens_equal_those_of_transformers(loaded, name):
     folder, model, params = loaded(name)
     theirs = in_torch(folder)
-    ours = generate(model, params, PROMPTS, max_new=12, temperature=0, stop=[2], batch_size=4)
+    ours = generate(model, params, PROMPTS, max_new=40, temperature=0, stop=[2], batch_size=4)
     for prompt, tokens in zip(PROMPTS, ours, strict=True):
         wanted = theirs.generate(
             torch.tensor(prompt[None]).long(),
-            max_new_tokens=12,
+            max_new_tokens=40,
             do_sample=False,
             eos_token_id=2,
             pad_token_id=0,

@@ -36,15 +36,18 @@ from jaxalign.models.decoder import build
 from jaxalign.models.families import read_config
 from jaxalign.settings import Mesh
 
-CORE = ["neox-parallel", "llama-gqa", "qwen2-tied", "llama-tied-llama3", "qwen2-untied"]
-NAMES = [
-    *CORE,
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ONE_PER_FAMILY
-        if name not in CORE
-        and CONFIGS[name]["model_type"] in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-    ),
+FAST = ["neox-parallel", "llama-gqa", "qwen2-tied", "llama-tied-llama3", "qwen2-untied"]
+SLOW = [
+    name
+    for name in ONE_PER_FAMILY
+    if name not in FAST
+    and CONFIGS[name]["model_type"] in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+]
+NAMES = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+NUMBERS = [
+    *((name, 1) for name in FAST),
+    *(("llama-gqa", scores) for scores in (2, 4)),  # no family has its own number
+    *(pytest.param(name, 1, marks=pytest.mark.slow) for name in SLOW),
 ]
 LENGTHS = [9, 4, 1]
 RAW = SMALL | CONFIGS["llama-gqa"] | {"architectures": ["LlamaForSequenceClassification"]}
@@ -63,12 +66,12 @@ def ours(model, params, rows):
     return logits(model, params, rows)[np.arange(len(last)), last]
 
 
-@pytest.mark.parametrize("scores", [1, 2, 4])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name, scores", NUMBERS)
 def test_scores_are_those_of_transformers(tmp_path, name, scores):
     model, rows = classifier(tmp_path, name, scores), plain_rows(LENGTHS, 9)
-    assert small_model(tmp_path).spec.scores == scores
-    found = ours(small_model(tmp_path), load(tmp_path), rows)
+    reward = small_model(tmp_path)
+    assert reward.spec.scores == scores
+    found = ours(reward, load_params(tmp_path, reward), rows)
     np.testing.assert_allclose(found, theirs(model, rows), rtol=1e-5, atol=1e-5)
 
 
@@ -93,8 +96,7 @@ def with_new_head(source, scores, **options):
     return model, load_params(source, model, made=head)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("scores", [1, 4])
+@pytest.mark.parametrize("name, scores", NUMBERS)
 def test_transformers_gives_equal_scores_for_the_export(hf_checkpoint, tmp_path, name, scores):
     folder, rows = hf_checkpoint(name), plain_rows(LENGTHS, 9)
     model, params = with_new_head(folder, scores)

@@ -21,6 +21,8 @@ from jaxalign.models.decoder import Model, build
 from jaxalign.models.families import read_config
 from jaxalign.settings import Mesh
 
+torch.set_num_threads(1)  # small products take longer on several threads
+
 SMALL: dict[str, Any] = {
     "vocab_size": 264,
     "hidden_size": 32,
@@ -37,13 +39,12 @@ CONFIGS: dict[str, dict[str, Any]] = yaml.safe_load(
 """Small configurations of every family, by name: what differs from `SMALL`."""
 ONE_PER_FAMILY = list({raw["model_type"]: name for name, raw in reversed(CONFIGS.items())}.values())
 """The first configuration of every family."""
+FAST_FAMILIES = ("neox-parallel", "llama-gqa", "qwen2-tied")
 FEW_FAMILIES = [
-    name
-    if name in ("neox-parallel", "llama-gqa", "qwen2-tied")
-    else pytest.param(name, marks=pytest.mark.slow)
+    name if name in FAST_FAMILIES else pytest.param(name, marks=pytest.mark.slow)
     for name in ONE_PER_FAMILY
 ]
-"""`ONE_PER_FAMILY` as parameters of a test, of which three are not slow."""
+"""`ONE_PER_FAMILY` as parameters of a test, of which `FAST_FAMILIES` are not slow."""
 
 
 def torch_model(name: str) -> Any:
