@@ -180,6 +180,14 @@ REFUSED = {
     ),
     "rope key": (LLAMA | {"rope_scaling": {"gamma": 1.0}}, "rotary setting 'gamma'"),
     "rope value": (LLAMA | {"rope_parameters": {"rope_theta": "big"}}, "rope_theta: got 'big'"),
+    "slope of queries": (
+        SMALL | {"model_type": "ministral3", "rope_parameters": {"rope_type": "default"}},
+        "rope_parameters: llama_4_scaling_beta is missing",
+    ),
+    "slope of other queries": (
+        LLAMA | {"rope_parameters": {"llama_4_scaling_beta": 0.1}},
+        "'llama_4_scaling_beta' is not implemented",
+    ),
     "rope factor": (LLAMA | {"rope_scaling": {"type": "linear"}}, "'linear' needs factor"),
     **{
         kind: (LLAMA | {"rope_scaling": {"rope_type": kind, "factor": 2.0}}, f"rope_type '{kind}'")

@@ -47,6 +47,7 @@ MODULES = (
     "hunyuan_v1_dense",
     "llama",
     "ministral",
+    "ministral3",
     "mistral",
     "mixtral",
     "olmo",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from ._parts import KINDS, Kind
 FACTORS = ("short_factor", "long_factor")
 ALWAYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor")
 ORIGINAL = "original_max_position_embeddings"
+SLOPE = "llama_4_scaling_beta"
 SCALINGS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -81,6 +83,32 @@ def read_rope(
         f, given, head_width,
         theta=theta, partial=partial, any_partial=any_partial, interleaved=interleaved,
     )  # fmt: skip
+
+
+def read_growing_rope(f: Fields, head_width: int, default: Mapping[str, Any]) -> Rope:
+    """Rotary settings with a factor of queries that grows with their positions.
+
+    Args:
+      f: the raw configuration.
+      head_width: scalars per head.
+      default: the settings if the file gives none.
+
+    Raises:
+      UserError: see `read_rope`; or there is no slope or no step of the factor.
+    """
+    f.read.add("rope_parameters")
+    own = f.get("rope_scaling", dict, {}) or f.get("rope_parameters", dict, default)
+    outer = {"rope_theta": f.get("rope_theta", float, None)}
+    given = merged(f, [outer, own], (SLOPE, "max_position_embeddings"))
+    if missing := [key for key in (SLOPE, ORIGINAL) if key not in given]:
+        raise UserError(
+            f"{f.where}: rope_parameters: {missing[0]} is missing; restore the original file"
+        )
+    fixed = {"theta": 10_000.0, "partial": 1.0, "any_partial": False, "interleaved": False}
+    rope = rope_of(f, given, head_width, **fixed)
+    return dataclasses.replace(
+        rope, query_slope=float(given[SLOPE]), query_step=int(_original(f, given))
+    )
 
 
 def read_ropes(f: Fields, head_width: int, *, full: float, sliding: float) -> dict[Kind, Rope]:
@@ -255,12 +283,23 @@ def settings(f: Fields, older: Mapping[str, str] | None = None) -> dict[str, Any
     return merged(f, sources)
 
 
-def merged(f: Fields, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Settings of several places under their newer names; one value for each, or an error."""
+def merged(
+    f: Fields, sources: Sequence[Mapping[str, Any]], further: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Settings of several places under their newer names; one value for each, or an error.
+
+    Args:
+      f: the raw configuration.
+      sources: the settings.
+      further: names of settings that only some families have.
+
+    Raises:
+      UserError: a setting is unknown, ill-typed or given twice.
+    """
     found: dict[str, Any] = {}
     for source in sources:
         for key, value in source.items():
-            if key not in KEYS:
+            if key not in (*KEYS, *further):
                 raise UserError(
                     f"{f.where}: rotary setting '{key}' is not implemented; {near_miss(key, KEYS)}"
                 )

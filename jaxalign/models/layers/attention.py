@@ -82,6 +82,8 @@ class Attention(nnx.Module):
             return norm(y) if norm is not None and late else y
 
         q, k = placed(self.query, self.query_norm), placed(self.key, self.key_norm)
+        if tables is not None and tables.query is not None:
+            q = q * tables.query.astype(q.dtype)
         sinks = None if self.sinks is None else self.sinks[...].astype(jnp.float32)
         y, kept = attend(q, k, heads(project(self.value)), sinks)
         return self.out(constrain(y.reshape(*y.shape[:2], -1), "batch", None, "heads")), kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,17 @@ import numpy as np
 from ...core.types import Array
 from ..spec import Rope
 
-Tables = tuple[Array, Array]
-"""Cosines and sines, [K, L, 1, rotated width / 2] float32."""
+
+class Tables(NamedTuple):
+    """What a `Rope` gives at each position, float32."""
+
+    cos: Array  # [K, L, 1, rotated width / 2]
+    sin: Array  # [K, L, 1, rotated width / 2]
+    query: Array | None = None  # [K, L, 1, 1], a factor of queries; None: 1
 
 
 def rope_tables(rope: Rope, positions: Array, lengths: Array) -> Tables:
-    """Cosines and sines of the angles, times `rope.scale`.
+    """Cosines and sines of the angles, times `rope.scale`, and the factor of queries.
 
     Args:
       rope: the frequencies.
@@ -30,7 +35,12 @@ def rope_tables(rope: Rope, positions: Array, lengths: Array) -> Tables:
         frequencies = jnp.where(is_long, np.array(rope.long, np.float32), frequencies)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return (cos, sin) if rope.scale == 1 else (rope.scale * cos, rope.scale * sin)
+    if rope.scale != 1:
+        cos, sin = rope.scale * cos, rope.scale * sin
+    if not rope.query_slope:
+        return Tables(cos, sin)
+    steps = (positions // rope.query_step)[..., None, None].astype(jnp.float32)
+    return Tables(cos, sin, 1 + rope.query_slope * jnp.log1p(steps))
 
 
 def segment_lengths(positions: Array, segment: Array) -> Array:
@@ -45,7 +55,7 @@ def segment_lengths(positions: Array, segment: Array) -> Array:
 
 def rotate(x: Array, rope: Rope, tables: Tables) -> Array:
     """Rotate the leading dimensions of each head, [K, L, heads, C] -> [K, L, heads, C]."""
-    cos, sin = tables
+    cos, sin = tables.cos, tables.sin
     half = cos.shape[-1]
     y = x.astype(jnp.float32)
     if rope.interleaved:
