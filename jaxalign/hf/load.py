@@ -175,9 +175,34 @@ def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def dtypes(folder: Path) -> dict[str, str]:
-    """The dtype of every tensor of a checkpoint, as in `FLOATS`; others in safetensors notation."""
+@contextlib.contextmanager
+def open_checkpoint(folder: Path, spec: Spec) -> Iterator[dict[str, Tensor]]:
+    """All tensors of a checkpoint of a decoder, by the names that an export gives them.
+
+    Args:
+      folder: a checkpoint with one or several safetensors files.
+      spec: the decoder's configuration.
+
+    Raises:
+      UserError: see `open_tensors`; or a tensor is there under two names.
+    """
+    names = names_of(spec)
     with open_tensors(weight_files(folder)) as tensors:
+        found: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            written = names.written(name)
+            if written in found:
+                raise UserError(
+                    f"{tensor.file}: tensor '{name}' is also in {found[written].file}, under "
+                    "another name; keep one of them"
+                )
+            found[written] = dataclasses.replace(tensor, name=written)
+        yield found
+
+
+def dtypes(folder: Path, spec: Spec) -> dict[str, str]:
+    """The dtype of every tensor of a checkpoint, as in `FLOATS`; others in safetensors notation."""
+    with open_checkpoint(folder, spec) as tensors:
         return {name: FLOATS.get(tensor.dtype, tensor.dtype) for name, tensor in tensors.items()}
 
 
@@ -229,7 +254,7 @@ def _tensors_of(
     folder: Path, model: Model, made: Collection[str]
 ) -> Iterator[dict[Weight, list[Tensor]]]:
     """The tensors of each parameter of a checkpoint, checked, readable until the context ends."""
-    with open_tensors(weight_files(folder)) as tensors:
+    with open_checkpoint(folder, model.spec) as tensors:
         plan = [w for w in weights(model, tensors) if w.path[0] not in made]
         found = {w: tensors_of(w, tensors, model, Path(folder)) for w in plan}
         _refuse_unexpected(tensors, {t.name for ts in found.values() for t in ts}, model)
@@ -290,9 +315,9 @@ def _refuse_unexpected(tensors: dict[str, Tensor], used: set[str], model: Model)
 
 
 def _left_out(name: str, spec: Spec) -> bool:
-    """Whether a tensor belongs to no parameter: a buffer, or a layer after the last."""
+    """Whether a tensor belongs to no parameter: a buffer, a copied one, or a layer after the last."""
     names = names_of(spec)
-    if name.endswith(names.buffers):
+    if name.endswith(names.buffers) or name.startswith(names.copied):
         return True
     number = name.removeprefix(names.layer.partition("{}")[0]).partition(".")[0]
     return names.more_layers and number.isdecimal() and int(number) >= len(spec.layers)

@@ -122,7 +122,7 @@ def weights(model: Adapted) -> tuple[Weight, ...]:
         for path in sorted(block, key=lambda p: order.get(p[:-1], -1)):
             owner, leaf = path[:-1], path[-1]
             group = shared[owner] if owner in shared else names.together(owner)
-            name = f"{PREFIX}{names.layer}{names.linears[group[0]]}.{TENSOR[leaf]}.weight"
+            name = f"{PREFIX}{names.adapted}{names.linears[group[0]]}.{TENSOR[leaf]}.weight"
             rows = None
             if leaf == "lora_b":
                 widths = [block[(*other, leaf)].shape[-1] for other in group]
@@ -160,10 +160,13 @@ def save_adapter(folder: Path, params: Params, model: Adapted, *, base: str, car
 
 
 def _config(low_rank: LowRank, spec: Spec, base: str) -> dict[str, Any]:
-    linears = names_of(spec).linears
+    names = names_of(spec)
+    linears, others = names.linears, "|".join(re.escape(part) for part in names.copied)
     return {
         "base_model_name_or_path": base,
         "bias": "none",
+        # Other parts of the model have linear layers of the same names.
+        "exclude_modules": f".*({others}).*" if others else None,
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
@@ -252,7 +255,7 @@ def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
 def _targets(tensors: Iterable[str], spec: Spec, file: Path) -> tuple[tuple[str, ...], ...]:
     """The linear layers that the named tensors adapt."""
     names = names_of(spec)
-    start, end = (re.escape(part) for part in (PREFIX + names.layer).split("{}"))
+    start, end = (re.escape(part) for part in (PREFIX + names.adapted).split("{}"))
     pattern = re.compile(rf"{start}(\d+){end}(.+)\.lora_[AB]\.weight")
     found = set()
     for name in tensors:

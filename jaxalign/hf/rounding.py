@@ -17,7 +17,7 @@ from ..core.types import Array
 from ..models.adapted import Merged
 from ..models.decoder import Model, Params
 from ..models.rounded import Rounded
-from .load import Tensor, open_tensors, place, tensors_of, weight_files
+from .load import Tensor, open_checkpoint, place, tensors_of
 from .save import export_plan
 from .weights import Weight, weights
 
@@ -54,7 +54,7 @@ def rounding(
     """
     kinds = {name: kind for name, _, kind in export_plan(model, source, dtype)}
     total, coarse = np.zeros(2), set()
-    with open_tensors(weight_files(source)) as tensors:
+    with open_checkpoint(source, model.spec) as tensors:
         plan = weights(model, tensors)
         plan = [w for w in plan if not (model.spec.scores and w.path[0] == "head")]
         plan = [w for w in plan if isinstance(w.of(params), Merged)] or plan

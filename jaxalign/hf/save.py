@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import shutil
@@ -20,11 +21,11 @@ from ..core.types import Array
 from ..errors import UserError
 from ..files import read_json, whole_folder
 from ..models.decoder import Model, Params
-from ..models.families import read_config
+from ..models.families import FAMILIES, read_config
 from ..models.spec import Spec
-from .load import INDEX, SINGLE, dtypes, load_config
+from .load import FLOATS, INDEX, SINGLE, dtypes, load_config, open_checkpoint
 from .reward import classifier_keys
-from .weights import Weight, hf_shape, weights, write_tensor
+from .weights import Weight, hf_shape, names_of, weights, write_tensor
 
 COPIED = (
     "generation_config.json",
@@ -36,6 +37,8 @@ COPIED = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "preprocessor_config.json",
+    "processor_config.json",
 )
 
 NAMED_TEMPLATES = "additional_chat_templates"
@@ -43,6 +46,9 @@ NAMED_TEMPLATES = "additional_chat_templates"
 
 PADDED = ("tokenizer_config.json", "special_tokens_map.json")
 """The copied files that name the pad token."""
+
+OTHERS = {"F64": "float64", "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool"}
+"""Dtypes of tensors that are copied but never trained."""
 
 Named = tuple[tuple[str, ...], int, list[Weight]]
 """Tensors of a file, one unless each expert of a layer has its own: their names, the place of the
@@ -106,12 +112,16 @@ def _write_texts(
     config = load_config(source)
     if model.scores and not read_config(config).scores:
         config |= classifier_keys(model)
+    text = FAMILIES[model.family].text
     if pad is not None:
         config["pad_token_id"] = pad[1]
+        if text is not None:
+            config[text.key] = config.get(text.key, {}) | {"pad_token_id": pad[1]}
     config.pop("quantization_config", None)  # tensors are written dequantized
     if dtype is not None:
-        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]
-        config |= dict.fromkeys(keys, dtype)
+        config.setdefault("dtype" if "torch_dtype" not in config else "torch_dtype", dtype)
+        for part in (config, *(part for part in config.values() if isinstance(part, dict))):
+            part |= {key: dtype for key in ("dtype", "torch_dtype") if key in part}
     _write_json(folder / "config.json", config)
     for name in COPIED:
         if (source / name).is_file():
@@ -147,8 +157,9 @@ def _write_weights(
     plan = export_plan(model, source, dtype)
     files = _split({n: math.prod(s) * np.dtype(d).itemsize for n, s, d in plan}, max_shard_bytes)
     kinds = {name: kind for name, _, kind in plan}
-    named = by_tensor(weights(model, dtypes(source)), len(model.spec.layers))
-    tensors = gathered(params, model, named, kinds)
+    named = by_tensor(weights(model, dtypes(source, model.spec)), len(model.spec.layers))
+    copies = _copies(source, model.spec, plan)
+    tensors = itertools.chain(gathered(params, model, named, kinds), copies)
     weight_map = {}
     for number, names in enumerate(files, 1):
         file = SINGLE
@@ -183,14 +194,14 @@ def by_tensor(plan: Iterable[Weight], layers: int) -> Iterator[Named]:
 
 
 def export_plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str, tuple, Any]]:
-    """Name, shape and dtype of every tensor to write, in order.
+    """Name, shape and dtype of every tensor to write, in order; at the end those that are copied.
 
     Args:
       model: the decoder.
       source: the checkpoint that the run started from.
       dtype: dtype of all tensors; None keeps the dtype of each tensor in `source`.
     """
-    kept = dtypes(source)
+    kept = dtypes(source, model.spec)
     whole, plan = weights(model, kept), []
     for names, _, parts in by_tensor(whole, len(model.spec.layers)):
         shape = hf_shape(parts[0], parts[0].of(model.abstract).shape[len(parts[0].stacks) :])
@@ -199,7 +210,24 @@ def export_plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str
             known = (name, *parts[0].other_names, whole[0].name)
             kind = dtype or next(kept[n] for n in known if n in kept)
             plan.append((name, shape, jax.numpy.dtype(kind)))
+    with open_checkpoint(source, model.spec) as tensors:
+        for name, tensor in tensors.items():
+            if name.startswith(names_of(model.spec).copied):
+                kind = (
+                    dtype if dtype and tensor.dtype in FLOATS else (FLOATS | OTHERS)[tensor.dtype]
+                )
+                plan.append((name, tensor.shape, jax.numpy.dtype(kind)))
     return plan
+
+
+def _copies(
+    source: Path, spec: Spec, plan: Iterable[tuple[str, tuple, Any]]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a plan that are copied from the source."""
+    with open_checkpoint(source, spec) as tensors:
+        for name, _, kind in plan:
+            if name.startswith(names_of(spec).copied):
+                yield name, _finite(name, tensors[name].slices[...].astype(kind))
 
 
 def _split(sizes: dict[str, int], limit: float) -> list[list[str]]:
@@ -241,9 +269,13 @@ def gathered(
         tensors = write_tensor(parts, [np.asarray(a.addressable_data(0)) for a in arrays])
         own = [tensors] if len(parts[0].stacks) < 2 else tensors
         for name, tensor in zip(names, own, strict=True):
-            if not np.isfinite(tensor).all():
-                raise UserError(
-                    f"tensor '{name}': got values that are not finite in {np.dtype(kind).name}; "
-                    "export in another dtype, or from an earlier checkpoint"
-                )
-            yield name, np.ascontiguousarray(tensor)
+            yield name, _finite(name, np.ascontiguousarray(tensor))
+
+
+def _finite(name: str, tensor: np.ndarray) -> np.ndarray:
+    if not np.isfinite(tensor).all():
+        raise UserError(
+            f"tensor '{name}': got values that are not finite in {tensor.dtype.name}; "
+            "export in another dtype, or from an earlier checkpoint"
+        )
+    return tensor

@@ -34,7 +34,7 @@ class Rope:
     """Frequencies for sequences of more than `longest_short` tokens; none: the same."""
     longest_short: int = 0
     query_slope: float = 0.0
-    """If s, queries at position p are multiplied by 1 + s log(1 + floor(p / `query_step`))."""
+    """If s > 0, queries at position p have a factor, 1 + s log(1 + floor(p / query_step))."""
     query_step: int = 0
 
 

@@ -149,6 +149,28 @@ def test_a_neox_head_may_have_either_name(hf_checkpoint, tmp_path):
     chex.assert_trees_all_equal(load(folder), load(hf_checkpoint("neox-parallel")))
 
 
+def in_memory(name):
+    """The name in transformers of a tensor of a model of text and images."""
+    if name.startswith("language_model.model."):
+        return name.replace("language_model.model.", "model.language_model.", 1)
+    return "lm_head.weight" if name == "language_model.lm_head.weight" else f"model.{name}"
+
+
+def test_a_model_of_text_and_images_may_have_the_names_of_transformers(hf_checkpoint, tmp_path):
+    name = "gemma3-images-untied"
+    folder = shutil.copytree(hf_checkpoint(name), tmp_path / "renamed")
+    edit_tensors(folder, lambda t: [t.update({in_memory(n): t.pop(n)}) for n in [*t]])
+    chex.assert_trees_all_equal(load(folder), load(hf_checkpoint(name)))
+
+
+def test_a_tensor_under_two_names_is_refused(hf_checkpoint, tmp_path):
+    folder = shutil.copytree(hf_checkpoint("gemma3-images"), tmp_path / "twice")
+    norm = "language_model.model.norm.weight"
+    edit_tensors(folder, lambda t: t.update({in_memory(norm): t[norm]}))
+    with pytest.raises(UserError, match=r"is also in .*, under another name; keep one of them"):
+        load(folder)
+
+
 def test_a_tied_head_that_is_stored_too_must_be_the_embedding(hf_checkpoint, tmp_path):
     folder = shutil.copytree(hf_checkpoint("qwen2-tied"), tmp_path / "tied")
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))

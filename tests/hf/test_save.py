@@ -66,6 +66,23 @@ def test_an_export_in_another_dtype_says_so_in_its_configuration(hf_checkpoint, 
     assert (theirs.dtype, load_config(tmp_path / "out")["dtype"]) == (torch.bfloat16, "bfloat16")
 
 
+def test_an_export_in_another_dtype_has_the_tower_of_images_in_it_too(hf_checkpoint, tmp_path):
+    folder = hf_checkpoint("gemma3-images")
+    model = small_model(folder)
+    params = load_params(folder, model)
+    save_checkpoint(
+        tmp_path / "out", params, model, source=folder, dtype="bfloat16", card=CARD, pad=("<s>", 1)
+    )
+    ours, theirs = tensors_of(tmp_path / "out"), tensors_of(folder)
+    assert {name: tensor.dtype.name for name, tensor in ours.items()} == dict.fromkeys(
+        theirs, "bfloat16"
+    )
+    name = "multi_modal_projector.mm_input_projection_weight"
+    np.testing.assert_array_equal(ours[name], theirs[name].astype(ours[name].dtype))
+    config = load_config(tmp_path / "out")
+    assert (config["pad_token_id"], config["text_config"]["pad_token_id"]) == (1, 1)
+
+
 def test_an_export_carries_tokenizer_card_and_generation_settings(hf_checkpoint, tmp_path):
     folder = hf_checkpoint("llama-gqa")
     model = small_model(folder)

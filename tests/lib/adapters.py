@@ -24,6 +24,8 @@ def peft_model(base: Path, **options: Any) -> Any:
     model = in_torch(base)
     names = [module.rpartition(".")[-1] for module in adaptable(open_config(base)).values()]
     options = {"r": RANK, "lora_alpha": 6, "target_modules": names} | options
+    if hasattr(model.config, "vision_config"):
+        options["exclude_modules"] = r".*(vision_tower\.|multi_modal_projector\.).*"
     adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

@@ -49,7 +49,11 @@ FEW_FAMILIES = [
 
 def torch_model(name: str) -> Any:
     """A random transformers model; every norm and bias is perturbed so that none can be ignored."""
-    raw = dict(SMALL | CONFIGS[name])
+    raw = dict(CONFIGS[name])
+    if "text_config" in raw:
+        raw["text_config"] = SMALL | raw["text_config"]
+    else:
+        raw = SMALL | raw
     config = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -137,7 +141,8 @@ def torch_logits(model: Any, rows: dict[str, np.ndarray]) -> np.ndarray:
 
     Row by row, without padding: LongRoPE chooses frequencies by the longest row of a batch.
     """
-    found = np.zeros((*rows["ids"].shape, model.config.vocab_size), np.float32)
+    vocab = model.config.get_text_config().vocab_size
+    found = np.zeros((*rows["ids"].shape, vocab), np.float32)
     with torch.no_grad():
         for row, (ids, segment) in enumerate(zip(rows["ids"], rows["segment"], strict=True)):
             count = int(segment.sum())

@@ -180,6 +180,18 @@ REFUSED = {
     ),
     "rope key": (LLAMA | {"rope_scaling": {"gamma": 1.0}}, "rotary setting 'gamma'"),
     "rope value": (LLAMA | {"rope_parameters": {"rope_theta": "big"}}, "rope_theta: got 'big'"),
+    "kind of text": (
+        {"model_type": "gemma3", "text_config": {"model_type": "llama"}},
+        "text_config: model_type 'llama' is not implemented for .* 'gemma3'; wanted gemma3_text",
+    ),
+    "setting outside the text": (
+        {"model_type": "gemma3", "text_config": {}, "audio_config": {"hidden_size": 8}},
+        "'audio_config' = .* is not implemented for model_type 'gemma3'",
+    ),
+    "setting of the text": (
+        {"model_type": "gemma3", "text_config": {"use_bidirectional_attention": True}},
+        "text_config: 'use_bidirectional_attention' = True is not implemented",
+    ),
     "slope of queries": (
         SMALL | {"model_type": "ministral3", "rope_parameters": {"rope_type": "default"}},
         "rope_parameters: llama_4_scaling_beta is missing",

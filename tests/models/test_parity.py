@@ -8,8 +8,9 @@ import torch
 from lib.checkpoints import CONFIGS, ONE_PER_FAMILY, in_torch, small_model
 
 from jaxalign.hf.load import load_params
+from jaxalign.hf.open import open_config
 from jaxalign.hf.save import by_tensor, gathered
-from jaxalign.hf.weights import weights
+from jaxalign.hf.weights import names_of, weights
 
 WIDTH = 48
 KEYS = ("ids", "positions", "segment", "branch")
@@ -83,7 +84,8 @@ def computed_in_torch(folder):
         (found * torch.from_numpy(weight)).sum().backward()
         left -= {*places}
         logits.append(found.detach().numpy())
-    return logits, {k: p.grad.numpy() for k, p in theirs.named_parameters() if p.grad is not None}
+    written, named = names_of(open_config(folder)).written, theirs.named_parameters()
+    return logits, {written(k): p.grad.numpy() for k, p in named if p.grad is not None}
 
 
 @pytest.fixture(

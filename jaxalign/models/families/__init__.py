@@ -37,6 +37,7 @@ MODULES = (
     "exaone4",
     "gemma",
     "gemma2",
+    "gemma3",
     "gemma3_text",
     "glm4",
     "glm4_moe",
@@ -71,6 +72,8 @@ FAMILIES: dict[str, Family] = {
 
 REWARD = "ForSequenceClassification"
 """End of the name of an architecture whose head gives scores."""
+IMAGES = "ForConditionalGeneration"
+"""End of the name of an architecture that reads images too."""
 
 
 def read_config(raw: Mapping[str, Any], where: str = "config.json") -> Spec:
@@ -91,15 +94,17 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> Spec:
             f"{where}: model_type {shown(model_type)} is not supported; supported are "
             f"{listed(FAMILIES, quote='')}"
         )
+    family = FAMILIES[model_type]
     quantization = raw.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    if method and method not in FAMILIES[model_type].quantized:
+    if method and method not in family.quantized:
         raise UserError(
             f"{where}: quantization_config: quantized weights cannot be aligned; "
             "use the unquantized checkpoint"
         )
+    allowed = ("ForCausalLM", REWARD) if family.text is None else ("ForCausalLM", REWARD, IMAGES)
     for name in _architectures(raw, where):
-        if not name.endswith(("ForCausalLM", REWARD)):
+        if not name.endswith(allowed):
             raise UserError(
                 f"{where}: architectures: got {shown(name)}, wanted a causal language model "
                 f"(...ForCausalLM) or a reward model (...{REWARD}); use the checkpoint with "
@@ -107,9 +112,10 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> Spec:
             )
     fields = Fields(raw, where)
     fields.read.add("quantization_config")
-    spec = FAMILIES[model_type].read(fields)
+    fields = fields if family.text is None else family.text.of(fields)
+    spec = family.read(fields)
     fields.refuse_unread()
-    return dataclasses.replace(spec, scores=_scores(raw, where))
+    return dataclasses.replace(spec, family=model_type, scores=_scores(raw, where))
 
 
 def _architectures(raw: Mapping[str, Any], where: str) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
+from ...errors import UserError
+from ...shown import shown
 from ..spec import Spec
 from ._fields import Fields
 
@@ -81,10 +83,61 @@ class WeightNames:
     out."""
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Ends of the names of tensors in older checkpoints that are not parameters."""
+    spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Beginnings of names in some files: what we write in their place."""
+    copied: tuple[str, ...] = ()
+    """Beginnings of the names of tensors outside the decoder, which an export copies."""
+    modules: str | None = None
+    """Prefix of the modules of a layer in transformers; None: `layer`."""
+
+    @property
+    def adapted(self) -> str:
+        """Prefix of the names of adapters in a layer; `{}` is the number of the layer."""
+        return self.modules or self.layer
+
+    def written(self, name: str) -> str:
+        """The name that we write for a tensor of this name in a file."""
+        for beginning, ours in self.spellings.items():
+            if name.startswith(beginning):
+                return ours + name.removeprefix(beginning)
+        return name
 
     def together(self, path: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
         """The linear layers that the module of this one holds, itself among them."""
         return tuple(p for p, module in self.linears.items() if module == self.linears[path])
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPart:
+    """Where `config.json` of a model of text and images describes its decoder of text."""
+
+    model_types: tuple[str, ...]
+    """The kinds of decoders that it may have, the first if the file does not say."""
+    ignored: frozenset[str]
+    """Settings of the other parts."""
+    defaults: Mapping[str, Any]
+    """Settings of the decoder, where the file gives none."""
+    tied: bool = True
+    """Whether the head is tied to the embedding if the file does not say."""
+    key: str = "text_config"
+
+    def of(self, f: Fields) -> Fields:
+        """The settings of the decoder.
+
+        Raises:
+          UserError: the decoder is of another kind, or a setting outside is not implemented.
+        """
+        given = dict(self.defaults) | f.get(self.key, dict, {})
+        kind = given.setdefault("model_type", self.model_types[0])
+        if kind not in self.model_types:
+            raise UserError(
+                f"{f.where}: {self.key}: model_type {shown(kind)} is not implemented for "
+                f"model_type '{f.raw['model_type']}'; wanted {' or '.join(self.model_types)}"
+            )
+        f.read |= self.ignored
+        tied = {"tie_word_embeddings": f.get("tie_word_embeddings", bool, self.tied)}
+        f.refuse_unread()
+        return Fields(given | tied, f"{f.where}: {self.key}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,3 +156,5 @@ class Family:
     """
     quantized: tuple[str, ...] = ()
     """Formats of quantized checkpoints that are dequantized when they are read."""
+    text: TextPart | None = None
+    """Where the settings of the decoder are; None: `config.json` has no others."""
