@@ -39,6 +39,8 @@ HARMLESS = (
     *("target_modules", "exclude_modules", "layers_pattern", "ensure_weight_tying"),
     # How the adapters were trained.
     *("lora_dropout", "eva_config", "runtime_config"),
+    # The axes of the matrices, which PEFT too takes from the base model.
+    "fan_in_fan_out",
     # Layers and methods that are not used; the other keys show it.
     *("megatron_core", "qalora_group_size"),
 )
@@ -167,7 +169,7 @@ def _config(low_rank: LowRank, spec: Spec, base: str) -> dict[str, Any]:
         "bias": "none",
         # Other parts of the model have linear layers of the same names.
         "exclude_modules": f".*({others}).*" if others else None,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": names.matrices == "[in, out]",
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": low_rank.alpha,

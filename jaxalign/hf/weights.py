@@ -1,7 +1,7 @@
 """Each parameter's tensor in a Hugging Face checkpoint, and the order of its axes there.
 
-A torch linear layer stores [out, in]; ours is [in, out]. Checkpoints store layers one by one; ours
-are stacked. A module may fuse several of our layers, by rows.
+A torch linear layer stores [out, in], few families [in, out]; ours is [in, out]. Checkpoints store
+layers one by one; ours are stacked. A module may fuse several of our layers, by their outputs.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def weights(model: Model, given: Collection[str] = ()) -> tuple[Weight, ...]:
     """
     names, spec = names_of(model.spec), model.spec
     found = [Weight(("embed",), f"{names.embed}.weight")]
+    if spec.positions is not None:
+        found.append(Weight(("positions",), f"{names.positions}.weight"))
     for key, numbers in stacks(spec).items():
         block: dict[Path, Any] = flatten_dict(model.abstract["layers"][key])
         sparse = isinstance(spec.layers[numbers[0]].mlp, Experts)
@@ -133,7 +135,8 @@ def _of_layers(spec: Spec, key: str, numbers: range, block: dict[Path, Any]) -> 
     named = block.keys() - names.others.keys()
     for path in sorted(named, key=lambda p: (order.index(p[:-1]), p[-1] == "bias")):
         name = f"{names.layer}{modules[path[:-1]]}.{KINDS[path[-1]]}"
-        axes: Axes = "transposed" if path[-1] == "kernel" else "as is"
+        turned = path[-1] == "kernel" and names.matrices == "[out, in]"
+        axes: Axes = "transposed" if turned else "as is"
         rows = _rows(spec, block, path)
         found.append(Weight(("layers", key, *path), name, axes, rows, stacks=(numbers,)))
     return found

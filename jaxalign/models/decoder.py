@@ -48,9 +48,14 @@ class Decoder(nnx.Module):
     stacks by the number of their first layer.
     """
 
+    positions: nnx.Param | None = None
+
     def __init__(self, spec: Spec, rngs: nnx.Rngs, dtype: DTypeLike, lora: LowRank | None = None):
         self.spec = spec
         self.embed = normal_param(rngs, (spec.vocab, spec.width), ("vocab", "embed"), dtype)
+        if spec.positions is not None:
+            shape = (spec.positions.rows, spec.width)
+            self.positions = normal_param(rngs, shape, (None, "embed"), dtype)
 
         def stacked(numbers: range) -> Block:
             def layer(rngs: nnx.Rngs) -> Block:
@@ -72,13 +77,17 @@ class Decoder(nnx.Module):
         tied = spec.tied and not spec.scores
         self.head = None if tied else Linear(rngs, *head, bias=False, dtype=dtype)
 
-    def embedded(self, ids: Array, dtype: DTypeLike) -> Array:
-        """Tokens [K, L] -> their embeddings [K, L, D]."""
+    def embedded(self, ids: Array, positions: Array, dtype: DTypeLike) -> Array:
+        """Tokens and their positions [K, L] -> their embeddings [K, L, D]."""
         # Gathering from a table that is sharded over its width makes XLA replicate the result.
         table = constrain(self.embed[...].astype(dtype), "vocab", None)
         x = constrain(table[ids], "batch", None, None)
-        scale = self.spec.embed_scale
-        return x if scale == 1 else x * jnp.asarray(scale, dtype)
+        scale, learned = self.spec.embed_scale, self.spec.positions
+        x = x if scale == 1 else x * jnp.asarray(scale, dtype)
+        if self.positions is None or learned is None:
+            return x
+        table = constrain(self.positions[...].astype(dtype), None, None)
+        return x + table[positions + learned.first]
 
     def finished(self, x: Array) -> Array:
         """The output of the last layer [K, L, D] -> what the head multiplies."""
@@ -138,7 +147,7 @@ class Decoder(nnx.Module):
                     means.append(x.mean(-1, dtype=jnp.float32))
             return x, jnp.stack(means) if layers else None
 
-        x, means = self.embedded(ids, dtype), []
+        x, means = self.embedded(ids, mask.positions, dtype), []
         for run in self.runs:
             x, found = jax.lax.scan(pattern, x, self._blocks(run))
             means += [] if found is None else [found.reshape(-1, *found.shape[2:])]
@@ -178,7 +187,7 @@ class Decoder(nnx.Module):
                 kept.append(new)
             return (x, kept), None
 
-        x, after = self.embedded(ids, jax.tree.leaves(cache)[0].dtype), {}
+        x, after = self.embedded(ids, positions, jax.tree.leaves(cache)[0].dtype), {}
         for run in self.runs:
             names = [str(numbers[0]) for numbers in run.stacks]
             indexed = (self._blocks(run), jnp.arange(run.repeats))

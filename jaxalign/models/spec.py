@@ -162,6 +162,15 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
+class LearnedPositions:
+    """A vector for each position, added to the embedding of the token there."""
+
+    rows: int
+    first: int = 0
+    """Row of position 0."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
     """The mathematics of one decoder. Widths are counts of scalars."""
 
@@ -178,6 +187,7 @@ class Spec:
     """The head is the transposed embedding table. Never true of a reward head."""
     embed_scale: float = 1.0
     """Factor of the embeddings."""
+    positions: LearnedPositions | None = None
     logit_scale: float = 1.0
     """Factor of the logits; scores of a reward head have none."""
     logit_softcap: float | None = None

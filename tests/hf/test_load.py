@@ -149,6 +149,18 @@ def test_a_neox_head_may_have_either_name(hf_checkpoint, tmp_path):
     chex.assert_trees_all_equal(load(folder), load(hf_checkpoint("neox-parallel")))
 
 
+def test_a_gpt2_of_the_hub_has_no_prefix_and_has_buffers(hf_checkpoint, tmp_path):
+    folder = shutil.copytree(hf_checkpoint("gpt2"), tmp_path / "hub")
+
+    def edit(tensors):
+        for name in [*tensors]:
+            tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+        tensors["h.0.attn.bias"] = np.tril(np.ones((1, 1, 128, 128), np.float32))
+
+    edit_tensors(folder, edit)
+    chex.assert_trees_all_equal(load(folder), load(hf_checkpoint("gpt2")))
+
+
 def in_memory(name):
     """The name in transformers of a tensor of a model of text and images."""
     if name.startswith("language_model.model."):

@@ -41,6 +41,7 @@ MODULES = (
     "gemma3_text",
     "glm4",
     "glm4_moe",
+    "gpt2",
     "gpt_neox",
     "gpt_oss",
     "granite",
@@ -70,6 +71,8 @@ FAMILIES: dict[str, Family] = {
 }
 """Every supported family by the `model_type` of its `config.json`."""
 
+CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""Ends of the names of architectures whose head gives logits."""
 REWARD = "ForSequenceClassification"
 """End of the name of an architecture whose head gives scores."""
 IMAGES = "ForConditionalGeneration"
@@ -102,9 +105,9 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> Spec:
             f"{where}: quantization_config: quantized weights cannot be aligned; "
             "use the unquantized checkpoint"
         )
-    allowed = ("ForCausalLM", REWARD) if family.text is None else ("ForCausalLM", REWARD, IMAGES)
+    ends = (*CAUSAL, REWARD) if family.text is None else (*CAUSAL, REWARD, IMAGES)
     for name in _architectures(raw, where):
-        if not name.endswith(allowed):
+        if not name.endswith(ends):
             raise UserError(
                 f"{where}: architectures: got {shown(name)}, wanted a causal language model "
                 f"(...ForCausalLM) or a reward model (...{REWARD}); use the checkpoint with "

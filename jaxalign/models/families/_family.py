@@ -68,6 +68,10 @@ class WeightNames:
     """The final norm."""
     head: str
     """The unembedding."""
+    positions: str = ""
+    """The table of learned positions, if there is one."""
+    matrices: Literal["[out, in]", "[in, out]"] = "[out, in]"
+    """The axes of the linear layers of a block."""
     other_heads: tuple[str, ...] = ()
     """Other names of the unembedding that are read but never written."""
     norms: Mapping[tuple[str, ...], str] = dataclasses.field(default_factory=lambda: BEFORE)

@@ -56,6 +56,8 @@ class Fields:
     def __init__(self, raw: Mapping[str, Any], where: str):
         self.raw, self.where = raw, where
         self.read: set[str] = set()
+        self.names: Mapping[str, str] = {}
+        """The names of settings in this file, by those that most families use."""
 
     @overload
     def get(self, key: str, kind: type[T]) -> T: ...
@@ -68,6 +70,7 @@ class Fields:
           UserError: the value is missing and has no default, has another type, or is a number that
             is not positive.
         """
+        key = self.names.get(key, key)
         self.read.add(key)
         value: Any = self.raw.get(key)
         if value is None:
@@ -86,7 +89,7 @@ class Fields:
 
     def nullable(self, key: str, kind: type[T], default: T | None) -> T | None:
         """The value of `key`; unlike with `get`, null is a value, and not `default`."""
-        return self.get(key, kind, None if key in self.raw else default)
+        return self.get(key, kind, None if self.names.get(key, key) in self.raw else default)
 
     def number(self, key: str, default: int) -> int:
         """A count that may be 0."""

@@ -104,7 +104,7 @@ def rms(f: Fields, eps: float = 1e-6, *, scale: Literal["w", "1 + w"] = "w") -> 
 
 def dense(
     f: Fields, default: str = "silu", *, key: str = "hidden_act", gated: bool = True,
-    bias: bool = False,
+    bias: bool = False, **own: int,
 ) -> Dense:  # fmt: skip
     """The feed-forward.
 
@@ -114,6 +114,7 @@ def dense(
       key: the field of the activation.
       gated: whether it has a gate.
       bias: whether its linear layers have biases.
+      **own: `width`, if the file need not give it.
 
     Raises:
       UserError: the activation is not implemented.
@@ -123,7 +124,8 @@ def dense(
         raise UserError(
             f"{f.where}: {key} '{name}' is not implemented; {near_miss(name, ACTIVATIONS)}"
         )
-    return Dense(f.get("intermediate_size", int), ACTIVATIONS[name], gated, bias)
+    width = f.get("intermediate_size", int, *own.values())
+    return Dense(width, ACTIVATIONS[name], gated, bias)
 
 
 def layer_kinds(f: Fields, default: Sequence[Kind]) -> list[Kind]:
