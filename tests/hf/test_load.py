@@ -161,6 +161,12 @@ def test_a_gpt2_of_the_hub_has_no_prefix_and_has_buffers(hf_checkpoint, tmp_path
     chex.assert_trees_all_equal(load(folder), load(hf_checkpoint("gpt2")))
 
 
+def test_an_old_opt_may_have_a_shorter_prefix(hf_checkpoint, tmp_path):
+    folder = shutil.copytree(hf_checkpoint("opt"), tmp_path / "old")
+    edit_tensors(folder, lambda t: [t.update({n.removeprefix("model."): t.pop(n)}) for n in [*t]])
+    chex.assert_trees_all_equal(load(folder), load(hf_checkpoint("opt")))
+
+
 def in_memory(name):
     """The name in transformers of a tensor of a model of text and images."""
     if name.startswith("language_model.model."):

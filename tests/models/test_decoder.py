@@ -21,6 +21,7 @@ from jaxalign.settings import Mesh
 LLAMA = SMALL | CONFIGS["llama-gqa"]
 LLAMA3 = CONFIGS["llama-tied-llama3"]["rope_parameters"]
 NEOX = SMALL | CONFIGS["neox-parallel"]
+OPT = SMALL | CONFIGS["opt"]
 QWEN = SMALL | CONFIGS["qwen2-tied"]
 FAMILIES = {"llama": LLAMA, "neox": NEOX, "qwen2": QWEN}
 ROW_KEYS = ("ids", "positions", "segment", "branch")
@@ -180,6 +181,13 @@ REFUSED = {
     ),
     "rope key": (LLAMA | {"rope_scaling": {"gamma": 1.0}}, "rotary setting 'gamma'"),
     "rope value": (LLAMA | {"rope_parameters": {"rope_theta": "big"}}, "rope_theta: got 'big'"),
+    "norms of sums": (OPT | {"do_layer_norm_before": False}, "do_layer_norm_before = False is not"),
+    "width of embeddings": (OPT | {"word_embed_proj_dim": 16}, "word_embed_proj_dim 16 is not"),
+    "no final norm": (OPT | {"_remove_final_layer_norm": True}, "'_remove_final_layer_norm' ="),
+    "own names": (
+        {"model_type": "gpt2", "hidden_size": 32},
+        "config.json: 'n_embd' is missing",
+    ),
     "kind of text": (
         {"model_type": "gemma3", "text_config": {"model_type": "llama"}},
         "text_config: model_type 'llama' is not implemented for .* 'gemma3'; wanted gemma3_text",

@@ -56,6 +56,7 @@ MODULES = (
     "olmo2",
     "olmo3",
     "olmoe",
+    "opt",
     "phi3",
     "qwen2",
     "qwen2_moe",
