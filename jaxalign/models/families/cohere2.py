@@ -33,6 +33,7 @@ def read(f: Fields) -> Spec:
     for key in ("order_of_interleaved_layers", "position_embedding_type", "rotary_pct"):
         f.read.add(key)  # of another program, for the same layers
     f.read |= {"use_gated_activation", "use_parallel_block", "use_embedding_sharing"}
+    f.read |= {"use_parallel_embedding", "layer_switch"}
     pattern = f.get("sliding_window_pattern", int, 4)
     f.get("_sliding_window_pattern", int, pattern)
     kinds, mlp = layer_kinds(f, every(pattern, count(f))), dense(f)

@@ -17,7 +17,7 @@ def read(f: Fields) -> Spec:
     """Every second layer has full attention; scores and logits are capped."""
     width, norm = head_width(f, 256), rms(f, scale="1 + w")
     biased = f.get("attention_bias", bool, False)
-    f.get("hidden_act", str, None)  # transformers does not read it either
+    f.read |= {"hidden_act", "sliding_window_size"}  # transformers does not read them either
     mixer = attention(
         f, width, read_rope(f, width), kv_heads=4, qkv_bias=biased, out_bias=biased,
         scale=f.get("query_pre_attn_scalar", float, 256.0) ** -0.5,
