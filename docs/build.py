@@ -1,4 +1,4 @@
-"""Writes docs/objectives.md from the records and docstrings of the objectives.
+"""Writes docs/objectives.md and docs/models.md from the records of objectives and model families.
 
 python docs/build.py
 """
@@ -9,15 +9,28 @@ import inspect
 import re
 import textwrap
 import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import annotated_types
+import jax
+import jax.numpy as jnp
+import yaml
 
 from jaxalign.core.objective import Objective
+from jaxalign.models.attention.api import backend
+from jaxalign.models.attention.cudnn import cudnn
+from jaxalign.models.attention.splash import splash
+from jaxalign.models.families import FAMILIES, Family, read_config
+from jaxalign.models.spec import Dense, Experts, Layer, Spec
 from jaxalign.objectives import OBJECTIVES
 
-PAGE = Path(__file__).with_name("objectives.md")
+DOCS = Path(__file__).parent
+PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(
+    (DOCS.parent / "tests" / "models" / "published.yaml").read_text(encoding="utf-8")
+)
 HEAD = """\
 # Objectives
 
@@ -42,15 +55,138 @@ otherwise.
 
 """
 SECTIONS = ("Args", "Returns", "Raises", "Source")
+MODELS = """\
+# Models
+
+`docs/build.py` writes this page from the index of families and from {count} published checkpoints,
+whose `config.json` the tests read and whose parameters they count. The `model_type` of a checkpoint
+names its family. The tests compare logits, gradients and greedy text of each with transformers.
+
+A key of `config.json` that would change the model and is not implemented is refused by its name; so
+are quantized weights, and heads for other tasks than language and rewards. Dropout is off.
+
+Every family packs rows, shares a prompt among its responses there, and trains whole or with
+adapters.
+
+- beyond Llama: what its layers have that Llama's have not; "some" is some layers or checkpoints.
+- reward: whether transformers has a reward model of the family, without which none can be exported.
+- TPU, NVIDIA: the attention there, in half precision and in rows as long as the context of the
+  checkpoint. "blocks" is the implementation in plain JAX, which serves everything; next to another
+  one it serves the layers with windows. [Design](design.md#attention) has the conditions.
+
+"""
+FEATURES: dict[str, Callable[[Layer], Any]] = {
+    "windows": lambda layer: layer.attention.window,
+    "capped scores": lambda layer: layer.attention.softcap,
+    "clipped queries, keys and values": lambda layer: layer.attention.clip,
+    "norms of queries and keys": lambda layer: layer.attention.qk_norm,
+    "no positions": lambda layer: layer.attention.rope is None,
+    "partly rotated heads": lambda layer: rotated(layer) < 1,
+    "rotation of neighbors": lambda layer: (
+        layer.attention.rope and layer.attention.rope.interleaved
+    ),
+    "sinks": lambda layer: layer.attention.sinks,
+    "biases": lambda layer: (
+        layer.attention.qkv_bias or layer.attention.out_bias or dense(layer).bias
+    ),
+    "layer norms": lambda layer: layer.norm.centered,
+    "norms on outputs": lambda layer: layer.places != "before",
+    "parallel parts": lambda layer: layer.parallel != "no",
+    "no gate": lambda layer: not dense(layer).gated,
+    "limited feed-forwards": lambda layer: dense(layer).limit,
+    "experts": lambda layer: isinstance(layer.mlp, Experts),
+    "shared experts": lambda layer: isinstance(layer.mlp, Experts) and layer.mlp.shared,
+    "scaled residuals": lambda layer: layer.residual_scale != 1,
+}
+"""What a layer can have that no layer of Llama has."""
+BACKENDS = {
+    "splash": (splash, SimpleNamespace(platform="tpu")),
+    "cuDNN": (cudnn, SimpleNamespace(platform="gpu", compute_capability="8.0")),
+    "cuDNN from Hopper on": (cudnn, SimpleNamespace(platform="gpu", compute_capability="9.0")),
+}
+"""The fused attention backends, each with a device."""
 
 
-def page() -> str:
-    """The whole page."""
+def objectives_page() -> str:
+    """The whole page of objectives."""
     rows = [["name", "data", "reference", "token statistics", "columns", "couples examples"]]
     rows += [row(o) for o in OBJECTIVES.values()]
+    return HEAD + table(rows) + "".join(section(o) for o in OBJECTIVES.values())
+
+
+def models_page() -> str:
+    """The whole page of models."""
+    heading = ["`model_type`", "checkpoints", "beyond Llama", "refused", "reward", "TPU", "NVIDIA"]
+    rows = [heading, *(family_row(family) for family in FAMILIES.values())]
+    known = [entry for entry in PUBLISHED.values() if entry["config"]["model_type"] in FAMILIES]
+    return MODELS.format(count=len(known)) + table(rows)
+
+
+PAGES = {"objectives.md": objectives_page, "models.md": models_page}
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first row is the heading."""
     lines = ["| " + " | ".join(cells) + " |" for cells in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
-    return HEAD + "\n".join(lines) + "\n" + "".join(section(o) for o in OBJECTIVES.values())
+    return "\n".join(lines) + "\n"
+
+
+def family_row(family: Family) -> list[str]:
+    """A family, a row of the table."""
+    configs = [entry["config"] for entry in PUBLISHED.values()]
+    specs = [read_config(c) for c in configs if c["model_type"] == family.model_type]
+    reward = "yes" if family.classifier else "no"
+    backends = [served(specs, names) for names in (("splash",), ("cuDNN", "cuDNN from Hopper on"))]
+    beyond = ", ".join(features(specs))
+    return [f"`{family.model_type}`", family.checkpoints, beyond, family.refused, reward, *backends]
+
+
+def features(specs: Sequence[Spec]) -> list[str]:
+    """The features of a family beyond those of Llama, in words."""
+    layers = [layer for spec in specs for layer in spec.layers]
+    found = []
+    for name, has in FEATURES.items():
+        count = sum(bool(has(layer)) for layer in layers)
+        if count:
+            found.append(name if count == len(layers) else f"{name} (some)")
+    scaled = any(spec.embed_scale != 1 or spec.logit_scale != 1 for spec in specs)
+    found += ["scaled embeddings or logits"] if scaled else []
+    found += ["capped logits"] if any(spec.logit_softcap for spec in specs) else []
+    return found
+
+
+def dense(layer: Layer) -> Dense:
+    """The feed-forward of a layer, or of one of its experts."""
+    return layer.mlp.expert if isinstance(layer.mlp, Experts) else layer.mlp
+
+
+def rotated(layer: Layer) -> float:
+    """The rotated fraction of a head; 1 without positions."""
+    kind = layer.attention
+    return 2 * len(kind.rope.frequencies) / kind.head_width if kind.rope else 1.0
+
+
+def served(specs: Sequence[Spec], names: Sequence[str]) -> str:
+    """The first of these backends that serves all layers; or the best, for some."""
+    layers = {(layer, spec.max_positions // 128 * 128) for spec in specs for layer in spec.layers}
+    some = ""
+    for name in names:
+        count = sum(serves(name, *layer) for layer in layers)
+        if count == len(layers):
+            return name
+        some = some or (f"{name}, blocks" if count else "")
+    return some or "blocks"
+
+
+def serves(name: str, layer: Layer, length: int) -> bool:
+    """Whether a backend serves a layer in rows of this length."""
+    run, device = BACKENDS[name]
+    kind = layer.attention
+    queries = jax.ShapeDtypeStruct((1, length, kind.heads, kind.head_width), jnp.bfloat16)
+    window = kind.window if (kind.window or 0) < length else None
+    mask: Any = SimpleNamespace(window=window, softcap=kind.softcap)
+    return backend(device, queries, mask, kind.sinks) is run
 
 
 def row(o: Objective[...]) -> list[str]:
@@ -129,4 +265,5 @@ def one_line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page())

@@ -57,5 +57,5 @@ def test_every_family_has_a_published_checkpoint():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_an_entry_names_its_sources(name):
-    optional = {"total", "body", "active", "besides", "note"}
+    optional = {"total", "body", "besides", "note"}
     assert PUBLISHED[name].keys() - optional == {"counts", "shape", "config"}

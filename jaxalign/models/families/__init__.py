@@ -1,16 +1,6 @@
 """The model families: one file each, and the index `FAMILIES`.
 
-To add a family:
-
-1. Write `families/NAME.py` with a `FAMILY = Family(...)`: a reader of its `config.json`, the names
-   of its weights (adapters target the same linear layers) and its classifier in transformers.
-   `_parts.py` reads what most families have; `mistral.py` is the shortest example. If it computes
-   something that `Spec` cannot express, extend `Spec` and the layers first.
-2. Add the name to `MODULES` below; it is the `model_type`.
-3. Add a small configuration of it to `CONFIGS` in `tests/lib/checkpoints.py`. The tests take it
-   from there: they compare logits, gradients, greedy text and reward scores with transformers,
-   adapters with PEFT, and a saved checkpoint with the loaded one, bit for bit.
-   `tests/models/test_families.py` fails until the configuration is there.
+CONTRIBUTING.md says how to add one.
 """
 
 from __future__ import annotations

@@ -158,7 +158,11 @@ class Family:
 
     None: transformers has none, and reward models of the family are refused.
     """
+    checkpoints: str
+    """The published checkpoints that it means, for the documentation."""
     quantized: tuple[str, ...] = ()
     """Formats of quantized checkpoints that are dequantized when they are read."""
     text: TextPart | None = None
     """Where the settings of the decoder are; None: `config.json` has no others."""
+    refused: str = ""
+    """Published checkpoints that its reader refuses, and why, for the documentation."""

@@ -34,4 +34,6 @@ def logit_scale(f: Fields) -> float:
 
 
 NAMES = dataclasses.replace(LLAMA, norms=BEFORE | QK_NORMS)
-FAMILY = Family("cohere", read, NAMES, classifier=None)
+FAMILY = Family(
+    "cohere", read, NAMES, classifier=None, checkpoints="Command R and R+, Aya 23, Aya Expanse"
+)

@@ -44,4 +44,4 @@ def read(f: Fields) -> Spec:
     return decoder(f, layers, norm, tied=True, logit_scale=logit_scale(f))
 
 
-FAMILY = Family("cohere2", read, NAMES, classifier=None)
+FAMILY = Family("cohere2", read, NAMES, classifier=None, checkpoints="Command R7B, Command A")

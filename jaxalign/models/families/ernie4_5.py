@@ -19,4 +19,4 @@ def read(f: Fields) -> Spec:
     return decoder(f, [Layer(mixer, dense(f, bias=biased), norm)] * count(f), norm, tied=True)
 
 
-FAMILY = Family("ernie4_5", read, NAMES, classifier=None)
+FAMILY = Family("ernie4_5", read, NAMES, classifier=None, checkpoints="ERNIE 4.5 0.3B")

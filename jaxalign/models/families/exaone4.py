@@ -53,4 +53,5 @@ FAMILY = Family(
     read,
     dataclasses.replace(NAMES, norms=AFTER | QK_NORMS),
     classifier="Exaone4ForSequenceClassification",
+    checkpoints="EXAONE 4.0 1.2B and 32B",
 )

@@ -31,4 +31,10 @@ def embed_scale(f: Fields) -> float:
     return math.sqrt(f.get("hidden_size", int))
 
 
-FAMILY = Family("gemma", read, NAMES, classifier="GemmaForSequenceClassification")
+FAMILY = Family(
+    "gemma",
+    read,
+    NAMES,
+    classifier="GemmaForSequenceClassification",
+    checkpoints="Gemma 2B and 7B, CodeGemma",
+)

@@ -34,4 +34,10 @@ def read(f: Fields) -> Spec:
 
 
 NAMES = dataclasses.replace(LLAMA, norms=AROUND)
-FAMILY = Family("gemma2", read, NAMES, classifier="Gemma2ForSequenceClassification")
+FAMILY = Family(
+    "gemma2",
+    read,
+    NAMES,
+    classifier="Gemma2ForSequenceClassification",
+    checkpoints="Gemma 2 2B to 27B",
+)

@@ -38,4 +38,10 @@ def read(f: Fields) -> Spec:
 
 
 NAMES = dataclasses.replace(GEMMA2, norms=AROUND | QK_NORMS)
-FAMILY = Family("gemma3_text", read, NAMES, classifier="Gemma3TextForSequenceClassification")
+FAMILY = Family(
+    "gemma3_text",
+    read,
+    NAMES,
+    classifier="Gemma3TextForSequenceClassification",
+    checkpoints="Gemma 3 270M and 1B, and the text part of the larger ones",
+)

@@ -32,4 +32,10 @@ NAMES = dataclasses.replace(
         ("mlp_out_norm",): "post_mlp_layernorm",
     },
 )
-FAMILY = Family("glm4", read, NAMES, classifier="Glm4ForSequenceClassification")
+FAMILY = Family(
+    "glm4",
+    read,
+    NAMES,
+    classifier="Glm4ForSequenceClassification",
+    checkpoints="GLM-4 and GLM-Z1 of April 2025, 9B and 32B",
+)

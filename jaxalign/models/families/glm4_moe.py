@@ -34,4 +34,6 @@ def read(f: Fields) -> Spec:
 NAMES = dataclasses.replace(
     LLAMA, norms=BEFORE | QK_NORMS, experts=names(shared="mlp.shared_experts"), more_layers=True
 )
-FAMILY = Family("glm4_moe", read, NAMES, classifier=None)
+FAMILY = Family(
+    "glm4_moe", read, NAMES, classifier=None, checkpoints="GLM-4.5, 4.6 and 4.7, GLM-4.5-Air"
+)

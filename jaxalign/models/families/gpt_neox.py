@@ -46,4 +46,5 @@ FAMILY = Family(
         buffers=("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias"),
     ),
     classifier="GPTNeoXForSequenceClassification",
+    checkpoints="GPT-NeoX 20B, Pythia 14M to 12B",
 )

@@ -28,6 +28,7 @@ def read(f: Fields) -> Spec:
     """Every second layer has a window; experts compute (up + 1) gate sigmoid(1.702 gate)."""
     width, norm = head_width(f, 64), rms(f, 1e-5)
     biased = f.get("attention_bias", bool, True)
+    f.read |= {"experts_per_token", "initial_context_length"}  # transformers does not read them
     rope = read_rope(f, width, theta=150_000.0, absent=YARN)
     mixer = attention(f, width, rope, qkv_bias=biased, out_bias=biased, sinks=True)
     kinds = layer_kinds(f, [KINDS[i % 2 == 0] for i in range(count(f))])
@@ -68,5 +69,10 @@ NAMES = dataclasses.replace(
     others={("attention", "sinks"): "self_attn.sinks"},
 )
 FAMILY = Family(
-    "gpt_oss", read, NAMES, classifier="GptOssForSequenceClassification", quantized=("mxfp4",)
+    "gpt_oss",
+    read,
+    NAMES,
+    classifier="GptOssForSequenceClassification",
+    quantized=("mxfp4",),
+    checkpoints="gpt-oss 20B and 120B",
 )

@@ -27,4 +27,6 @@ def read(f: Fields) -> Spec:
     )  # fmt: skip
 
 
-FAMILY = Family("granite", read, NAMES, classifier=None)
+FAMILY = Family(
+    "granite", read, NAMES, classifier=None, checkpoints="Granite 3.0 to 3.3, 2B and 8B"
+)

@@ -42,4 +42,10 @@ NAMES = dataclasses.replace(
         _names("router", "experts.gate_up_proj", "experts.down_proj"),
     ),
 )
-FAMILY = Family("granitemoe", read, NAMES, classifier=None)
+FAMILY = Family(
+    "granitemoe",
+    read,
+    NAMES,
+    classifier=None,
+    checkpoints="Granite 3.0 and 3.1, 1B-A400M and 3B-A800M",
+)

@@ -43,4 +43,5 @@ FAMILY = Family(
         },
     ),
     classifier="HunYuanDenseV1ForSequenceClassification",
+    checkpoints="Hunyuan 0.5B to 7B, Hunyuan-MT 7B",
 )

@@ -33,4 +33,10 @@ NAMES = WeightNames(
     norm="model.norm",
     head="lm_head",
 )
-FAMILY = Family("llama", read, NAMES, classifier="LlamaForSequenceClassification")
+FAMILY = Family(
+    "llama",
+    read,
+    NAMES,
+    classifier="LlamaForSequenceClassification",
+    checkpoints="Llama 1 to 3.3 (text), SmolLM 1 and 2, TinyLlama, and others of its form",
+)

@@ -20,4 +20,10 @@ def read(f: Fields) -> Spec:
     return decoder(f, [Layer(a, mlp, norm) for a in windowed(mixer, kinds, window)], norm)
 
 
-FAMILY = Family("ministral", read, NAMES, classifier="MinistralForSequenceClassification")
+FAMILY = Family(
+    "ministral",
+    read,
+    NAMES,
+    classifier="MinistralForSequenceClassification",
+    checkpoints="Ministral 8B of 2024, saved with its windows",
+)

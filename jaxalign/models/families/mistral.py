@@ -19,4 +19,10 @@ def read(f: Fields) -> Spec:
     return decoder(f, [Layer(mixer, dense(f), norm)] * count(f), norm)
 
 
-FAMILY = Family("mistral", read, NAMES, classifier="MistralForSequenceClassification")
+FAMILY = Family(
+    "mistral",
+    read,
+    NAMES,
+    classifier="MistralForSequenceClassification",
+    checkpoints="Mistral 7B, Nemo 12B, Small 22B and 24B (text)",
+)

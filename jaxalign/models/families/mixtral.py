@@ -28,4 +28,10 @@ NAMES = dataclasses.replace(
     LLAMA,
     experts=names((f"{W}w1", f"{W}w3", f"{W}w2"), routers=("block_sparse_moe.gate", "mlp.gate")),
 )
-FAMILY = Family("mixtral", read, NAMES, classifier="MixtralForSequenceClassification")
+FAMILY = Family(
+    "mixtral",
+    read,
+    NAMES,
+    classifier="MixtralForSequenceClassification",
+    checkpoints="Mixtral 8x7B and 8x22B",
+)

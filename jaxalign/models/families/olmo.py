@@ -24,5 +24,9 @@ def read(f: Fields) -> Spec:
 
 
 FAMILY = Family(
-    "olmo", read, dataclasses.replace(NAMES, norms={}), classifier="OlmoForSequenceClassification"
+    "olmo",
+    read,
+    dataclasses.replace(NAMES, norms={}),
+    classifier="OlmoForSequenceClassification",
+    checkpoints="OLMo 1B and 7B",
 )

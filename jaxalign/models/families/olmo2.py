@@ -24,4 +24,10 @@ def read(f: Fields) -> Spec:
 
 
 NAMES = dataclasses.replace(LLAMA, norms=AFTER | QK_NORMS)
-FAMILY = Family("olmo2", read, NAMES, classifier="Olmo2ForSequenceClassification")
+FAMILY = Family(
+    "olmo2",
+    read,
+    NAMES,
+    classifier="Olmo2ForSequenceClassification",
+    checkpoints="OLMo 2 1B to 32B",
+)

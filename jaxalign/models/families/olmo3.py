@@ -30,4 +30,10 @@ def read(f: Fields) -> Spec:
     return decoder(f, layers, norm)
 
 
-FAMILY = Family("olmo3", read, NAMES, classifier="Olmo3ForSequenceClassification")
+FAMILY = Family(
+    "olmo3",
+    read,
+    NAMES,
+    classifier="Olmo3ForSequenceClassification",
+    checkpoints="Olmo 3 7B and 32B",
+)

@@ -27,4 +27,4 @@ def read(f: Fields) -> Spec:
 
 
 NAMES = dataclasses.replace(LLAMA, norms=BEFORE | QK_NORMS, experts=names())
-FAMILY = Family("olmoe", read, NAMES, classifier=None)
+FAMILY = Family("olmoe", read, NAMES, classifier=None, checkpoints="OLMoE 1B-7B")

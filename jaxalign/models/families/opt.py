@@ -63,5 +63,5 @@ FAMILY = Family(
         head="lm_head",
         spellings={"decoder.": "model.decoder."},
     ),
-    classifier="OPTForSequenceClassification",
+    classifier="OPTForSequenceClassification", checkpoints="OPT 125M to 66B",
 )

@@ -33,4 +33,10 @@ NAMES = dataclasses.replace(
         ("mlp", "down"): "mlp.down_proj",
     },
 )
-FAMILY = Family("phi3", read, NAMES, classifier="Phi3ForSequenceClassification")
+FAMILY = Family(
+    "phi3",
+    read,
+    NAMES,
+    classifier="Phi3ForSequenceClassification",
+    checkpoints="Phi-3 and 3.5 mini and medium, Phi-4, Phi-4-mini",
+)

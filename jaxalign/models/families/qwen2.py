@@ -51,4 +51,10 @@ def windows(f: Fields, mixer: Softmax) -> Sequence[Softmax]:
     return windowed(mixer, kinds, size)
 
 
-FAMILY = Family("qwen2", read, NAMES, classifier="Qwen2ForSequenceClassification")
+FAMILY = Family(
+    "qwen2",
+    read,
+    NAMES,
+    classifier="Qwen2ForSequenceClassification",
+    checkpoints="Qwen1.5, 2 and 2.5, 0.5B to 72B; QwQ",
+)

@@ -38,4 +38,10 @@ def read(f: Fields) -> Spec:
 
 
 NAMES = dataclasses.replace(LLAMA, experts=names(shared="mlp.shared_expert"))
-FAMILY = Family("qwen2_moe", read, NAMES, classifier="Qwen2MoeForSequenceClassification")
+FAMILY = Family(
+    "qwen2_moe",
+    read,
+    NAMES,
+    classifier="Qwen2MoeForSequenceClassification",
+    checkpoints="Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
+)

@@ -29,4 +29,5 @@ FAMILY = Family(
     read,
     dataclasses.replace(NAMES, norms=BEFORE | QK_NORMS),
     classifier="Qwen3ForSequenceClassification",
+    checkpoints="Qwen3 0.6B to 32B",
 )

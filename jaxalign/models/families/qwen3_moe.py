@@ -31,4 +31,10 @@ def read(f: Fields) -> Spec:
 
 
 NAMES = dataclasses.replace(LLAMA, norms=BEFORE | QK_NORMS, experts=names())
-FAMILY = Family("qwen3_moe", read, NAMES, classifier="Qwen3MoeForSequenceClassification")
+FAMILY = Family(
+    "qwen3_moe",
+    read,
+    NAMES,
+    classifier="Qwen3MoeForSequenceClassification",
+    checkpoints="Qwen3-30B-A3B and 235B-A22B, Qwen3-Coder",
+)

@@ -22,4 +22,10 @@ def read(f: Fields) -> Spec:
     return decoder(f, [Layer(mixer, mlp, norm)] * count(f), norm)
 
 
-FAMILY = Family("seed_oss", read, NAMES, classifier="SeedOssForSequenceClassification")
+FAMILY = Family(
+    "seed_oss",
+    read,
+    NAMES,
+    classifier="SeedOssForSequenceClassification",
+    checkpoints="Seed-OSS 36B",
+)

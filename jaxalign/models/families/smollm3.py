@@ -37,4 +37,6 @@ def read(f: Fields) -> Spec:
     return decoder(f, layers, norm, tied=True)
 
 
-FAMILY = Family("smollm3", read, NAMES, classifier="SmolLM3ForSequenceClassification")
+FAMILY = Family(
+    "smollm3", read, NAMES, classifier="SmolLM3ForSequenceClassification", checkpoints="SmolLM3 3B"
+)

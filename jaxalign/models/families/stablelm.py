@@ -20,4 +20,11 @@ def read(f: Fields) -> Spec:
     return decoder(f, [Layer(mixer, dense(f), norm, parallel=parallel)] * count(f), norm)
 
 
-FAMILY = Family("stablelm", read, NAMES, classifier="StableLmForSequenceClassification")
+FAMILY = Family(
+    "stablelm",
+    read,
+    NAMES,
+    classifier="StableLmForSequenceClassification",
+    checkpoints="StableLM 3B, StableLM 2 1.6B",
+    refused="StableLM 2 12B, for its norms of queries and keys",
+)

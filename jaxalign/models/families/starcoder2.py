@@ -30,4 +30,10 @@ NAMES = dataclasses.replace(
     LLAMA,
     linears=ATTENTION | {("mlp", "up"): "mlp.c_fc", ("mlp", "down"): "mlp.c_proj"},
 )
-FAMILY = Family("starcoder2", read, NAMES, classifier="Starcoder2ForSequenceClassification")
+FAMILY = Family(
+    "starcoder2",
+    read,
+    NAMES,
+    classifier="Starcoder2ForSequenceClassification",
+    checkpoints="StarCoder2 3B to 15B",
+)
