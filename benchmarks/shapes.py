@@ -1,6 +1,6 @@
 """Updates of the shapes of real models on random tokens: no checkpoint, no tokenizer, no data set.
 
-It imports of jaxalign only what needs no more than jax, flax and optax.
+It imports of jaxalign only what needs neither transformers nor a library for data sets.
 """
 
 from __future__ import annotations
@@ -8,11 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 import optax
+import yaml
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.core.batch import Batch
@@ -31,83 +33,32 @@ from jaxalign.update.forward import Task
 from jaxalign.update.state import TrainState, abstract_state, initial_state
 from jaxalign.update.step import Fixed, train_step
 
-ROPE_LLAMA3 = {
-    "rope_type": "llama3",
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
+PUBLISHED = Path(__file__).parents[1] / "tests" / "models" / "published.yaml"
+"""Published checkpoints by name, with their `config.json`."""
+LLAMA = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
 }
-LLAMA = {"model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
-SHAPES: dict[str, dict[str, Any]] = {
+MADE_UP: dict[str, dict[str, Any]] = {
     "tiny": LLAMA
-    | {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-    },
+    | {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
     "small": LLAMA
-    | {
-        "vocab_size": 8192,
-        "hidden_size": 256,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-    },
-    "Qwen2.5-0.5B": {
-        "model_type": "qwen2",
-        "hidden_act": "silu",
-        "vocab_size": 151936,
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "tie_word_embeddings": True,
-    },
-    "Llama-3.2-1B": LLAMA
-    | {
-        "vocab_size": 128256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": True,
-        "rope_scaling": ROPE_LLAMA3 | {"factor": 32.0},
-    },
-    "Pythia-2.8B": {
-        "model_type": "gpt_neox",
-        "vocab_size": 50304,
-        "hidden_size": 2560,
-        "intermediate_size": 10240,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "rotary_pct": 0.25,
-        "max_position_embeddings": 2048,
-    },
-    "Llama-3-8B": LLAMA
-    | {
-        "vocab_size": 128256,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 8192,
-    },
+    | {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4},
 }
-"""The mathematics of each, as its `config.json` has it; `tiny` and `small` are made up."""
+
+
+@functools.cache
+def config(model: str) -> dict[str, Any]:
+    """The contents of `config.json` of a model of `MADE_UP` or `PUBLISHED`."""
+    if model in MADE_UP:
+        return MADE_UP[model]
+    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))[model]["config"]
+
 
 RANK = 16
 REFERENCE = -2.0  # nats; every statistic of the cached reference, for every token
@@ -168,7 +119,7 @@ class Work:
     """An update of a model."""
 
     model: str
-    """The name of the model in `SHAPES`."""
+    """The name of a model of `MADE_UP` or `PUBLISHED`."""
     objective: str = "dpo"
     lora: bool = False
     """Whether to train adapters of rank `RANK` on all linear layers of a bfloat16 decoder."""
@@ -179,7 +130,7 @@ class Work:
     @property
     def spec(self) -> Spec:
         """The decoder's configuration."""
-        return read_config(SHAPES[self.model])
+        return read_config(config(self.model))
 
 
 @dataclasses.dataclass(frozen=True)

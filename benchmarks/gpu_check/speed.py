@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jaxalign.data.examples import Example
     from jaxalign.models.spec import Spec
 
-MODELS = (("Llama-3.2-1B", "full"), ("Llama-3-8B", "lora"), ("Pythia-2.8B", "full"))
+MODELS = (("Llama-3.2-1B", "full"), ("Llama-3-8B", "lora"), ("pythia-2.8b", "full"))
 REPEATS = 5
 TRACED = {"xla_gpu_enable_command_buffer": ""}
 """Of a program to be traced: a kernel inside a CUDA graph does not say what it belongs to."""

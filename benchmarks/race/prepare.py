@@ -35,8 +35,8 @@ VOCAB = 8192  # largest tokenizer: the other tokens of a larger model are never 
 
 
 def llama(name: str) -> LlamaConfig:
-    """A Llama of `shapes.SHAPES`."""
-    return LlamaConfig(**shapes.SHAPES[name])
+    """A published Llama."""
+    return LlamaConfig(**shapes.config(name))
 
 
 def qwen2(vocab: int) -> Qwen2Config:
@@ -63,7 +63,7 @@ MODELS = {
     "qwen-50k": qwen2(50304),
     "tiny": neox(vocab=2048, width=32, layers=1),
     "Llama-3.2-1B": llama("Llama-3.2-1B"),
-    "Qwen2.5-0.5B": Qwen2Config(**shapes.SHAPES["Qwen2.5-0.5B"]),
+    "Qwen2.5-0.5B": Qwen2Config(**shapes.config("Qwen2.5-0.5B")),
 }
 
 
