@@ -24,7 +24,7 @@ from jaxalign.models.attention.api import backend
 from jaxalign.models.attention.cudnn import cudnn
 from jaxalign.models.attention.splash import splash
 from jaxalign.models.families import FAMILIES, Family, read_config
-from jaxalign.models.spec import Dense, Experts, Layer, Spec
+from jaxalign.models.spec import Dense, Experts, Latent, Layer, Spec
 from jaxalign.objectives import OBJECTIVES
 
 DOCS = Path(__file__).parent
@@ -63,7 +63,8 @@ whose `config.json` the tests read and whose parameters they count. The `model_t
 names its family. The tests compare logits, gradients and greedy text of each with transformers.
 
 A key of `config.json` that would change the model and is not implemented is refused by its name; so
-are quantized weights, and heads for other tasks than language and rewards. Dropout is off.
+are quantized weights, except MXFP4 of gpt-oss, and heads for other tasks than language and rewards.
+Dropout is off.
 
 Every family packs rows, shares a prompt among its responses there, and trains whole or with
 adapters.
@@ -76,18 +77,20 @@ adapters.
 
 """
 FEATURES: dict[str, Callable[[Layer], Any]] = {
-    "windows": lambda layer: layer.attention.window,
-    "capped scores": lambda layer: layer.attention.softcap,
-    "clipped queries, keys and values": lambda layer: layer.attention.clip,
-    "norms of queries and keys": lambda layer: layer.attention.qk_norm,
+    "latent attention": lambda layer: isinstance(layer.attention, Latent),
+    "windows": lambda layer: of_attention(layer, "window"),
+    "capped scores": lambda layer: of_attention(layer, "softcap"),
+    "clipped queries, keys and values": lambda layer: of_attention(layer, "clip"),
+    "norms of queries and keys": lambda layer: of_attention(layer, "qk_norm"),
     "no positions": lambda layer: layer.attention.rope is None,
     "partly rotated heads": lambda layer: rotated(layer) < 1,
     "rotation of neighbors": lambda layer: (
         layer.attention.rope and layer.attention.rope.interleaved
     ),
-    "sinks": lambda layer: layer.attention.sinks,
+    "sinks": lambda layer: of_attention(layer, "sinks"),
     "biases": lambda layer: (
-        layer.attention.qkv_bias or layer.attention.out_bias or dense(layer).bias
+        any(of_attention(layer, name) for name in ("qkv_bias", "out_bias", "bias"))
+        or dense(layer).bias
     ),
     "layer norms": lambda layer: layer.norm.centered,
     "norms on outputs": lambda layer: layer.places != "before",
@@ -161,10 +164,23 @@ def dense(layer: Layer) -> Dense:
     return layer.mlp.expert if isinstance(layer.mlp, Experts) else layer.mlp
 
 
+def of_attention(layer: Layer, name: str) -> Any:
+    """A field of the attention of a layer; None if its kind has no such field."""
+    return getattr(layer.attention, name, None)
+
+
+def head_width(layer: Layer) -> int:
+    """The width of the heads, as the attention backends have it."""
+    kind = layer.attention
+    if isinstance(kind, Latent):
+        return max(kind.plain_width + kind.rope_width, kind.value_width)
+    return kind.head_width
+
+
 def rotated(layer: Layer) -> float:
     """The rotated fraction of a head; 1 without positions."""
-    kind = layer.attention
-    return 2 * len(kind.rope.frequencies) / kind.head_width if kind.rope else 1.0
+    rope = layer.attention.rope
+    return 2 * len(rope.frequencies) / head_width(layer) if rope else 1.0
 
 
 def served(specs: Sequence[Spec], names: Sequence[str]) -> str:
@@ -182,11 +198,12 @@ def served(specs: Sequence[Spec], names: Sequence[str]) -> str:
 def serves(name: str, layer: Layer, length: int) -> bool:
     """Whether a backend serves a layer in rows of this length."""
     run, device = BACKENDS[name]
-    kind = layer.attention
-    queries = jax.ShapeDtypeStruct((1, length, kind.heads, kind.head_width), jnp.bfloat16)
-    window = kind.window if (kind.window or 0) < length else None
-    mask: Any = SimpleNamespace(window=window, softcap=kind.softcap)
-    return backend(device, queries, mask, kind.sinks) is run
+    shape = (1, length, layer.attention.heads, head_width(layer))
+    window = of_attention(layer, "window")
+    window = window if (window or 0) < length else None
+    mask: Any = SimpleNamespace(window=window, softcap=of_attention(layer, "softcap"))
+    queries = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    return backend(device, queries, mask, bool(of_attention(layer, "sinks"))) is run
 
 
 def row(o: Objective[...]) -> list[str]:

@@ -46,4 +46,10 @@ def _groups(f: Fields) -> dict[str, int]:
     return {"groups": groups, "kept_groups": kept}
 
 
-FAMILY = Family("deepseek_v2", read, NAMES, classifier="DeepseekV2ForSequenceClassification")
+FAMILY = Family(
+    "deepseek_v2",
+    read,
+    NAMES,
+    classifier="DeepseekV2ForSequenceClassification",
+    checkpoints="DeepSeek-V2, V2-Lite and V2.5",
+)

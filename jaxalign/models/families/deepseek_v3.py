@@ -35,4 +35,11 @@ def read(f: Fields) -> Spec:
     return decoder(f, layers, norm)
 
 
-FAMILY = Family("deepseek_v3", read, NAMES, classifier="DeepseekV3ForSequenceClassification")
+FAMILY = Family(
+    "deepseek_v3",
+    read,
+    NAMES,
+    classifier="DeepseekV3ForSequenceClassification",
+    checkpoints="DeepSeek-V3 and R1",
+    refused="the original files in FP8",
+)
