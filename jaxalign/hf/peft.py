@@ -89,8 +89,8 @@ def low_rank(settings: Lora, spec: Spec, where: str) -> LowRank:
 def adaptable(spec: Spec) -> dict[tuple[str, ...], str]:
     """The linear layers that can have adapters, and their modules.
 
-    With experts these are the layers of attention: PEFT takes the names of other feed-forwards for
-    those of experts.
+    With experts these are the layers of attention: PEFT takes other feed-forwards
+    for experts, by their names.
     """
     sparse = any(isinstance(layer.mlp, Experts) for layer in spec.layers)
     with nnx.use_eager_sharding(False):  # shapes alone: there is no mesh

@@ -193,8 +193,8 @@ def fused_rows(spec: Spec, part: int, widths: Sequence[int]) -> Rows | None:
     if len(widths) == 1:
         return None
     kind = spec.layers[0].attention
-    by_head = names_of(spec).fused == "by head" and isinstance(kind, Softmax)
-    return _fused(part, widths, kind.head_width if by_head else 0)
+    by_head = names_of(spec).fused == "by head"
+    return _fused(part, widths, kind.head_width if by_head and isinstance(kind, Softmax) else 0)
 
 
 def _fused(part: int, widths: Sequence[int], size: int) -> Rows:

@@ -84,7 +84,7 @@ class Latent:
     plain_width: int
     """Scalars of a query or key that the latents give."""
     rope_width: int
-    """Further scalars, which are rotated; those of a key are the same in all heads."""
+    """Further scalars, which are rotated; in keys they are the same in all heads."""
     value_width: int
     scale: float
     """Factor of the products of queries and keys."""
@@ -139,7 +139,7 @@ class Experts:
     router: Router
     expert: Dense
     shared: Dense | None = None
-    """Feed-forward of every token, added to that of its experts."""
+    """Feed-forward of every token, added to the output of its experts."""
     shared_gate: bool = False
     """Whether the output of `shared` is multiplied by the sigmoid of a linear function."""
     scales_input: bool = False

@@ -45,7 +45,7 @@ class ExpertNames:
     several parameters share holds their outputs one after the other.
     """
     transposed: bool = True
-    """Whether kernels of experts are [out, in]; those of other layers always are."""
+    """Whether kernels of experts are [out, in]; all other kernels always are."""
     interleaved: bool = False
     """Whether shared tensors have the outputs of their parameters in turn."""
 

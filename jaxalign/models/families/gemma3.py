@@ -48,4 +48,11 @@ NAMES = dataclasses.replace(
     copied=("vision_tower.", "multi_modal_projector."),
     modules="model.language_model.layers.{}.",
 )
-FAMILY = Family("gemma3", read, NAMES, classifier="Gemma3ForSequenceClassification", checkpoints="Gemma 3 4B to 27B, with images", text=TEXT)
+FAMILY = Family(
+    "gemma3",
+    read,
+    NAMES,
+    classifier="Gemma3ForSequenceClassification",
+    checkpoints="Gemma 3 4B to 27B, with images",
+    text=TEXT,
+)

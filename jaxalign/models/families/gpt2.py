@@ -63,5 +63,6 @@ FAMILY = Family(
         buffers=(".attn.bias", ".attn.masked_bias"),
         spellings={name: f"transformer.{name}" for name in ("wte.", "wpe.", "h.", "ln_f.")},
     ),
-    classifier="GPT2ForSequenceClassification", checkpoints="GPT-2 124M to 1.5B",
+    classifier="GPT2ForSequenceClassification",
+    checkpoints="GPT-2 124M to 1.5B",
 )

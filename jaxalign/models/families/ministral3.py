@@ -32,4 +32,10 @@ def read(f: Fields) -> Spec:
     return decoder(f, [Layer(mixer, dense(f), norm)] * count(f), norm)
 
 
-FAMILY = Family("ministral3", read, NAMES, classifier="Ministral3ForSequenceClassification", checkpoints="Ministral 3 3B to 14B")
+FAMILY = Family(
+    "ministral3",
+    read,
+    NAMES,
+    classifier="Ministral3ForSequenceClassification",
+    checkpoints="Ministral 3 3B to 14B",
+)

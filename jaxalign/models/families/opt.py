@@ -63,5 +63,6 @@ FAMILY = Family(
         head="lm_head",
         spellings={"decoder.": "model.decoder."},
     ),
-    classifier="OPTForSequenceClassification", checkpoints="OPT 125M to 66B",
+    classifier="OPTForSequenceClassification",
+    checkpoints="OPT 125M to 66B",
 )

@@ -116,5 +116,5 @@ def _at(x: Array, step: Array, together: int) -> Array:
 
 
 def _put(x: Array, step: Array, new: Array) -> Array:
-    """All blocks, with those of a step replaced."""
+    """All blocks, with the blocks of a step replaced."""
     return jax.lax.dynamic_update_slice_in_dim(x, new, step * len(new), 0)

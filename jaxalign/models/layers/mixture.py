@@ -45,7 +45,7 @@ class Mixture(nnx.Module):
     """sum over the chosen experts e of factor_e expert_e(x), and the shared feed-forward.
 
     Experts are computed where their weights are: every device of the tensor axis has all tokens of
-    its rows, computes those of its own experts, and the results are added up.
+    its rows, computes its own experts for them, and the results are added up.
     """
 
     correction: nnx.Param | None = None
