@@ -138,7 +138,9 @@ def _of_layers(spec: Spec, key: str, numbers: range, block: dict[Path, Any]) -> 
         turned = path[-1] == "kernel" and names.matrices == "[out, in]"
         axes: Axes = "transposed" if turned else "as is"
         rows = _rows(spec, block, path)
-        found.append(Weight(("layers", key, *path), name, axes, rows, stacks=(numbers,)))
+        heads = (range(block[path].shape[1]),) if "{}" in modules[path[:-1]] else ()
+        full = ("layers", key, *path)
+        found.append(Weight(full, name, axes, rows, stacks=(numbers, *heads)))
     return found
 
 

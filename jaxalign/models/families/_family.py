@@ -75,7 +75,10 @@ class WeightNames:
     other_heads: tuple[str, ...] = ()
     """Other names of the unembedding that are read but never written."""
     norms: Mapping[tuple[str, ...], str] = dataclasses.field(default_factory=lambda: BEFORE)
-    """The module of each norm of a block that a layer of the family can have, by its path."""
+    """The module of each norm of a block that a layer of the family can have, by its path.
+
+    If it has a `{}`, each head has a module of its own, and that is its number.
+    """
     others: Mapping[tuple[str, ...], str] = dataclasses.field(default_factory=dict)
     """The whole name, after the prefix of a layer, of the tensor of each other parameter."""
     experts: tuple[ExpertNames, ...] = ()
