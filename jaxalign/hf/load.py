@@ -315,9 +315,9 @@ def _refuse_unexpected(tensors: dict[str, Tensor], used: set[str], model: Model)
 
 
 def _left_out(name: str, spec: Spec) -> bool:
-    """Whether a tensor belongs to no parameter: a buffer, a copy, or a layer after the last."""
+    """Whether a tensor belongs to no parameter: a buffer, a copy, unused, or a layer after the last."""
     names = names_of(spec)
-    if name.endswith(names.buffers) or name.startswith(names.copied):
+    if name.endswith(names.buffers) or name.startswith((*names.copied, *names.unused)):
         return True
     number = name.removeprefix(names.layer.partition("{}")[0]).partition(".")[0]
     return names.more_layers and number.isdecimal() and int(number) >= len(spec.layers)

@@ -128,7 +128,7 @@ def weights(model: Adapted) -> tuple[Weight, ...]:
             rows = None
             if leaf == "lora_b":
                 widths = [block[(*other, leaf)].shape[-1] for other in group]
-                rows = fused_rows(spec, group.index(owner), widths)
+                rows = fused_rows(spec, numbers[0], owner, widths)
             full = ("layers", key, *path)
             found.append(Weight(full, name, "transposed", rows, stacks=(numbers,)))
     return tuple(found)

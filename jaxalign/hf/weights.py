@@ -21,7 +21,7 @@ from ..models.families import FAMILIES, ExpertNames, WeightNames
 from ..models.patterns import runs
 from ..models.spec import Experts, Softmax, Spec
 
-Axes = Literal["as is", "transposed"]
+Axes = Literal["as is", "transposed", "reversed"]
 Index = tuple[slice, ...]
 Path = tuple[str, ...]
 KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
@@ -59,7 +59,7 @@ class Weight:
     name: str
     """Name of the tensors; each `{}` is a number of one of `stacks`."""
     axes: Axes = "as is"
-    """Whether the tensor has the last two axes of the parameter in the other order."""
+    """Whether the tensor has the last two axes of the parameter, or all, in the other order."""
     rows: Rows | None = None
     """The outputs of a fused tensor; None: all."""
     other_names: tuple[str, ...] = ()
@@ -129,15 +129,21 @@ def _of_layers(spec: Spec, key: str, numbers: range, block: dict[Path, Any]) -> 
     names, found = names_of(spec), []
     modules = {**names.norms, **names.linears}
     order = list(modules)
-    for path in block.keys() & names.others.keys():
-        name = names.layer + names.others[path]
-        found.append(Weight(("layers", key, *path), name, stacks=(numbers,)))
+    others = [path for path in names.others if path in block]
+    for path in others:
+        tensor = names.others[path]
+        together = [p for p in others if names.others[p] == tensor]
+        widths = [block[p].shape[-1] for p in together]
+        rows = _fused(together.index(path), widths, 1)
+        axes: Axes = "reversed" if path[-1] == "taps" else "as is"
+        full = ("layers", key, *path)
+        found.append(Weight(full, names.layer + tensor, axes, rows, stacks=(numbers,)))
     named = block.keys() - names.others.keys()
     for path in sorted(named, key=lambda p: (order.index(p[:-1]), p[-1] == "bias")):
         name = f"{names.layer}{modules[path[:-1]]}.{KINDS[path[-1]]}"
         turned = path[-1] == "kernel" and names.matrices == "[out, in]"
         axes: Axes = "transposed" if turned else "as is"
-        rows = _rows(spec, block, path)
+        rows = _rows(spec, numbers[0], block, path)
         heads = (range(block[path].shape[1]),) if "{}" in modules[path[:-1]] else ()
         full = ("layers", key, *path)
         found.append(Weight(full, name, axes, rows, stacks=(numbers, *heads)))
@@ -162,10 +168,9 @@ def _of_experts(
         if path not in block:
             continue
         together = [p for p in form.tensors if form.tensors[p] == tensor and p in block]
-        rows = None
-        if len(together) > 1:
-            widths = [block[p].shape[-1] for p in together]
-            rows = _fused(together.index(path), widths, 1 if form.interleaved else 0)
+        widths = [block[p].shape[-1] for p in together]
+        groups = widths[0] if form.interleaved else 1
+        rows = _fused(together.index(path), widths, groups)
         as_linear = form.transposed or path[1] not in ("gate", "up", "down")
         axes: Axes = "transposed" if path[-1] == "kernel" and as_linear else "as is"
         held = (numbers, range(block[path].shape[1])) if "{}" in tensor else (numbers,)
@@ -180,31 +185,36 @@ def heads(spec: Spec) -> tuple[str, ...]:
     return tuple(f"{name}.weight" for name in (names.head, *names.other_heads))
 
 
-def _rows(spec: Spec, block: dict[Path, Any], path: Path) -> Rows | None:
+def _rows(spec: Spec, layer: int, block: dict[Path, Any], path: Path) -> Rows | None:
     """The rows of a parameter of a linear layer, if its module holds others too."""
     names = names_of(spec)
     if path[:-1] not in names.linears:
         return None
-    together = names.together(path[:-1])
-    widths = [block[(*other, path[-1])].shape[-1] for other in together]
-    return fused_rows(spec, together.index(path[:-1]), widths)
+    widths = [block[(*other, path[-1])].shape[-1] for other in names.together(path[:-1])]
+    return fused_rows(spec, layer, path[:-1], widths)
 
 
-def fused_rows(spec: Spec, part: int, widths: Sequence[int]) -> Rows | None:
-    """The rows of one of the layers, of these numbers of outputs, that a module holds."""
+def fused_rows(spec: Spec, layer: int, path: Path, widths: Sequence[int]) -> Rows | None:
+    """The rows of one of the linear layers that a module holds.
+
+    Args:
+      spec: the decoder.
+      layer: the number of a layer of the decoder that has the module.
+      path: the linear layer by its path in a block: ("mlp", "up").
+      widths: numbers of outputs of all linear layers of the module, in their order.
+    """
+    names = names_of(spec)
+    counted = names.grouped.get(names.linears[path])
+    groups = getattr(spec.layers[layer].attention, counted) if counted else 1
+    return _fused(names.together(path).index(path), widths, groups)
+
+
+def _fused(part: int, widths: Sequence[int], groups: int) -> Rows | None:
+    """The outputs of one of several layers, of which each group holds some; None if it is alone."""
     if len(widths) == 1:
         return None
-    kind = spec.layers[0].attention
-    by_head = names_of(spec).fused == "by head"
-    return _fused(part, widths, kind.head_width if by_head and isinstance(kind, Softmax) else 0)
-
-
-def _fused(part: int, widths: Sequence[int], size: int) -> Rows:
-    """Outputs of one layer after the other; with a size, that many of each in turn."""
-    total = sum(widths)
-    if not size:
-        return Rows(1, widths[part], total, sum(widths[:part]), total)
-    return Rows(widths[part] // size, size, len(widths) * size, part * size, total)
+    sizes = [width // groups for width in widths]
+    return Rows(groups, sizes[part], sum(sizes), sum(sizes[:part]), sum(widths))
 
 
 def hf_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -215,8 +225,15 @@ def hf_shape(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _turned(weight: Weight, axes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Something of each axis of a parameter, in the order of the tensor's axes."""
+    """Something of each axis of a parameter, in the order of the tensor's axes, or back."""
+    if weight.axes == "reversed":
+        return axes[::-1]
     return (*axes[:-2], axes[-1], axes[-2]) if weight.axes == "transposed" else axes
+
+
+def _array_turned(weight: Weight, array: np.ndarray) -> np.ndarray:
+    """The same array in the axes of the tensor, or back."""
+    return array.transpose(_turned(weight, tuple(range(array.ndim))))
 
 
 def read_part(weight: Weight, tensor: Any, index: Index) -> np.ndarray:
@@ -232,8 +249,7 @@ def read_part(weight: Weight, tensor: Any, index: Index) -> np.ndarray:
         numbers = weight.rows.numbers(index[-1].start, index[-1].stop)
         first = int(numbers[0])
         index, wanted = (*index[:-1], slice(first, int(numbers[-1]) + 1)), numbers - first
-    block = tensor[_turned(weight, index)]
-    return (block.swapaxes(-1, -2) if weight.axes == "transposed" else block)[..., wanted]
+    return _array_turned(weight, tensor[_turned(weight, index)])[..., wanted]
 
 
 def write_tensor(weights: Sequence[Weight], parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -244,4 +260,4 @@ def write_tensor(weights: Sequence[Weight], parts: Sequence[np.ndarray]) -> np.n
         for weight, part in zip(weights, parts, strict=True):
             assert weight.rows is not None
             whole[..., weight.rows.numbers(0, part.shape[-1])] = part
-    return whole.swapaxes(-1, -2) if weights[0].axes == "transposed" else whole
+    return _array_turned(weights[0], whole)

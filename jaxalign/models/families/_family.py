@@ -80,14 +80,23 @@ class WeightNames:
     If it has a `{}`, each head has a module of its own, and that is its number.
     """
     others: Mapping[tuple[str, ...], str] = dataclasses.field(default_factory=dict)
-    """The whole name, after the prefix of a layer, of the tensor of each other parameter."""
+    """The whole name, after the prefix of a layer, of the tensor of each other parameter.
+
+    A tensor that several parameters share holds their outputs one after the other.
+    """
     experts: tuple[ExpertNames, ...] = ()
     """The forms of mixtures of experts that are read; each checkpoint is written in its own."""
-    fused: Literal["in order", "by head"] = "in order"
-    """Rows of fused modules: of one layer after the other, or [heads, layers, head width]."""
+    grouped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The fused modules whose rows are in groups, by head: in each group, rows of every layer.
+
+    The value is the field of the attention that counts the groups. Any other module has all rows of
+    one layer after the rows of another.
+    """
     more_layers: bool = False
     """Whether checkpoints may have layers after the last, to predict further tokens, which are left
     out."""
+    unused: tuple[str, ...] = ()
+    """Starts of the names of tensors that the decoder does not need, and an export lacks."""
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """Ends of the names of tensors in older checkpoints that are not parameters."""
     spellings: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -39,7 +39,7 @@ FAMILY = Family(
             ("mlp", "up"): "mlp.dense_h_to_4h",
             ("mlp", "down"): "mlp.dense_4h_to_h",
         },
-        fused="by head",
+        grouped={"attention.query_key_value": "heads"},
         norm="gpt_neox.final_layer_norm",
         head="embed_out",
         other_heads=("lm_head",),
