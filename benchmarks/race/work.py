@@ -111,7 +111,7 @@ def forward_flops(spec: Spec, pairs: Sequence[Pair]) -> Flops:
     matrices = heads = 0
     for layer in spec.layers:
         a = layer.attention
-        assert isinstance(a, Softmax)
+        assert isinstance(a, Softmax)  # as in all decoders of the benchmarks
         matrices += spec.width * a.head_width * 2 * (a.heads + a.kv_heads)
         matrices += spec.width * _inner_width(layer.mlp)
         heads += a.heads * a.head_width

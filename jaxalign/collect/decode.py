@@ -1,4 +1,4 @@
-"""Drawing tokens from a decoder, in batches, with a cache of keys and values."""
+"""Drawing tokens from a decoder, in batches, with a cache of the tokens read so far."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,18 +17,22 @@ from ..core.sharding import RULES, check_divisible, constrain
 from ..core.types import Array
 from .attention.api import attend, attend_cached
 from .attention.mask import KEPT, RowMask
-from .layers.block import Block
+from .cache import shapes
+from .layers.block import Block, Mixer
+from .layers.delta import DeltaNet
 from .layers.head import Head
+from .layers.latent import LatentAttention
 from .layers.norm import Norm
 from .layers.projections import Linear, normal_param
 from .layers.rope import Tables, rope_tables, segment_lengths
+from .layers.short_conv import GatedConv
 from .lora import LowRank, attach
 from .patterns import Run, runs
-from .spec import Latent, Rope, Softmax, Spec
+from .spec import Rope, Softmax, Spec
 
 Params = dict[str, Any]
 Cache = dict[str, dict[str, Array]]
-"""Keys and values of each stack of layers, by the number of its first layer."""
+"""What each stack of layers keeps of earlier tokens, by the number of its first layer."""
 Remat = Literal["none", "full", "dots"]
 
 
@@ -105,8 +110,7 @@ class Decoder(nnx.Module):
 
     def _tables(self, positions: Array, lengths: Array) -> dict[Rope | None, Tables | None]:
         """The rotary tables of all layers."""
-        kinds = {layer.attention.rope for layer in self.spec.layers} - {None}
-        return {None: None} | {r: rope_tables(r, positions, lengths) for r in kinds if r}
+        return {None: None} | {r: rope_tables(r, positions, lengths) for r in self.spec.ropes}
 
     def __call__(
         self, ids: Array, mask: RowMask, mesh: Mesh, dtype: DTypeLike, remat: Remat, layers: bool
@@ -118,8 +122,10 @@ class Decoder(nnx.Module):
         lengths = segment_lengths(mask.positions, mask.segment)
         tables = self._tables(mask.positions, lengths)
 
-        def layer(x: Array, block: Block) -> Array:
-            kind = block.layer.attention
+        def mix(mixer: Mixer, x: Array) -> tuple[Array, Any]:
+            if isinstance(mixer, DeltaNet | GatedConv):
+                return mixer(x, mask, None)
+            kind = mixer.kind
             how = dataclasses.replace(mask, scale=kind.scale)
             if isinstance(kind, Softmax):
                 # A window as long as the row hides nothing, and a backend may have none.
@@ -129,7 +135,10 @@ class Decoder(nnx.Module):
             def attended(q: Array, k: Array, v: Array, sinks: Array | None) -> tuple[Array, None]:
                 return attend(q, k, v, how, mesh, sinks), None
 
-            return block(x, tables[kind.rope], attended)[0]
+            return mixer(x, tables[kind.rope], attended)
+
+        def layer(x: Array, block: Block) -> Array:
+            return block(x, mix)[0]
 
         if remat != "none":
             policies = jax.checkpoint_policies
@@ -157,37 +166,46 @@ class Decoder(nnx.Module):
         return [self.layers[str(numbers[0])] for numbers in run.stacks]
 
     def extend(
-        self, ids: Array, positions: Array, mask: Array, cache: Cache, at: Array
+        self, ids: Array, positions: Array, mask: Array, cache: Cache, at: Array, dtype: DTypeLike
     ) -> tuple[Array, Cache]:
-        """Like `__call__`, with keys and values of earlier columns from `cache`."""
+        """Like `__call__`, with a cache of earlier columns."""
         # Longer ones than `longest_short` are so from their prompt on; see `decode`.
         tables = self._tables(positions, positions.max(1, keepdims=True) + 1)
-        places = at + jnp.arange(ids.shape[1])[:, None] - jnp.arange(mask.shape[-1])  # [L, columns]
+        columns = at + jnp.arange(ids.shape[1])
+        places = columns[:, None] - jnp.arange(mask.shape[-1])  # [L, columns]
+        real = mask[:, 0, jnp.arange(ids.shape[1]), columns].astype(jnp.int32)  # sees itself
+        rows = RowMask(real, jnp.zeros_like(real), positions, branches=1)
 
-        def layer(x: Array, block: Block, keys: Array, values: Array, i: Array) -> Any:
-            kind = block.layer.attention
+        def mix(mixer: Mixer, x: Array, held: dict[str, Array], i: Array) -> Any:
+            if isinstance(mixer, DeltaNet | GatedConv):
+                x, now = mixer(x, rows, {name: whole[i] for name, whole in held.items()})
+                return x, {name: held[name].at[i].set(new) for name, new in (now or {}).items()}
+            kind = mixer.kind
             window, cap = (kind.window, kind.softcap) if isinstance(kind, Softmax) else (None, None)
             sees = mask if window is None else mask & (places < window)
 
             def cached(q, k, v, sinks):
-                new_keys = jax.lax.dynamic_update_slice(keys, k[None], (i, 0, at, 0, 0))
-                new_values = jax.lax.dynamic_update_slice(values, v[None], (i, 0, at, 0, 0))
-                held = new_keys[i], new_values[i]
-                out = attend_cached(q, *held, sees, kind.scale, cap, sinks)
-                return out, {"keys": new_keys, "values": new_values}
+                new = {
+                    name: jax.lax.dynamic_update_slice(held[name], x[None], (i, 0, at, 0, 0))
+                    for name, x in (("keys", k), ("values", v))
+                }
+                now = new["keys"][i], new["values"][i]
+                return attend_cached(q, *now, sees, kind.scale, cap, sinks), new
 
-            return block(x, tables[kind.rope], cached, compact=True)
+            if isinstance(mixer, LatentAttention):
+                return mixer(x, tables[kind.rope], cached, compact=True)
+            return mixer(x, tables[kind.rope], cached)
 
         def pattern(carry: tuple[Array, list[dict[str, Array]]], indexed: Any) -> Any:
             x, caches = carry
             blocks, i = indexed
             kept = []
             for block, held in zip(blocks, caches, strict=True):
-                x, new = layer(x, block, held["keys"], held["values"], i)
+                x, new = block(x, functools.partial(mix, held=held, i=i))
                 kept.append(new)
             return (x, kept), None
 
-        x, after = self.embedded(ids, positions, jax.tree.leaves(cache)[0].dtype), {}
+        x, after = self.embedded(ids, positions, dtype), {}
         for run in self.runs:
             names = [str(numbers[0]) for numbers in run.stacks]
             indexed = (self._blocks(run), jnp.arange(run.repeats))
@@ -258,21 +276,24 @@ class Model:
         return nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
 
     def init_cache(self, rows: int, columns: int) -> Cache:
-        """Empty keys and values of `columns` positions, each [layers, rows, columns, Hk, C].
+        """The cache of `columns` positions before the first token: zeros.
 
-        Latent attention keeps latents: one key and one value for all heads.
+        Each array has the leading axes [layers, rows]. Keys and values are [..., columns, Hk, C];
+        latent attention keeps latents, one key and one value for all heads. A recurrent layer keeps
+        its last inputs and its state, whose size does not depend on `columns`.
         """
 
         def blank(numbers: range) -> dict[str, Array]:
-            kind = self.spec.layers[numbers[0]].attention
-            if isinstance(kind, Latent):
-                heads, widths = 1, (kind.rank + kind.rope_width, kind.rank)
-            else:
-                heads, widths = kind.kv_heads, (kind.head_width, kind.head_width)
-            shapes = [(len(numbers), rows, columns, heads, width) for width in widths]
-            axes = (None, "batch", None, "heads" if heads > 1 else None, None)
-            keys, values = (constrain(jnp.zeros(shape, self.dtype), *axes) for shape in shapes)
-            return {"keys": keys, "values": values}
+            kept = shapes(self.spec.layers[numbers[0]].attention, columns, self.spec.width)
+            return {
+                name: constrain(
+                    jnp.zeros((len(numbers), rows, *shape), dtype or self.dtype),
+                    None,
+                    "batch",
+                    *axes,
+                )
+                for name, (shape, axes, dtype) in kept.items()
+            }
 
         stacks = [numbers for run in runs(self.spec.layers) for numbers in run.stacks]
         return {str(numbers[0]): blank(numbers) for numbers in stacks}
@@ -300,7 +321,8 @@ class Model:
           hidden [K, L, D], the head and the cache with columns at ... at + L - 1 filled.
         """
         decoder = self._bind(params)
-        hidden, cache = decoder.extend(ids, positions, mask, cache, jnp.asarray(at))
+        at = jnp.asarray(at)
+        hidden, cache = decoder.extend(ids, positions, mask, cache, at, self.dtype)
         return hidden, decoder.readout(self.dtype), cache
 
 

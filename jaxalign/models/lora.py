@@ -71,8 +71,8 @@ def attach(block: Block, low_rank: LowRank, rngs: nnx.Rngs) -> None:
         zeros = jnp.zeros((low_rank.rank, linear.kernel.shape[1]))
         linear.lora_b = nnx.Param(zeros, out_sharding=("rank", axes(linear)[1]))
     for group in low_rank.shared:
-        part = part_of(block, group[0][:-1])
-        if part is None:
+        part, first = part_of(block, group[0][:-1]), part_of(block, group[0])
+        if part is None or first is None:
             continue
         part.lora_scale = low_rank.scale
-        part.lora_a = down(getattr(part, group[0][-1]))
+        part.lora_a = down(first)

@@ -70,6 +70,8 @@ class Softmax:
     """Whether each head has a learned score that takes part in the softmax, with a value of 0."""
     clip: float | None = None
     """If set, queries, keys and values are limited to this magnitude, before heads are split."""
+    gate: bool = False
+    """The output of each head is multiplied by sigmoid(x G), with a matrix G of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +95,34 @@ class Latent:
     """The norm of the latents."""
     bias: bool = False
     """Whether the layers that give latents, and the last one, have biases."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """A gated delta net (Yang et al. 2024, arXiv:2412.06464): recurrent, without positions."""
+
+    key_heads: int
+    value_heads: int
+    """A multiple of `key_heads`; neighboring heads share queries and keys."""
+    key_width: int
+    """Scalars per head of queries and keys."""
+    value_width: int
+    """Scalars per head of values."""
+    taps: int
+    """Tokens that the convolution of queries, keys and values reads."""
+    activation: Activation
+    """Function of the convolved queries, keys and values."""
+    norm: NormKind
+    """Norm of the outputs of each head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShortConv:
+    """A gated convolution over the last tokens, without positions."""
+
+    taps: int
+    """Tokens that it reads."""
+    bias: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +180,7 @@ class Experts:
 class Layer:
     """Attention and feed-forward, each added to the residual stream."""
 
-    attention: Softmax | Latent
+    attention: Softmax | Latent | Delta | ShortConv
     mlp: Dense | Experts
     norm: NormKind
     places: Literal["before", "after", "around"] = "before"
@@ -196,7 +226,12 @@ class Spec:
     """Number of outputs of a reward head, which replaces the unembedding; 0: no reward head."""
 
     @property
+    def ropes(self) -> frozenset[Rope]:
+        """The rotary embeddings of all layers."""
+        found = {getattr(layer.attention, "rope", None) for layer in self.layers}
+        return frozenset(rope for rope in found if rope)
+
+    @property
     def switches(self) -> tuple[int, ...]:
         """Lengths beyond which a sequence has other rotary frequencies, tokens."""
-        ropes = [layer.attention.rope for layer in self.layers]
-        return tuple(sorted({rope.longest_short for rope in ropes if rope and rope.long}))
+        return tuple(sorted({rope.longest_short for rope in self.ropes if rope.long}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -26,8 +27,9 @@ class Attention(nnx.Module):
     """Grouped-query attention."""
 
     lora_a: nnx.Param | None = None
-    """The A that the adapters of query, key and value share, if they do."""
+    """The A that the adapters of the layers fused with the query share, if they do."""
     lora_scale: float = 0.0
+    out_gate: Linear | None = None
     sinks: nnx.Param | None = None
     query_norm: Norm | None = None
     key_norm: Norm | None = None
@@ -40,6 +42,8 @@ class Attention(nnx.Module):
         self.query = Linear(rngs, (width, q_width), ("embed", "heads"), **into)
         self.key = Linear(rngs, (width, kv_width), ("embed", "heads"), **into)
         self.value = Linear(rngs, (width, kv_width), ("embed", "heads"), **into)
+        if kind.gate:
+            self.out_gate = Linear(rngs, (width, q_width), ("embed", "heads"), **into)
         self.out = Linear(
             rngs, (q_width, width), ("heads", "embed"), bias=kind.out_bias, dtype=dtype
         )
@@ -86,4 +90,7 @@ class Attention(nnx.Module):
             q = q * tables.query.astype(q.dtype)
         sinks = None if self.sinks is None else self.sinks[...].astype(jnp.float32)
         y, kept = attend(q, k, heads(project(self.value)), sinks)
-        return self.out(constrain(y.reshape(*y.shape[:2], -1), "batch", None, "heads")), kept
+        y = constrain(y.reshape(*y.shape[:2], -1), "batch", None, "heads")
+        if self.out_gate is not None:
+            y = y * jax.nn.sigmoid(self.out_gate(x, low))
+        return self.out(y), kept

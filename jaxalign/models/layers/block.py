@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flax import nnx
 from jax.typing import DTypeLike
 
 from ...core.sharding import constrain
 from ...core.types import Array
-from ..spec import Experts, Latent, Layer
-from .attention import Attend, Attention, Kept
+from ..spec import Delta, Experts, Latent, Layer, ShortConv, Softmax
+from .attention import Attention, Kept
+from .delta import DeltaNet
 from .latent import LatentAttention
 from .mixture import Mixture
 from .mlp import Mlp
 from .norm import Norm
-from .rope import Tables
+from .short_conv import GatedConv
+
+Mixer = Attention | LatentAttention | DeltaNet | GatedConv
+Mix = Callable[[Mixer, Array], tuple[Array, Kept]]
+"""(mixer, its input [K, L, D]) -> (its output [K, L, D], anything to keep)."""
 
 
 class Block(nnx.Module):
-    """One layer: attention and feed-forward, with their norms, added to the residual stream."""
+    """One layer: attention and feed-forward, with their norms, added to the residual stream.
 
+    A recurrent layer has `delta` or `conv` in place of `attention`.
+    """
+
+    attention: Attention | LatentAttention | None = None
+    delta: DeltaNet | None = None
+    conv: GatedConv | None = None
     attention_norm: Norm | None = None
     attention_out_norm: Norm | None = None
     mlp_norm: Norm | None = None
@@ -30,10 +43,15 @@ class Block(nnx.Module):
         def norm() -> Norm:
             return Norm(layer.norm, (width,), dtype)
 
-        if isinstance(layer.attention, Latent):
-            self.attention = LatentAttention(layer.attention, width, rngs, dtype)
-        else:
-            self.attention = Attention(layer.attention, width, rngs, dtype)
+        match layer.attention:
+            case Softmax() as kind:
+                self.attention = Attention(kind, width, rngs, dtype)
+            case Latent() as kind:
+                self.attention = LatentAttention(kind, width, rngs, dtype)
+            case Delta() as kind:
+                self.delta = DeltaNet(kind, width, rngs, dtype)
+            case ShortConv() as kind:
+                self.conv = GatedConv(kind, width, rngs, dtype)
         if isinstance(layer.mlp, Experts):
             self.mlp = Mixture(layer.mlp, width, rngs, dtype)
         else:
@@ -44,18 +62,12 @@ class Block(nnx.Module):
         if layer.places != "before":
             self.attention_out_norm, self.mlp_out_norm = norm(), norm()
 
-    def __call__(
-        self, x: Array, tables: Tables | None, attend: Attend[Kept], compact: bool = False
-    ) -> tuple[Array, Kept]:
-        """[K, L, D] -> [K, L, D], and the second result of `attend(q, k, v, sinks)`.
-
-        If `compact`, latent attention calls it with latents in place of keys and values.
-        """
+    def __call__(self, x: Array, mix: Mix[Kept]) -> tuple[Array, Kept]:
+        """[K, L, D] -> [K, L, D], and the second result of `mix`."""
+        mixer = self.attention or self.delta or self.conv
+        assert mixer is not None
         h = x if self.attention_norm is None else self.attention_norm(x)
-        if isinstance(self.attention, LatentAttention):
-            a, kept = self.attention(h, tables, attend, compact)
-        else:
-            a, kept = self.attention(h, tables, attend)
+        a, kept = mix(mixer, h)
         y = x + self._scaled(a, self.attention_out_norm)
         if self.layer.parallel != "one norm":
             read = y if self.layer.parallel == "no" else x
