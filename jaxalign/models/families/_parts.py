@@ -128,12 +128,13 @@ def dense(
     return Dense(width, ACTIVATIONS[name], gated, bias)
 
 
-def layer_kinds(f: Fields, default: Sequence[Kind]) -> list[Kind]:
-    """`layer_types`: whether each layer has a window.
+def layer_kinds(f: Fields, default: Sequence[str], known: Sequence[str] = KINDS) -> list[Any]:
+    """`layer_types`: the kind of each layer, mostly whether it has a window.
 
     Args:
       f: the raw configuration.
       default: the kinds if the file gives none.
+      known: the kinds of the family.
 
     Raises:
       UserError: a kind is not implemented, or there is not one for each layer.
@@ -142,10 +143,10 @@ def layer_kinds(f: Fields, default: Sequence[Kind]) -> list[Kind]:
     if given is None:
         return list(default)
     for kind in given:
-        if kind not in KINDS:
+        if kind not in known:
             raise UserError(
                 f"{f.where}: layer_types: {shown(kind)} is not implemented for model_type "
-                f"'{f.raw['model_type']}'; wanted {' or '.join(KINDS)}"
+                f"'{f.raw['model_type']}'; wanted {' or '.join(known)}"
             )
     if len(given) != count(f):
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ def read_rope(
     original: int | None = None,
     older: Mapping[str, str] | None = None,
     absent: Mapping[str, Any] | None = None,
+    unused: Collection[str] = (),
 ) -> Rope:
     """Rotary settings from either spelling: loose keys and `rope_scaling`, or `rope_parameters`.
 
@@ -70,11 +71,12 @@ def read_rope(
       original: context length before scaling if the file gives none, tokens; None: the longest.
       older: further spellings of settings, by their newer name.
       absent: the settings if the file names no kind of scaling.
+      unused: settings that change nothing in this family.
 
     Raises:
       UserError: a setting is unknown, missing, ill-typed or given twice.
     """
-    given = settings(f, older)
+    given = settings(f, older, unused)
     if absent is not None and "rope_type" not in given:
         given = {**absent, **given}
     if original is not None:
@@ -271,7 +273,9 @@ def _yarn_scale(given: Mapping[str, Any]) -> float:
     return of(1.0)
 
 
-def settings(f: Fields, older: Mapping[str, str] | None = None) -> dict[str, Any]:
+def settings(
+    f: Fields, older: Mapping[str, str] | None = None, unused: Collection[str] = ()
+) -> dict[str, Any]:
     """All rotary settings of the file under their newer names."""
     loose = {key: f.get(key, float, None) for key in ("rope_theta", "partial_rotary_factor")}
     sources: list[dict[str, Any]] = [
@@ -280,7 +284,7 @@ def settings(f: Fields, older: Mapping[str, str] | None = None) -> dict[str, Any
         f.get("rope_scaling", dict, {}),
         {name: f.get(key, float, None) for name, key in (older or {}).items()},
     ]
-    return merged(f, sources)
+    return merged(f, [{k: v for k, v in s.items() if k not in unused} for s in sources])
 
 
 def merged(

@@ -1,0 +1,70 @@
+"""Decoders of gated delta nets and gated attention: Qwen3-Next and Qwen3.5."""
+
+from __future__ import annotations
+
+from ...errors import UserError
+from ..spec import Delta, NormKind, QkNorm, Softmax
+from ._family import BEFORE, QK_NORMS
+from ._fields import Fields
+from ._parts import ACTIVATIONS, attention, count, layer_kinds, rms
+from ._rope import read_rope
+
+MROPE = ("mrope_section", "mrope_interleaved")
+"""Rotary settings of images; the three positions of a token of text are the same."""
+NORMS = BEFORE | QK_NORMS | {("delta", "norm"): "linear_attn.norm"}
+OTHERS = {
+    ("delta", "gates", "log_rate"): "linear_attn.A_log",
+    ("delta", "gates", "step"): "linear_attn.dt_bias",
+    ("delta", "query_conv", "taps"): "linear_attn.conv1d.weight",
+    ("delta", "key_conv", "taps"): "linear_attn.conv1d.weight",
+    ("delta", "value_conv", "taps"): "linear_attn.conv1d.weight",
+}
+ATTENTION = {
+    ("attention", "query"): "self_attn.q_proj",
+    ("attention", "out_gate"): "self_attn.q_proj",
+    ("attention", "key"): "self_attn.k_proj",
+    ("attention", "value"): "self_attn.v_proj",
+    ("attention", "out"): "self_attn.o_proj",
+    ("delta", "out"): "linear_attn.out_proj",
+}
+GROUPED = {"self_attn.q_proj": "heads"}
+UNUSED = ("mtp.",)
+"""Layers that predict further tokens; transformers does not read them either."""
+
+
+def mixers(f: Fields) -> list[Softmax | Delta]:
+    """The attention of each layer: every fourth is softmax attention, the others are delta nets."""
+    # Of the layers that predict further tokens, and of the dtype of states in other programs.
+    f.read |= {key for key in f.raw if key.startswith("mtp_")} | {"mamba_ssm_dtype"}
+    f.read.add("attn_output_gate")  # transformers does not read it either
+    width, biased = f.get("head_dim", int, 256), f.get("attention_bias", bool, False)
+    rope = read_rope(f, width, partial=0.25, any_partial=True, unused=MROPE)
+    softmax = attention(
+        f, width, rope, kv_heads=f.get("num_key_value_heads", int, None), qkv_bias=biased,
+        out_bias=biased, qk_norm=QkNorm(rms(f, scale="1 + w")), gate=True,
+    )  # fmt: skip
+    delta = _delta(f)
+    period = f.get("full_attention_interval", int, 4)
+    kinds = ("full_attention", "linear_attention")
+    default = [kinds[(i + 1) % period != 0] for i in range(count(f))]
+    found = layer_kinds(f, default, kinds)
+    return [softmax if kind == "full_attention" else delta for kind in found]
+
+
+def _delta(f: Fields) -> Delta:
+    keys = f.get("linear_num_key_heads", int, 16)
+    values = f.get("linear_num_value_heads", int, 32)
+    if values % keys:
+        raise UserError(
+            f"{f.where}: linear_num_value_heads {values} is not a multiple of "
+            f"linear_num_key_heads {keys}; restore the original file"
+        )
+    return Delta(
+        key_heads=keys,
+        value_heads=values,
+        key_width=f.get("linear_key_head_dim", int, 128),
+        value_width=f.get("linear_value_head_dim", int, 128),
+        taps=f.get("linear_conv_kernel_dim", int, 4),
+        activation=ACTIVATIONS[f.get("hidden_act", str, "silu")],
+        norm=NormKind(rms(f).eps),
+    )
