@@ -24,7 +24,7 @@ from jaxalign.models.attention.api import backend
 from jaxalign.models.attention.cudnn import cudnn
 from jaxalign.models.attention.splash import splash
 from jaxalign.models.families import FAMILIES, Family, read_config
-from jaxalign.models.spec import Dense, Experts, Latent, Layer, Spec
+from jaxalign.models.spec import Delta, Dense, Experts, Latent, Layer, ShortConv, Softmax, Spec
 from jaxalign.objectives import OBJECTIVES
 
 DOCS = Path(__file__).parent
@@ -78,15 +78,17 @@ adapters.
 """
 FEATURES: dict[str, Callable[[Layer], Any]] = {
     "latent attention": lambda layer: isinstance(layer.attention, Latent),
+    "gated delta nets": lambda layer: isinstance(layer.attention, Delta),
+    "short convolutions": lambda layer: isinstance(layer.attention, ShortConv),
     "windows": lambda layer: of_attention(layer, "window"),
     "capped scores": lambda layer: of_attention(layer, "softcap"),
     "clipped queries, keys and values": lambda layer: of_attention(layer, "clip"),
     "norms of queries and keys": lambda layer: of_attention(layer, "qk_norm"),
-    "no positions": lambda layer: layer.attention.rope is None,
+    "gated attention": lambda layer: of_attention(layer, "gate"),
+    "no rotation": lambda layer: attends(layer) and of_attention(layer, "rope") is None,
     "partly rotated heads": lambda layer: rotated(layer) < 1,
-    "rotation of neighbors": lambda layer: (
-        layer.attention.rope and layer.attention.rope.interleaved
-    ),
+    "rotation of neighbors": lambda layer: of_rope(layer, "interleaved"),
+    "queries that grow with positions": lambda layer: of_rope(layer, "query_slope"),
     "sinks": lambda layer: of_attention(layer, "sinks"),
     "biases": lambda layer: (
         any(of_attention(layer, name) for name in ("qkv_bias", "out_bias", "bias"))
@@ -155,6 +157,7 @@ def features(specs: Sequence[Spec]) -> list[str]:
             found.append(name if count == len(layers) else f"{name} (some)")
     scaled = any(spec.embed_scale != 1 or spec.logit_scale != 1 for spec in specs)
     found += ["scaled embeddings or logits"] if scaled else []
+    found += ["learned positions"] if any(spec.positions for spec in specs) else []
     found += ["capped logits"] if any(spec.logit_softcap for spec in specs) else []
     return found
 
@@ -169,23 +172,39 @@ def of_attention(layer: Layer, name: str) -> Any:
     return getattr(layer.attention, name, None)
 
 
+def of_rope(layer: Layer, name: str) -> Any:
+    """A field of the rotary embedding of a layer; None if it has none."""
+    return getattr(of_attention(layer, "rope"), name, None)
+
+
+def attends(layer: Layer) -> bool:
+    """Whether a layer has attention, and no recurrence in its place."""
+    return isinstance(layer.attention, Softmax | Latent)
+
+
 def head_width(layer: Layer) -> int:
     """The width of the heads, as the attention backends have it."""
     kind = layer.attention
     if isinstance(kind, Latent):
         return max(kind.plain_width + kind.rope_width, kind.value_width)
+    assert isinstance(kind, Softmax)
     return kind.head_width
 
 
 def rotated(layer: Layer) -> float:
-    """The rotated fraction of a head; 1 without positions."""
-    rope = layer.attention.rope
-    return 2 * len(rope.frequencies) / head_width(layer) if rope else 1.0
+    """The rotated fraction of a head; 1 without rotation."""
+    frequencies = of_rope(layer, "frequencies")
+    return 2 * len(frequencies) / head_width(layer) if frequencies else 1.0
 
 
 def served(specs: Sequence[Spec], names: Sequence[str]) -> str:
-    """The first of these backends that serves all layers; or the best, for some."""
-    layers = {(layer, spec.max_positions // 128 * 128) for spec in specs for layer in spec.layers}
+    """The first of these backends that serves all layers with attention; or the best, for some."""
+    layers = {
+        (layer, spec.max_positions // 128 * 128)
+        for spec in specs
+        for layer in spec.layers
+        if attends(layer)
+    }
     some = ""
     for name in names:
         count = sum(serves(name, *layer) for layer in layers)
@@ -198,7 +217,7 @@ def served(specs: Sequence[Spec], names: Sequence[str]) -> str:
 def serves(name: str, layer: Layer, length: int) -> bool:
     """Whether a backend serves a layer in rows of this length."""
     run, device = BACKENDS[name]
-    shape = (1, length, layer.attention.heads, head_width(layer))
+    shape = (1, length, of_attention(layer, "heads"), head_width(layer))
     window = of_attention(layer, "window")
     window = window if (window or 0) < length else None
     mask: Any = SimpleNamespace(window=window, softcap=of_attention(layer, "softcap"))

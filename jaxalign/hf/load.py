@@ -315,7 +315,7 @@ def _refuse_unexpected(tensors: dict[str, Tensor], used: set[str], model: Model)
 
 
 def _left_out(name: str, spec: Spec) -> bool:
-    """Whether a tensor belongs to no parameter: a buffer, a copy, unused, or a layer after the last."""
+    """Whether a tensor has no parameter: a buffer, a copy, unused, or in a layer after the last."""
     names = names_of(spec)
     if name.endswith(names.buffers) or name.startswith((*names.copied, *names.unused)):
         return True

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from ..models.decoder import Model
 from ..models.families import FAMILIES, ExpertNames, WeightNames
 from ..models.patterns import runs
-from ..models.spec import Experts, Softmax, Spec
+from ..models.spec import Experts, Spec
 
 Axes = Literal["as is", "transposed", "reversed"]
 Index = tuple[slice, ...]

@@ -172,8 +172,6 @@ class Experts:
     """Feed-forward of every token, added to the output of its experts."""
     shared_gate: bool = False
     """Whether the output of `shared` is multiplied by the sigmoid of a linear function."""
-    scales_input: bool = False
-    """Whether the factors multiply the inputs of the experts rather than their outputs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,16 +182,10 @@ def _sum_of_experts(
     blocks = blocks_of(experts.reshape(-1), count, tiling.size)
     shape = (len(blocks.group), tiling.size)
 
-    def put(values: Array, blank: Array) -> Array:
-        """Something of each token and chosen expert, in the blocks."""
-        return blank.at[blocks.place].set(values, mode="drop", unique_indices=True)
-
     token = jnp.repeat(jnp.arange(tokens), chosen)
-    source = put(token, jnp.full(math.prod(shape), tokens))
+    source = jnp.full(math.prod(shape), tokens)
+    source = source.at[blocks.place].set(token, mode="drop", unique_indices=True)
     rows = x.at[source].get(mode="fill", fill_value=0)
-    if kind.scales_input:
-        scales = put(factors.reshape(-1), jnp.zeros(math.prod(shape), factors.dtype))
-        rows = (rows * scales[:, None]).astype(x.dtype)
     rows = rows.reshape(*shape, -1)
 
     def linear(rows: Array, layer: Linears) -> Array:
@@ -203,5 +197,4 @@ def _sum_of_experts(
     y = activated(kind.expert, first, linear(rows, up).astype(x.dtype))
     y = linear(y, down).reshape(math.prod(shape), -1)
     y = y.at[blocks.place].get(mode="fill", fill_value=0, unique_indices=True)
-    y = y.reshape(tokens, chosen, -1)
-    return y.sum(1) if kind.scales_input else jnp.einsum("tcd,tc->td", y, factors)
+    return jnp.einsum("tcd,tc->td", y.reshape(tokens, chosen, -1), factors)
