@@ -15,12 +15,10 @@ from benchmarks.race_cpu import MODELS, SIDES, differences, entered, per_step
 from benchmarks.tables import table
 from jaxalign.data.examples import Example
 from jaxalign.models.families import read_config
+from jaxalign.models.spec import Dense, Layer, NormKind, Softmax
 
 ROOT = Path(__file__).parents[2]
-LAYER = SimpleNamespace(
-    attention=SimpleNamespace(heads=2, kv_heads=1, head_width=3),
-    mlp=SimpleNamespace(width=5, gated=True),
-)
+LAYER = Layer(Softmax(2, 1, 3, scale=1.0, rope=None), Dense(5, "silu"), NormKind(1e-6))
 
 
 def pair(prompt: int, chosen: int, rejected: int) -> work.Pair:
