@@ -6,7 +6,7 @@ from ...errors import UserError
 from ..spec import Delta, NormKind, QkNorm, Softmax
 from ._family import BEFORE, QK_NORMS
 from ._fields import Fields
-from ._parts import ACTIVATIONS, attention, count, layer_kinds, rms
+from ._parts import activation, attention, count, layer_kinds, rms
 from ._rope import read_rope
 
 MROPE = ("mrope_section", "mrope_interleaved")
@@ -27,20 +27,32 @@ ATTENTION = {
     ("attention", "out"): "self_attn.o_proj",
     ("delta", "out"): "linear_attn.out_proj",
 }
+FLAT = {
+    ("delta", "query"): "linear_attn.in_proj_qkv",
+    ("delta", "key"): "linear_attn.in_proj_qkv",
+    ("delta", "value"): "linear_attn.in_proj_qkv",
+    ("delta", "out_gate"): "linear_attn.in_proj_z",
+    ("delta", "gates", "beta"): "linear_attn.in_proj_b",
+    ("delta", "gates", "decay"): "linear_attn.in_proj_a",
+}
+"""The linear layers of a delta net in Qwen3.5."""
 GROUPED = {"self_attn.q_proj": "heads"}
 UNUSED = ("mtp.",)
 """Layers that predict further tokens; transformers does not read them either."""
 
 
-def mixers(f: Fields) -> list[Softmax | Delta]:
-    """The attention of each layer: every fourth is softmax attention, the others are delta nets."""
+def mixers(f: Fields, kv_heads: int) -> list[Softmax | Delta]:
+    """The attention of each layer: every fourth is softmax attention, the others are delta nets.
+
+    `kv_heads` is the number of key heads if the file gives none.
+    """
     # Of the layers that predict further tokens, and of the dtype of states in other programs.
     f.read |= {key for key in f.raw if key.startswith("mtp_")} | {"mamba_ssm_dtype"}
     f.read.add("attn_output_gate")  # transformers does not read it either
     width, biased = f.get("head_dim", int, 256), f.get("attention_bias", bool, False)
     rope = read_rope(f, width, partial=0.25, any_partial=True, unused=MROPE)
     softmax = attention(
-        f, width, rope, kv_heads=f.get("num_key_value_heads", int, None), qkv_bias=biased,
+        f, width, rope, kv_heads=kv_heads, qkv_bias=biased,
         out_bias=biased, qk_norm=QkNorm(rms(f, scale="1 + w")), gate=True,
     )  # fmt: skip
     delta = _delta(f)
@@ -65,6 +77,6 @@ def _delta(f: Fields) -> Delta:
         key_width=f.get("linear_key_head_dim", int, 128),
         value_width=f.get("linear_value_head_dim", int, 128),
         taps=f.get("linear_conv_kernel_dim", int, 4),
-        activation=ACTIVATIONS[f.get("hidden_act", str, "silu")],
+        activation=activation(f),
         norm=NormKind(rms(f).eps),
     )

@@ -119,13 +119,18 @@ def dense(
     Raises:
       UserError: the activation is not implemented.
     """
+    width = f.get("intermediate_size", int, *own.values())
+    return Dense(width, activation(f, default, key), gated, bias)
+
+
+def activation(f: Fields, default: str = "silu", key: str = "hidden_act") -> Activation:
+    """The activation of the feed-forward; see `dense`."""
     name = f.get(key, str, default)
     if name not in ACTIVATIONS:
         raise UserError(
             f"{f.where}: {key} '{name}' is not implemented; {near_miss(name, ACTIVATIONS)}"
         )
-    width = f.get("intermediate_size", int, *own.values())
-    return Dense(width, ACTIVATIONS[name], gated, bias)
+    return ACTIVATIONS[name]
 
 
 def layer_kinds(f: Fields, default: Sequence[str], known: Sequence[str] = KINDS) -> list[Any]:

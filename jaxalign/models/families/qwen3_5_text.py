@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..spec import Layer, Spec
-from ._delta import ATTENTION, GROUPED, NORMS, OTHERS, UNUSED, mixers
+from ._delta import ATTENTION, FLAT, GROUPED, NORMS, OTHERS, UNUSED, mixers
 from ._family import Family
 from ._fields import Fields
 from ._parts import decoder, dense, rms
@@ -15,23 +15,14 @@ from .llama import NAMES as LLAMA
 def read(f: Fields) -> Spec:
     """A rotated quarter of each head of the attention."""
     mlp, norm = dense(f), rms(f, scale="1 + w")
-    return decoder(f, [Layer(mixer, mlp, norm) for mixer in mixers(f)], norm)
+    return decoder(f, [Layer(mixer, mlp, norm) for mixer in mixers(f, 4)], norm)
 
 
 NAMES = dataclasses.replace(
     LLAMA,
     norms=NORMS,
     others=OTHERS,
-    linears={
-        **ATTENTION,
-        ("delta", "query"): "linear_attn.in_proj_qkv",
-        ("delta", "key"): "linear_attn.in_proj_qkv",
-        ("delta", "value"): "linear_attn.in_proj_qkv",
-        ("delta", "out_gate"): "linear_attn.in_proj_z",
-        ("delta", "gates", "beta"): "linear_attn.in_proj_b",
-        ("delta", "gates", "decay"): "linear_attn.in_proj_a",
-        **{path: name for path, name in LLAMA.linears.items() if path[0] == "mlp"},
-    },
+    linears={**LLAMA.linears, **ATTENTION, **FLAT},
     grouped=GROUPED,
     unused=UNUSED,
 )
