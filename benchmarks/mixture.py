@@ -65,8 +65,8 @@ def in_jax(folder: Path, ids: np.ndarray, mesh: jax.sharding.Mesh) -> Callable[[
     """The loss by jaxalign, after its gradient."""
     model = build(read_config(load_config(folder)), mesh)
     params = load_params(folder, model)
-    positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids.shape)
-    ones = np.ones_like(ids)
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), ids.shape)
+    ones = jnp.ones(ids.shape, jnp.int32)
 
     @jax.jit
     def both(params, ids):

@@ -26,4 +26,10 @@ def read(f: Fields) -> Spec:
 
 
 NAMES = dataclasses.replace(DENSE, experts=names(shared="mlp.shared_expert"))
-FAMILY = Family("qwen3_5_moe_text", read, NAMES, classifier=None)
+FAMILY = Family(
+    "qwen3_5_moe_text",
+    read,
+    NAMES,
+    classifier=None,
+    checkpoints="the text part of Qwen3.5 with experts, saved alone",
+)

@@ -44,4 +44,10 @@ NAMES = dataclasses.replace(
     unused=UNUSED,
     experts=names(shared="mlp.shared_expert"),
 )
-FAMILY = Family("qwen3_next", read, NAMES, classifier="Qwen3NextForSequenceClassification")
+FAMILY = Family(
+    "qwen3_next",
+    read,
+    NAMES,
+    classifier="Qwen3NextForSequenceClassification",
+    checkpoints="Qwen3-Next-80B-A3B",
+)
