@@ -46,6 +46,7 @@ def test_greedy_tokens_equal_those_of_transformers(loaded, name):
             do_sample=False,
             eos_token_id=2,
             pad_token_id=0,
+            use_cache=False,  # LFM2's, in transformers 5.0, loses prompts shorter than its taps
         )[0, len(prompt) :].numpy()
         np.testing.assert_array_equal(tokens, wanted[wanted != 2])
 
