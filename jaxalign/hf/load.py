@@ -103,6 +103,11 @@ def load_config(folder: Path) -> dict[str, Any]:
     return read_json(file)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights, if not all of their files."""
+    return (folder / INDEX).is_file() or (folder / SINGLE).is_file()
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, sorted by name.
 
@@ -198,12 +203,6 @@ def open_checkpoint(folder: Path, spec: Spec) -> Iterator[dict[str, Tensor]]:
                 )
             found[written] = dataclasses.replace(tensor, name=written)
         yield found
-
-
-def dtypes(folder: Path, spec: Spec) -> dict[str, str]:
-    """The dtype of every tensor of a checkpoint, as in `FLOATS`; others in safetensors notation."""
-    with open_checkpoint(folder, spec) as tensors:
-        return {name: FLOATS.get(tensor.dtype, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def load_params(

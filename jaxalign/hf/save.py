@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -23,7 +24,7 @@ from ..files import read_json, whole_folder
 from ..models.decoder import Model, Params
 from ..models.families import FAMILIES, read_config
 from ..models.spec import Spec
-from .load import FLOATS, INDEX, SINGLE, dtypes, load_config, open_checkpoint
+from .load import FLOATS, INDEX, SINGLE, has_weights, load_config, open_checkpoint
 from .reward import classifier_keys
 from .weights import Weight, hf_shape, names_of, weights, write_tensor
 
@@ -47,8 +48,8 @@ NAMED_TEMPLATES = "additional_chat_templates"
 PADDED = ("tokenizer_config.json", "special_tokens_map.json")
 """The copied files that name the pad token."""
 
-OTHERS = {"F64": "float64", "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool"}
-"""Dtypes of tensors that are copied but never trained."""
+EVERY = FLOATS | {"F64": "float64", "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool"}
+"""Dtypes of tensors that are trained, or only copied."""
 
 Named = tuple[tuple[str, ...], int, list[Weight]]
 """Tensors of a file, one unless each expert of a layer has its own: their names, the place of the
@@ -157,8 +158,9 @@ def _write_weights(
     plan = export_plan(model, source, dtype)
     files = _split({n: math.prod(s) * np.dtype(d).itemsize for n, s, d in plan}, max_shard_bytes)
     kinds = {name: kind for name, _, kind in plan}
-    named = by_tensor(weights(model, dtypes(source, model.spec)), len(model.spec.layers))
-    copies = _copies(source, model.spec, plan)
+    # Tensors of the source that it writes decide the form of all.
+    named = by_tensor(weights(model, kinds), len(model.spec.layers))
+    copies = _copies(source, model.spec, plan) if has_weights(source) else ()
     tensors = itertools.chain(gathered(params, model, named, kinds), copies)
     weight_map = {}
     for number, names in enumerate(files, 1):
@@ -199,23 +201,23 @@ def export_plan(model: Model, source: Path, dtype: str | None) -> list[tuple[str
     Args:
       model: the decoder.
       source: the checkpoint that the run started from.
-      dtype: dtype of all tensors; None keeps the dtype of each tensor in `source`.
+      dtype: dtype of all tensors; None keeps the dtype of each tensor in `source`. With a dtype,
+        `source` may have no weights.
     """
-    kept = dtypes(source, model.spec)
-    whole, plan = weights(model, kept), []
-    for names, _, parts in by_tensor(whole, len(model.spec.layers)):
-        shape = hf_shape(parts[0], parts[0].of(model.abstract).shape[len(parts[0].stacks) :])
-        for name in names:
-            # A head that is not in the source gets the dtype of the embedding.
-            known = (name, *parts[0].other_names, whole[0].name)
-            kind = dtype or next(kept[n] for n in known if n in kept)
-            plan.append((name, shape, jax.numpy.dtype(kind)))
-    with open_checkpoint(source, model.spec) as tensors:
-        for name, tensor in tensors.items():
+    needed = dtype is None or has_weights(source)
+    plan = []
+    with open_checkpoint(source, model.spec) if needed else contextlib.nullcontext({}) as kept:
+        whole = weights(model, kept)
+        for names, _, parts in by_tensor(whole, len(model.spec.layers)):
+            shape = hf_shape(parts[0], parts[0].of(model.abstract).shape[len(parts[0].stacks) :])
+            for name in names:
+                # A head that is not in the source gets the dtype of the embedding.
+                known = (name, *parts[0].other_names, whole[0].name)
+                kind = dtype or next(FLOATS[kept[n].dtype] for n in known if n in kept)
+                plan.append((name, shape, jax.numpy.dtype(kind)))
+        for name, tensor in kept.items():
             if name.startswith(names_of(model.spec).copied):
-                kind = (
-                    dtype if dtype and tensor.dtype in FLOATS else (FLOATS | OTHERS)[tensor.dtype]
-                )
+                kind = dtype if dtype and tensor.dtype in FLOATS else EVERY[tensor.dtype]
                 plan.append((name, tensor.shape, jax.numpy.dtype(kind)))
     return plan
 
