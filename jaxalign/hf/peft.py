@@ -13,6 +13,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from ..core.sharding import RULES
 from ..errors import UserError, near_miss
 from ..files import read_json, whole_folder
 from ..models.adapted import Adapted, adapt, materialized
@@ -93,7 +94,8 @@ def adaptable(spec: Spec) -> dict[tuple[str, ...], str]:
     for experts, by their names.
     """
     sparse = any(isinstance(layer.mlp, Experts) for layer in spec.layers)
-    with nnx.use_eager_sharding(False):  # shapes alone: there is no mesh
+    # Shapes alone, with a mesh or without.
+    with nnx.use_eager_sharding(False), nnx.logical_axis_rules(tuple(RULES.items())):
         blocks = [
             nnx.eval_shape(lambda layer=layer: Block(layer, spec.width, nnx.Rngs(0), jnp.float32))
             for layer in set(spec.layers)

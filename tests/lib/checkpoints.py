@@ -37,12 +37,20 @@ EVERY_CONFIG: dict[str, dict[str, Any]] = yaml.safe_load(
     (Path(__file__).parent / "families.yaml").read_text(encoding="utf-8")
 )
 """Small configurations of every family, by name: what differs from `SMALL`."""
+
+
+def _runs(since: str) -> bool:
+    """Whether this release of transformers is not older."""
+    ours, theirs = (v.split(".")[:2] for v in (transformers.__version__, since))
+    return [*map(int, ours)] >= [*map(int, theirs)]
+
+
 CONFIGS = {
-    name: raw
+    name: {key: value for key, value in raw.items() if key != "since"}
     for name, raw in EVERY_CONFIG.items()
-    if raw["model_type"] in transformers.CONFIG_MAPPING
+    if raw["model_type"] in transformers.CONFIG_MAPPING and _runs(raw.get("since", "5.0"))
 }
-"""The configurations of families that this release of transformers has."""
+"""The configurations that this release of transformers can run."""
 ONE_PER_FAMILY = list({raw["model_type"]: name for name, raw in reversed(CONFIGS.items())}.values())
 """The first configuration of every family in `CONFIGS`."""
 FAST_FAMILIES = ("neox-parallel", "llama-gqa", "qwen2-tied")

@@ -75,7 +75,7 @@ def computed(folder, given):
 def computed_in_torch(folder):
     """The logits of each sequence, and the gradients of the sum over all rows, by transformers."""
     theirs, logits, left = in_torch(folder), [], set(range(WIDTH))
-    weighing = factors(theirs.config.vocab_size)
+    weighing = factors(theirs.config.get_text_config().vocab_size)
     for row, places in enumerate(PLACES, 1):
         found = theirs(input_ids=torch.tensor(SHARED["ids"][places][None]).long()).logits[0]
         # A prompt in the shared row counts once, in the first of its sequences.

@@ -95,7 +95,7 @@ def read_config(raw: Mapping[str, Any], where: str = "config.json") -> Spec:
     family = FAMILIES[model_type]
     quantization = raw.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-    if method and method not in family.quantized:
+    if quantization and method not in family.quantized:
         raise UserError(
             f"{where}: quantization_config: quantized weights cannot be aligned; "
             "use the unquantized checkpoint"
