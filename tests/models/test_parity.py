@@ -10,7 +10,7 @@ from lib.checkpoints import CONFIGS, ONE_PER_FAMILY, in_torch, small_model
 from jaxalign.hf.load import load_params
 from jaxalign.hf.open import open_config
 from jaxalign.hf.save import by_tensor, gathered
-from jaxalign.hf.weights import names_of, weights
+from jaxalign.hf.weights import heads, names_of, weights
 
 WIDTH = 48
 KEYS = ("ids", "positions", "segment", "branch")
@@ -84,8 +84,14 @@ def computed_in_torch(folder):
         (found * torch.from_numpy(weight)).sum().backward()
         left -= {*places}
         logits.append(found.detach().numpy())
-    written, named = names_of(open_config(folder)).written, theirs.named_parameters()
-    return logits, {written(k): p.grad.numpy() for k, p in named if p.grad is not None}
+    spec = open_config(folder)
+    head, *others = heads(spec)
+
+    def ours(name):
+        return head if name in others else names_of(spec).written(name)
+
+    named = theirs.named_parameters()
+    return logits, {ours(k): p.grad.numpy() for k, p in named if p.grad is not None}
 
 
 @pytest.fixture(

@@ -11,6 +11,7 @@ from ..spec import Dense, Experts, Layer, Router
 from ._family import ExpertNames
 from ._fields import Fields
 
+NUMBERS = ("num_experts", "num_local_experts", "n_routed_experts")
 GATES = ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj")
 """The modules of an expert, as most families name them."""
 
@@ -45,6 +46,18 @@ def corrected(f: Fields, scale: float = 1.0, groups: int = 1, kept: int = 1) -> 
         groups=f.get("n_group", int, groups), kept_groups=f.get("topk_group", int, kept),
         group_score="largest two",
     )  # fmt: skip
+
+
+def number(f: Fields, default: int) -> int:
+    """The number of experts, under any name that transformers has for it.
+
+    Raises:
+      UserError: two names have different numbers.
+    """
+    given = {f.get(key, int, None) for key in NUMBERS} - {None}
+    if len(given) > 1:
+        raise UserError(f"{f.where}: {', '.join(NUMBERS)}: got {given}; keep one of them")
+    return next((count for count in given if count), default)
 
 
 def experts(f: Fields, count: int, router: Router, mlp: Dense, width: int, **own: Any) -> Experts:

@@ -6,7 +6,7 @@ import dataclasses
 
 from ...errors import UserError
 from ..spec import Layer, Spec
-from ._experts import experts, mixed, router
+from ._experts import experts, mixed, number, router
 from ._family import Family
 from ._fields import Fields
 from ._latent import NAMES, latent
@@ -23,7 +23,7 @@ def read(f: Fields) -> Spec:
         f, scale=f.get("routed_scaling_factor", float, 1.0), **_groups(f),
     )  # fmt: skip
     f.get("norm_topk_prob", bool, None)  # transformers does not read it either
-    mixture = experts(f, f.get("n_routed_experts", int, 64), chooses, mlp, inner, shared=always)
+    mixture = experts(f, number(f, 64), chooses, mlp, inner, shared=always)
     first = f.number("first_k_dense_replace", 0)
     # Of pretraining, or not read by transformers either.
     f.read |= {"scoring_func", "moe_layer_freq", "aux_loss_alpha", "seq_aux", "ep_size"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..spec import Layer, Spec
-from ._experts import corrected, experts, mixed
+from ._experts import corrected, experts, mixed, number
 from ._family import Family
 from ._fields import Fields
 from ._latent import NAMES, latent
@@ -19,7 +19,7 @@ def read(f: Fields) -> Spec:
     inner = f.get("moe_intermediate_size", int, 2048)
     always = dataclasses.replace(mlp, width=inner * f.get("n_shared_experts", int, 1))
     chooses = corrected(f, scale=2.5, groups=8, kept=4)
-    mixture = experts(f, f.get("n_routed_experts", int, 256), chooses, mlp, inner, shared=always)
+    mixture = experts(f, number(f, 256), chooses, mlp, inner, shared=always)
     first = f.number("first_k_dense_replace", 3)
     # Of pretraining, or not read by transformers either.
     f.read |= {

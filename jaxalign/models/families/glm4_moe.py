@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..spec import Layer, QkNorm, Spec
-from ._experts import corrected, experts, mixed, names
+from ._experts import corrected, experts, mixed, names, number
 from ._family import BEFORE, QK_NORMS, Family
 from ._fields import Fields
 from ._parts import attention, count, decoder, dense, head_width, rms
@@ -23,7 +23,7 @@ def read(f: Fields) -> Spec:
     )  # fmt: skip
     inner = f.get("moe_intermediate_size", int, 1408)
     always = dataclasses.replace(mlp, width=inner * f.get("n_shared_experts", int, 1))
-    total = f.get("n_routed_experts", int, 128)
+    total = number(f, 128)
     mixture = experts(f, total, corrected(f), mlp, inner, shared=always)
     first = f.number("first_k_dense_replace", 1)
     sparse = [i >= first for i in range(count(f))]

@@ -6,7 +6,7 @@ import dataclasses
 
 from ...errors import UserError
 from ..spec import Dense, Layer, Spec
-from ._experts import experts, router
+from ._experts import experts, number, router
 from ._family import ExpertNames, Family
 from ._fields import Fields
 from ._parts import KINDS, attention, count, decoder, head_width, layer_kinds, rms, windowed
@@ -35,7 +35,7 @@ def read(f: Fields) -> Spec:
     mixers = windowed(mixer, kinds, f.get("sliding_window", int, 128))
     mlp = _expert(f)
     chooses = router(f, chosen=4, score="softmax of the chosen", bias=True)
-    mixture = experts(f, f.get("num_local_experts", int, 128), chooses, mlp, mlp.width)
+    mixture = experts(f, number(f, 128), chooses, mlp, mlp.width)
     return decoder(f, [Layer(a, mixture, norm) for a in mixers], norm)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..spec import Spec
-from ._experts import experts, router
+from ._experts import experts, number, router
 from ._family import ExpertNames, Family
 from ._fields import Fields
 from ._parts import dense
@@ -18,7 +18,7 @@ def read(f: Fields) -> Spec:
     spec = read_dense(f)
     layer, mlp = spec.layers[0], dense(f)
     chooses = router(f, chosen=2, score="softmax of the chosen")
-    total = f.get("num_local_experts", int, 8)
+    total = number(f, 8)
     mixture = experts(f, total, chooses, mlp, mlp.width)
     layer = dataclasses.replace(layer, mlp=mixture)
     return dataclasses.replace(spec, layers=(layer,) * len(spec.layers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..spec import Layer, Spec
-from ._experts import experts, names, router
+from ._experts import experts, names, number, router
 from ._family import Family
 from ._fields import Fields
 from ._parts import attention, count, decoder, dense, head_width, rms
@@ -18,7 +18,7 @@ def read(f: Fields) -> Spec:
     width, norm, mlp = head_width(f), rms(f, 1e-5), dense(f)
     rope = read_rope(f, width, theta=1_000_000.0)
     mixer = attention(f, width, rope, kv_heads=8, window=f.get("sliding_window", int, None))
-    total = f.get("num_local_experts", int, 8)
+    total = number(f, 8)
     mixture = experts(f, total, router(f, chosen=2, normalized=True), mlp, mlp.width)
     return decoder(f, [Layer(mixer, mixture, norm)] * count(f), norm)
 

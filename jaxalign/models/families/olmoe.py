@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..spec import Layer, QkNorm, Spec
-from ._experts import experts, names, router
+from ._experts import experts, names, number, router
 from ._family import BEFORE, QK_NORMS, Family
 from ._fields import Fields
 from ._parts import attention, count, decoder, dense, head_width, rms
@@ -22,7 +22,7 @@ def read(f: Fields) -> Spec:
         qk_norm=QkNorm(norm, over="projection"), clip=f.get("clip_qkv", float, None),
     )  # fmt: skip
     chooses = router(f, chosen=8, normalized=f.get("norm_topk_prob", bool, False))
-    mixture = experts(f, f.get("num_experts", int, 64), chooses, mlp, mlp.width)
+    mixture = experts(f, number(f, 64), chooses, mlp, mlp.width)
     return decoder(f, [Layer(mixer, mixture, norm)] * count(f), norm)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..spec import Layer, Spec
-from ._experts import experts, names, router, sparse_layers
+from ._experts import experts, names, number, router, sparse_layers
 from ._family import Family
 from ._fields import Fields
 from ._parts import KINDS, attention, count, decoder, dense, head_width, layer_kinds, rms, windowed
@@ -21,7 +21,7 @@ def read(f: Fields) -> Spec:
     inner = f.get("moe_intermediate_size", int, 1408)
     always = dataclasses.replace(mlp, width=f.get("shared_expert_intermediate_size", int, 5632))
     chooses = router(f, chosen=4, normalized=f.get("norm_topk_prob", bool, False))
-    total = f.get("num_experts", int, 60)
+    total = number(f, 60)
     mixture = experts(f, total, chooses, mlp, inner, shared=always, shared_gate=True)
 
     first, on = f.get("max_window_layers", int, 28), f.get("use_sliding_window", bool, False)

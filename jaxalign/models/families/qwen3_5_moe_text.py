@@ -6,7 +6,7 @@ import dataclasses
 
 from ..spec import Dense, Layer, Spec
 from ._delta import mixers
-from ._experts import experts, names, router
+from ._experts import experts, names, number, router
 from ._family import Family
 from ._fields import Fields
 from ._parts import activation, decoder, rms
@@ -20,7 +20,7 @@ def read(f: Fields) -> Spec:
     mlp = Dense(inner, activation(f))
     always = dataclasses.replace(mlp, width=f.get("shared_expert_intermediate_size", int, 512))
     chooses = router(f, chosen=8, normalized=True)
-    total = f.get("num_experts", int, 256)
+    total = number(f, 256)
     mixture = experts(f, total, chooses, mlp, inner, shared=always, shared_gate=True)
     return decoder(f, [Layer(mixer, mixture, norm) for mixer in mixers(f, 2)], norm)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..spec import Layer, QkNorm, Spec
-from ._experts import experts, mixed, names, router, sparse_layers
+from ._experts import experts, mixed, names, number, router, sparse_layers
 from ._family import BEFORE, QK_NORMS, Family
 from ._fields import Fields
 from ._parts import attention, count, decoder, dense, head_width, rms
@@ -25,7 +25,7 @@ def read(f: Fields) -> Spec:
     )  # fmt: skip
     chooses = router(f, chosen=8, normalized=f.get("norm_topk_prob", bool, False))
     inner = f.get("moe_intermediate_size", int, 768)
-    mixture = experts(f, f.get("num_experts", int, 128), chooses, mlp, inner)
+    mixture = experts(f, number(f, 128), chooses, mlp, inner)
     layers = mixed(Layer(mixer, mlp, norm), mixture, sparse_layers(f, count(f)))
     return decoder(f, layers, norm)
 

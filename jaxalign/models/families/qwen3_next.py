@@ -6,7 +6,7 @@ import dataclasses
 
 from ..spec import Layer, Spec
 from ._delta import ATTENTION, GROUPED, NORMS, OTHERS, UNUSED, mixers
-from ._experts import experts, names, router, sparse_layers
+from ._experts import experts, names, number, router, sparse_layers
 from ._family import Family
 from ._fields import Fields
 from ._parts import count, decoder, dense, rms
@@ -19,7 +19,7 @@ def read(f: Fields) -> Spec:
     inner = f.get("moe_intermediate_size", int, 512)
     always = dataclasses.replace(mlp, width=f.get("shared_expert_intermediate_size", int, 512))
     chooses = router(f, chosen=10, normalized=f.get("norm_topk_prob", bool, True))
-    total = f.get("num_experts", int, 512)
+    total = number(f, 512)
     mixture = experts(f, total, chooses, mlp, inner, shared=always, shared_gate=True)
     layers = zip(mixers(f, 2), sparse_layers(f, count(f)), strict=True)
     return decoder(f, [Layer(m, mixture if s else mlp, norm) for m, s in layers], norm)
