@@ -37,7 +37,7 @@ class Quantized:
 
 
 def is_quantized(path: tuple[str, ...], shape: tuple[int, ...], kind: Kind) -> bool:
-    """Whether `quantize` replaces a parameter, which is not read.
+    """Whether `quantize` replaces a parameter, which is not read: a matrix, but not of a router.
 
     Args:
       path: keys of the parameter in the nested dict.
@@ -47,27 +47,27 @@ def is_quantized(path: tuple[str, ...], shape: tuple[int, ...], kind: Kind) -> b
     Raises:
       UserError: qwix is not installed, or 64 does not divide the rows.
     """
-    if path[0] != "layers" or path[-1] != "kernel":
+    if path[0] != "layers" or path[-1] != "kernel" or "router" in path:
         return False
     if importlib.util.find_spec("qwix") is None:
         raise UserError(f"lora.quantize: {kind} needs qwix; pip install 'jaxalign[quantize]'")
-    if kind == "nf4" and shape[1] % BLOCK:
+    if kind == "nf4" and shape[-2] % BLOCK:
         raise UserError(
             f"lora.quantize: nf4 takes {BLOCK} rows at a time, which does not divide the "
-            f"{shape[1]} rows of {'.'.join(path)}; use int8"
+            f"{shape[-2]} rows of {'.'.join(path)}; use int8"
         )
     return True
 
 
 def quantize(path: tuple[str, ...], leaf: Array, kind: Kind) -> Array | Kernel:
-    """Quantize a parameter if it is a matrix of the layers; other parameters are returned as is.
+    """Quantize a parameter if `is_quantized` says so; other parameters are returned as is.
 
     int8 has a scale for each column, nf4 one for each 64 rows of a column; both map the largest
     magnitude to the largest number.
 
     Args:
       path: keys of the parameter in the nested dict.
-      leaf: the parameter; a matrix is [layers, in, out].
+      leaf: the parameter; a matrix is [layers, in, out], or [layers, experts, in, out].
       kind: number format.
 
     Raises:
@@ -77,12 +77,14 @@ def quantize(path: tuple[str, ...], leaf: Array, kind: Kind) -> Array | Kernel:
         return leaf
     import qwix
 
-    tiles = {1: BLOCK} if kind == "nf4" else {}
+    rows = leaf.ndim - 2
+    tiles = {rows: BLOCK} if kind == "nf4" else {}
+    others = [axis for axis in range(leaf.ndim) if axis != rows]
     number = "nf4" if kind == "nf4" else jnp.int8
 
     @jax.jit
     def convert(x: Array) -> Any:
         x = x.astype(jnp.float32)
-        return qwix.quantize(x, number, channelwise_axes=(0, 2), tiled_axes=tiles)
+        return qwix.quantize(x, number, channelwise_axes=others, tiled_axes=tiles)
 
     return Quantized(convert(leaf))

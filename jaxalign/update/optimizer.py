@@ -17,7 +17,7 @@ READS = {
     "adafactor": ("weight_decay",),
     "sgd": ("b1",),
 }
-UNDECAYED = ("bias", "scale", "correction", "sinks")
+UNDECAYED = ("bias", "scale", "correction", "sinks", "log_rate", "step")
 
 
 def learning_rate(settings: Optimizer, total: int) -> Callable[[Any], Any]:

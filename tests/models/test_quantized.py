@@ -161,6 +161,20 @@ def test_a_run_compares_with_the_base_that_it_trains_beside(inputs, tmp_path):
     assert error[sure].max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_the_matrices_of_experts_are_quantized_one_by_one(kind):
+    leaf = jax.random.normal(jax.random.key(0), (2, 3, 128, 8))
+    path = ("layers", "0", "mlp", "up", "kernel")
+    whole = quantize(path, leaf, kind).astype("float32")
+    each = [quantize(path, leaf[:, e], kind).astype("float32") for e in range(3)]
+    np.testing.assert_array_equal(whole, np.stack(each, 1))
+
+
+def test_a_router_is_not_quantized():
+    leaf = np.zeros((2, 64, 8), np.float32)
+    assert quantize(("layers", "0", "mlp", "router", "kernel"), leaf, "nf4") is leaf
+
+
 def test_rows_that_a_block_does_not_divide_are_refused():
     leaf = np.zeros((2, 96, 8), np.float32)
     with pytest.raises(UserError, match=r"does not divide the 96 rows of layers.mlp.kernel; use"):

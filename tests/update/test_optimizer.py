@@ -2,8 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from lib.checkpoints import EVERY_CONFIG, SMALL
+from lib.steps import one_device
 
 from jaxalign.errors import UserError
+from jaxalign.models.decoder import build
+from jaxalign.models.families import read_config
 from jaxalign.settings import Optimizer
 from jaxalign.update.optimizer import decayed, learning_rate, optimizer
 
@@ -28,6 +33,15 @@ def test_decay_reaches_its_final_fraction_one_update_after_the_last(schedule):
 
 def test_biases_and_norms_are_not_decayed():
     assert decayed(PARAMS) == {"q": {"kernel": True, "bias": False}, "norm": {"scale": False}}
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "glm4_moe", "qwen3_5", "opt", "stablelm"])
+def test_no_vector_of_a_decoder_is_decayed(name):
+    raw = {k: v for k, v in (SMALL | EVERY_CONFIG[name]).items() if k != "since"}
+    params = flatten_dict(build(read_config(raw), one_device()).abstract)
+    for path, is_decayed in flatten_dict(decayed(unflatten_dict(params))).items():
+        stacked = path[0] == "layers"
+        assert params[path].ndim > 1 + stacked or not is_decayed, path
 
 
 def test_adamw_equals_the_textbook_update():
