@@ -28,13 +28,13 @@ class Blocks(NamedTuple):
     """Where rows are in blocks, each of one group; blocks are sorted by group."""
 
     group: Array  # [blocks] the group of each block; those after the last used one have any
-    place: Array  # [M] the place of each row in all blocks, one after another; too large: none
-    rows: Array  # [E] rows of the blocks of each group
+    place: Array  # [rows] the place of each row in all blocks, one after another; too large: none
+    rows: Array  # [groups] rows of the blocks of each group
     used: Array  # [] blocks with rows
 
 
 def blocks_of(groups: Array, count: int, size: int) -> Blocks:
-    """Blocks for rows of these groups, [M] each 0 ... count - 1; larger numbers have no place."""
+    """Blocks for rows of these groups, each 0 ... count - 1; larger numbers have no place."""
     m = len(groups)
     order = jnp.argsort(groups)
     sizes = jnp.bincount(groups, length=count + 1)[:count]
@@ -50,18 +50,18 @@ def blocks_of(groups: Array, count: int, size: int) -> Blocks:
 
 
 def grouped_dot(x: Array, matrices: Array, blocks: Blocks, together: int) -> Array:
-    """Rows in blocks times the matrix of their group, [blocks, size, D], [E, D, F] -> float32.
+    """Rows in blocks times the matrix of their group, [in, out]; float32.
 
     Blocks that are not used give 0.
 
     Args:
-      x: rows, in blocks.
-      matrices: a matrix for each group, in the dtype of `x`.
+      x: rows, in blocks, [blocks, size, in].
+      matrices: a matrix for each group, [groups, in, out] in the dtype of `x`.
       blocks: the group of each block.
       together: see `Tiling`.
 
     Returns:
-      [blocks, size, F] float32.
+      [blocks, size, out] float32.
     """
     if together:
         # Whole steps: the last one may have blocks that are not used.

@@ -99,7 +99,7 @@ class Mixture(nnx.Module):
         return y + always
 
     def logits(self, x: Array) -> Array:
-        """[K, L, D] -> logits of the router [K, L, E] float32."""
+        """[K, L, D] -> logits of the router [K, L, experts] float32."""
         kernel = self.router.kernel[...].astype(jnp.float32)
         z = jnp.matmul(x.astype(jnp.float32), kernel, precision="highest")
         return z if self.router.bias is None else z + self.router.bias[...].astype(jnp.float32)
@@ -108,7 +108,7 @@ class Mixture(nnx.Module):
 def choose(
     router: Router, logits: Array, correction: nnx.Param | None = None
 ) -> tuple[Array, Array]:
-    """Logits [..., E] -> the numbers of the chosen experts and their factors, [..., chosen]."""
+    """Logits [..., experts] -> numbers and factors of the chosen experts, [..., chosen]."""
     scores = logits
     if router.score != "softmax of the chosen":
         scores = jax.nn.softmax(logits) if router.score == "softmax" else jax.nn.sigmoid(logits)
@@ -127,7 +127,7 @@ def choose(
 
 
 def _in_kept_groups(router: Router, rank: Array) -> Array:
-    """Whether each expert is in a group from which experts are chosen, [..., E] bool."""
+    """Whether each expert is in a group from which experts are chosen, [..., experts] bool."""
     members = rank.reshape(*rank.shape[:-1], router.groups, -1)
     largest = {"largest": 1, "largest two": 2}[router.group_score]
     score = jax.lax.top_k(members, largest)[0].sum(-1)
@@ -176,7 +176,7 @@ def _sum_of_experts(
     factors: Array,
     matrices: tuple[Linears | None, Linears, Linears],
 ) -> Array:
-    """Tokens [T, D], their experts and factors [T, chosen] -> [T, D] float32."""
+    """Tokens [tokens, D], their experts and factors [tokens, chosen] -> [tokens, D] float32."""
     gate, up, down = matrices
     count, (tokens, chosen) = len(up[0]), experts.shape
     blocks = blocks_of(experts.reshape(-1), count, tiling.size)
