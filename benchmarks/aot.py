@@ -94,6 +94,7 @@ class Case:
 
 FULL = shapes.Work("Llama-3-8B")
 QWEN, GEMMA = shapes.Work("Qwen3-8B"), shapes.Work("gemma-3-12b-text")
+GPT_OSS, QWEN_MOE = shapes.Work("gpt-oss-20b"), shapes.Work("Qwen3-30B-A3B")
 CASES = (
     Case("H100", "1x1x8", FULL),
     Case("H100", "1x1x8", FULL, rows=4, microbatches=2),
@@ -106,6 +107,10 @@ CASES = (
     Case("v5p", "v5p:2x2x4", QWEN),
     Case("H100", "1x1x8", GEMMA),
     Case("v5p", "v5p:2x2x4", GEMMA),
+    Case("H100", "1x1x8", GPT_OSS),
+    Case("v5p", "v5p:2x2x4", GPT_OSS),
+    Case("H100", "1x1x8", QWEN_MOE, row=3584),
+    Case("v5p", "v5p:2x2x4", QWEN_MOE, row=3584),
 )
 
 
