@@ -81,11 +81,12 @@ FEATURES: dict[str, Callable[[Layer], Any]] = {
     "gated delta nets": lambda layer: isinstance(layer.attention, Delta),
     "short convolutions": lambda layer: isinstance(layer.attention, ShortConv),
     "windows": lambda layer: of_attention(layer, "window"),
+    "chunks of positions": lambda layer: of_attention(layer, "chunk"),
     "capped scores": lambda layer: of_attention(layer, "softcap"),
     "clipped queries, keys and values": lambda layer: of_attention(layer, "clip"),
     "norms of queries and keys": lambda layer: of_attention(layer, "qk_norm"),
     "gated attention": lambda layer: of_attention(layer, "gate"),
-    "no rotation": lambda layer: attends(layer) and of_attention(layer, "rope") is None,
+    "no rotation": lambda layer: attends(layer) and not of_rope(layer, "frequencies"),
     "partly rotated heads": lambda layer: rotated(layer) < 1,
     "rotation of neighbors": lambda layer: of_rope(layer, "interleaved"),
     "queries that grow with positions": lambda layer: of_rope(layer, "query_slope"),
@@ -220,7 +221,12 @@ def serves(name: str, layer: Layer, length: int) -> bool:
     shape = (1, length, of_attention(layer, "heads"), head_width(layer))
     window = of_attention(layer, "window")
     window = window if (window or 0) < length else None
-    mask: Any = SimpleNamespace(window=window, softcap=of_attention(layer, "softcap"))
+    chunk = of_attention(layer, "chunk")
+    mask: Any = SimpleNamespace(
+        window=window,
+        chunk=chunk if (chunk or 0) < length else None,
+        softcap=of_attention(layer, "softcap"),
+    )
     queries = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     return backend(device, queries, mask, bool(of_attention(layer, "sinks"))) is run
 

@@ -128,9 +128,13 @@ class Decoder(nnx.Module):
             kind = mixer.kind
             how = dataclasses.replace(mask, scale=kind.scale)
             if isinstance(kind, Softmax):
-                # A window as long as the row hides nothing, and a backend may have none.
-                window = kind.window if (kind.window or 0) < ids.shape[1] else None
-                how = dataclasses.replace(how, window=window, softcap=kind.softcap)
+                # What is as long as the row hides nothing, and a backend may have none.
+                window, chunk = (
+                    size if (size or 0) < ids.shape[1] else None
+                    for size in (kind.window, kind.chunk)
+                )
+                own = {"window": window, "chunk": chunk, "softcap": kind.softcap}
+                how = dataclasses.replace(how, **own)
 
             def attended(q: Array, k: Array, v: Array, sinks: Array | None) -> tuple[Array, None]:
                 return attend(q, k, v, how, mesh, sinks), None
@@ -181,8 +185,9 @@ class Decoder(nnx.Module):
                 x, now = mixer(x, rows, {name: whole[i] for name, whole in held.items()})
                 return x, {name: held[name].at[i].set(new) for name, new in (now or {}).items()}
             kind = mixer.kind
-            window, cap = (kind.window, kind.softcap) if isinstance(kind, Softmax) else (None, None)
-            sees = mask if window is None else mask & (places < window)
+            sees, cap = mask, None
+            if isinstance(kind, Softmax):
+                sees, cap = _seen(kind, mask, places, positions), kind.softcap
 
             def cached(q, k, v, sinks):
                 new = {
@@ -213,6 +218,23 @@ class Decoder(nnx.Module):
             (x, kept), _ = jax.lax.scan(pattern, start, indexed)
             after |= dict(zip(names, kept, strict=True))
         return self.finished(x), after
+
+
+def _seen(kind: Softmax, mask: Array, places: Array, positions: Array) -> Array:
+    """The columns of `mask` that are within a layer's window and chunk.
+
+    Args:
+      kind: the layer's attention.
+      mask: the columns that each new token sees, [K, 1, L, columns] bool.
+      places: how many columns back each one is, [L, columns].
+      positions: positions of the new tokens, [K, L].
+    """
+    if kind.window is not None:
+        mask = mask & (places < kind.window)
+    if kind.chunk is not None:
+        first = positions // kind.chunk * kind.chunk
+        mask = mask & (places <= (positions - first)[:, None, :, None])
+    return mask
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

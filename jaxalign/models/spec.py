@@ -25,7 +25,7 @@ class Rope:
     """Rotary position embedding of the leading dimensions of a head; the others pass through."""
 
     frequencies: tuple[float, ...]
-    """Angle per position, radians, of each rotated pair of dimensions."""
+    """Angle per position, radians, of each rotated pair of dimensions; none: no rotation."""
     interleaved: bool = False
     """Dimension 2i is paired with 2i + 1, rather than i with i + half the rotated width."""
     scale: float = 1.0
@@ -34,8 +34,9 @@ class Rope:
     """Frequencies for sequences of more than `longest_short` tokens; none: the same."""
     longest_short: int = 0
     query_slope: float = 0.0
-    """If s > 0, queries at position p have a factor, 1 + s log(1 + floor(p / query_step))."""
+    """If s > 0, queries at position p have the factor 1 + s log(1 + floor((p + first) / step))."""
     query_step: int = 0
+    query_first: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Softmax:
     qk_norm: QkNorm | None = None
     window: int | None = None
     """Number of positions that a query sees, its own included; None: all."""
+    chunk: int | None = None
+    """If set, positions are cut into chunks of this number, and a query sees only its own chunk."""
     softcap: float | None = None
     """If set to c, scores s become c tanh(s / c) before the softmax."""
     sinks: bool = False
@@ -172,6 +175,8 @@ class Experts:
     """Feed-forward of every token, added to the output of its experts."""
     shared_gate: bool = False
     """Whether the output of `shared` is multiplied by the sigmoid of a linear function."""
+    scales_input: bool = False
+    """Whether the factors multiply the inputs of the experts rather than their outputs."""
 
 
 @dataclasses.dataclass(frozen=True)

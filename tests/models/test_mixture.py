@@ -49,8 +49,8 @@ def test_grouped_products_equal_one_product_for_each_row(tiling, groups):
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def mixture(**expert):
-    return Experts(6, Router(2, "softmax"), Dense(7, "silu", **expert))
+def mixture(scales_input=False, **expert):
+    return Experts(6, Router(2, "softmax"), Dense(7, "silu", **expert), scales_input=scales_input)
 
 
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
@@ -58,6 +58,7 @@ def mixture(**expert):
     "kind",
     [
         mixture(),
+        mixture(scales_input=True),
         mixture(gated=False, bias=True),
         mixture(bias=True, limit=0.5, offset=1.0),
     ],
@@ -89,7 +90,7 @@ def test_every_token_gets_all_its_experts(kind, tiling):
     wanted = np.zeros_like(x)
     for t in range(20):
         for e, factor in zip(experts[t], factors[t], strict=True):
-            wanted[t] += factor * one(e, x[t])
+            wanted[t] += one(e, factor * x[t]) if kind.scales_input else factor * one(e, x[t])
 
     floats = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), (x, factors, layers))
     x32, factors32, made = floats

@@ -138,7 +138,7 @@ class Visit(NamedTuple):
         """Whether the queries of this number of heads see the keys, [G * Q, n * Q] bool."""
         ours = jax.tree.map(lambda x: jnp.tile(x, heads)[:, None], self.ours)
         theirs = jax.tree.map(lambda x: x[None], self.theirs)
-        return ours.see(theirs, mask.window)
+        return ours.see(theirs, mask.window, mask.chunk)
 
 
 def _over_blocks(

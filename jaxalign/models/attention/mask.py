@@ -18,7 +18,7 @@ class RowMask:
     """Rows of several examples, each a prompt followed by its branches, one after another.
 
     A query sees a key of its own segment (not 0) that does not come after it, is in the prompt or
-    in the query's own branch, and is less than `window` positions back.
+    in the query's own branch, is less than `window` positions back, and in the same `chunk`.
     """
 
     segment: Array  # [K, L] int32  example within the row; 0 is padding
@@ -28,6 +28,8 @@ class RowMask:
     """Maximum number of branches per prompt. Only `splash` reads it; see there."""
     window: int | None = flax.struct.field(pytree_node=False, default=None)
     """Number of positions that a query sees, its own included; None: all."""
+    chunk: int | None = flax.struct.field(pytree_node=False, default=None)
+    """If set, a query sees only positions with its own multiple of this number."""
     softcap: float | None = flax.struct.field(pytree_node=False, default=None)
     """If set to c, scores s become c tanh(s / c) before the softmax."""
     scale: float | None = flax.struct.field(pytree_node=False, default=None)
@@ -48,7 +50,7 @@ class RowMask:
         queries, keys = (
             jax.tree.map(functools.partial(jnp.expand_dims, axis=i), tokens) for i in (2, 1)
         )
-        return queries.see(keys, self.window)
+        return queries.see(keys, self.window, self.chunk)
 
 
 class Tokens(NamedTuple):
@@ -59,13 +61,15 @@ class Tokens(NamedTuple):
     position: Array
     place: Array  # index in the row
 
-    def see(self, keys: Tokens, window: int | None) -> Array:
+    def see(self, keys: Tokens, window: int | None = None, chunk: int | None = None) -> Array:
         """Whether these queries see these keys; bool, of the broadcast shape of both."""
         sees = (self.segment == keys.segment) & (keys.segment != 0)
         sees &= (keys.branch == 0) | (keys.branch == self.branch)
         sees &= keys.place <= self.place
         if window is not None:
             sees &= self.position - keys.position < window
+        if chunk is not None:
+            sees &= self.position // chunk == keys.position // chunk
         return sees
 
 

@@ -21,6 +21,8 @@ def refusal(device: Any, q: Array | jax.ShapeDtypeStruct, mask: RowMask) -> str 
         return "it needs a TPU"
     if q.shape[1] % LANES:
         return f"the row length {q.shape[1]} is not a multiple of {LANES}"
+    if mask.chunk is not None:
+        return "it has no chunks of positions"
     if mask.window is not None:
         # The second response is further from its prompt in the row than in its own sequence.
         return "its window counts places in the row, not positions in the sequence"

@@ -166,6 +166,21 @@ def every(number: int, layers: int) -> list[Kind]:
     return [KINDS[(i + 1) % number != 0] for i in range(layers)]
 
 
+def rotated_layers(f: Fields) -> list[bool]:
+    """Whether each layer has rotary positions: 1 in `no_rope_layers`, by default 3 of 4.
+
+    Raises:
+      UserError: it has not 0 or 1 for each layer.
+    """
+    every, n = f.get("no_rope_layer_interval", int, 4), count(f)
+    given = f.get("no_rope_layers", list, None) or [int((i + 1) % every != 0) for i in range(n)]
+    if len(given) != n or any(flag not in (0, 1) for flag in given):
+        raise UserError(
+            f"{f.where}: no_rope_layers: got {shown(given)}, wanted 0 or 1 for each of {n} layers"
+        )
+    return [bool(flag) for flag in given]
+
+
 def windowed(mixer: Softmax, kinds: Sequence[Kind], window: int | None) -> list[Softmax]:
     """The attention of each layer: one without a window, but for the layers that slide."""
     sliding = dataclasses.replace(mixer, window=window)

@@ -235,7 +235,8 @@ def _llama3(base: np.ndarray, given: Mapping[str, Any], original: float) -> np.n
     A frequency is low when its wavelength exceeds original / low_freq_factor.
     """
     low, high = given["low_freq_factor"], given["high_freq_factor"]
-    keep = np.clip((original * base / (2 * np.pi) - low) / (high - low), 0.0, 1.0)
+    turns = original * base / (2 * np.pi)
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0) if high != low else turns >= low
     return keep * base + (1 - keep) * base / given["factor"]
 
 

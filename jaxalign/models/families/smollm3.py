@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 
-from ...errors import UserError
-from ...shown import shown
 from ..spec import Layer, Spec
 from ._family import Family
 from ._fields import Fields
-from ._parts import KINDS, attention, count, decoder, dense, head_width, layer_kinds, rms
+from ._parts import KINDS, attention, decoder, dense, head_width, layer_kinds, rms, rotated_layers
 from ._rope import read_rope
 from .llama import NAMES
 
 
 def read(f: Fields) -> Spec:
     """`no_rope_layers` is 1 where there are positions; windows, if on, are in the other layers."""
-    width, norm, n = head_width(f), rms(f), count(f)
+    width, norm = head_width(f), rms(f)
     biased = f.get("attention_bias", bool, False)
     rope = read_rope(f, width, theta=2_000_000.0)
     mixer = attention(f, width, rope, kv_heads=4, qkv_bias=biased, out_bias=biased)
     mlp = dense(f, bias=f.get("mlp_bias", bool, False))
-    every = f.get("no_rope_layer_interval", int, 4)
-    turned = f.get("no_rope_layers", list, None) or [int((i + 1) % every != 0) for i in range(n)]
-    if len(turned) != n or any(flag not in (0, 1) for flag in turned):
-        raise UserError(
-            f"{f.where}: no_rope_layers: got {shown(turned)}, wanted 0 or 1 for each of {n} layers"
-        )
+    turned = rotated_layers(f)
     on, window = f.get("use_sliding_window", bool, False), f.get("sliding_window", int, None)
     kinds = layer_kinds(f, [KINDS[on and window is not None and not flag] for flag in turned])
     layers = []

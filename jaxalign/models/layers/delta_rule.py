@@ -153,7 +153,7 @@ def _marks(rows: RowMask, cut: Callable[[Array], Array]) -> _Marks:
         return jnp.stack([own, same & ~own] if several else [same], -1)
 
     queries, keys = (jax.tree.map(lambda x, i=i: jnp.expand_dims(x, i), tokens) for i in (3, 2))
-    sees = queries.see(keys, None)
+    sees = queries.see(keys)
     in_prompt = (tokens.segment == last.segment) & (tokens.branch == 0) & (tokens.segment != 0)
     leaves = [sees[:, :, -1], in_prompt] if several else [sees[:, :, -1]]
     keeps = [follows(last)[:, :, 0]]

@@ -186,6 +186,10 @@ def _sum_of_experts(
     source = jnp.full(math.prod(shape), tokens)
     source = source.at[blocks.place].set(token, mode="drop", unique_indices=True)
     rows = x.at[source].get(mode="fill", fill_value=0)
+    if kind.scales_input:
+        scales = jnp.zeros(math.prod(shape), factors.dtype)
+        scales = scales.at[blocks.place].set(factors.reshape(-1), mode="drop", unique_indices=True)
+        rows = (rows * scales[:, None]).astype(x.dtype)
     rows = rows.reshape(*shape, -1)
 
     def linear(rows: Array, layer: Linears) -> Array:
@@ -197,4 +201,5 @@ def _sum_of_experts(
     y = activated(kind.expert, first, linear(rows, up).astype(x.dtype))
     y = linear(y, down).reshape(math.prod(shape), -1)
     y = y.at[blocks.place].get(mode="fill", fill_value=0, unique_indices=True)
-    return jnp.einsum("tcd,tc->td", y.reshape(tokens, chosen, -1), factors)
+    y = y.reshape(tokens, chosen, -1)
+    return y.sum(1) if kind.scales_input else jnp.einsum("tcd,tc->td", y, factors)

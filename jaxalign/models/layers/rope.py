@@ -39,7 +39,8 @@ def rope_tables(rope: Rope, positions: Array, lengths: Array) -> Tables:
         cos, sin = rope.scale * cos, rope.scale * sin
     if not rope.query_slope:
         return Tables(cos, sin)
-    steps = (positions // rope.query_step)[..., None, None].astype(jnp.float32)
+    steps = (positions + rope.query_first) // rope.query_step
+    steps = steps[..., None, None].astype(jnp.float32)
     return Tables(cos, sin, 1 + rope.query_slope * jnp.log1p(steps))
 
 
