@@ -74,7 +74,7 @@ def dense_logits(params):
         row[: len(p) + len(y)] = [*p, *y]
     at = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     hidden, head, _ = jax.jit(model.forward)(params, ids, at, np.ones_like(ids), np.zeros_like(ids))
-    z = np.asarray(hidden @ head, np.float64)
+    z = np.asarray(hidden @ head.matrix, np.float64)
     scored = [x[len(p) - 1 : len(p) + len(y) - 1] for x, (p, y) in zip(z, sequences, strict=True)]
     targets = [y for _, y in sequences]
     return tuple(
