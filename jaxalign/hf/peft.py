@@ -67,8 +67,9 @@ def low_rank(settings: Lora, spec: Spec, where: str) -> LowRank:
     for target in known if settings.targets is None else settings.targets:
         if target not in known:
             found = "has no linear layer"
-            if target in {m.rpartition(".")[-1] for m in names.linears.values()}:
-                found = "has experts, beside which adapters are not implemented in"
+            others = [m for path, m in names.linears.items() if path[0] == "mlp"]
+            if target in [m.rpartition(".")[-1] for m in others]:
+                found = "has experts, so that only attention can have adapters, not"
             raise UserError(
                 f"{where}.targets: model_type '{spec.family}' {found} '{target}'; "
                 f"{near_miss(target, known)}"

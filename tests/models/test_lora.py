@@ -11,6 +11,7 @@ import optax
 import pytest
 from lib import steps as helpers_step
 from lib.adapters import randomized
+from lib.checkpoints import CONFIGS, SMALL
 from lib.steps import MESHES, B, assert_same, batch_of, dense_loss, one_device, some_examples
 
 from jaxalign.core import layouts
@@ -290,10 +291,12 @@ def test_targets_are_named_as_here_or_as_in_peft(family, targets, wanted):
         ("llama", ("query_key_value",), "no linear layer 'query_key_value'"),
         ("gpt_neox", ("query",), "fuses query, key, value .* key is not named; name query_key"),
         ("gpt_neox", ("gate",), "has no linear layer 'gate'"),
+        ("qwen3_moe", ("up_proj",), "only attention can have adapters, not 'up_proj'"),
+        ("deepseek_v3", ("q_proj",), "has no linear layer 'q_proj'; did you mean 'q_[ab]_proj'"),
     ],
 )
 def test_targets_that_are_not_there_are_refused(family, targets, message):
-    config = read_config(FAMILIES[family])
+    config = read_config(FAMILIES.get(family) or SMALL | CONFIGS[family])
     with pytest.raises(UserError, match=message):
         low_rank(Lora(targets=targets), config, "stages.dpo.lora")
 
