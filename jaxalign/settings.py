@@ -246,6 +246,9 @@ class Stage:
     microbatches: Count | Literal["auto"] = 1
     """Gradient accumulation: forward and backward passes per update; the result does not depend on
     it. `auto`: the smallest number that fits in memory."""
+    router_balance: Rate = 0.0
+    """Weight of a loss that spreads tokens evenly over the experts of a mixture (transformers:
+    router_aux_loss_coef); the training loss includes it."""
     epochs: Annotated[float, Gt(0)] = 1.0
     """Passes over the data."""
     steps: Count | None = None

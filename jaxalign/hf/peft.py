@@ -20,7 +20,7 @@ from ..models.adapted import Adapted, adapt, materialized
 from ..models.decoder import Model, Params
 from ..models.layers.block import Block
 from ..models.lora import LowRank, part_of
-from ..models.spec import Experts, Spec
+from ..models.spec import Spec
 from ..settings import Lora
 from ..shown import listed, shown
 from .load import load_params, open_tensors, placed, resolve, tensors_of
@@ -94,7 +94,7 @@ def adaptable(spec: Spec) -> dict[tuple[str, ...], str]:
     With experts these are the layers of attention: PEFT takes other feed-forwards
     for experts, by their names.
     """
-    sparse = any(isinstance(layer.mlp, Experts) for layer in spec.layers)
+    sparse = bool(spec.routers)
     # Shapes alone, with a mesh or without.
     with nnx.use_eager_sharding(False), nnx.logical_axis_rules(tuple(RULES.items())):
         blocks = [

@@ -1,4 +1,4 @@
-"""What a layer keeps of earlier tokens in generation."""
+"""What a layer keeps of earlier tokens in generation, and what it sees of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from ..core.types import Array
 from .spec import Delta, Latent, ShortConv, Softmax
 
 
@@ -49,3 +50,20 @@ def shapes(kind: Softmax | Latent | Delta | ShortConv, columns: int, width: int)
 def _inputs(taps: int, channels: int) -> Kept:
     """The last inputs of a convolution."""
     return Kept((taps - 1, channels), (None, "heads"))
+
+
+def seen(kind: Softmax, mask: Array, places: Array, positions: Array) -> Array:
+    """The columns of `mask` that are within a layer's window and chunk.
+
+    Args:
+      kind: the layer's attention.
+      mask: the columns that each new token sees, [K, 1, L, columns] bool.
+      places: how many columns back each one is, [L, columns].
+      positions: positions of the new tokens, [K, L].
+    """
+    if kind.window is not None:
+        mask = mask & (places < kind.window)
+    if kind.chunk is not None:
+        first = positions // kind.chunk * kind.chunk
+        mask = mask & (places <= (positions - first)[:, None, :, None])
+    return mask

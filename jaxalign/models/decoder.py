@@ -17,17 +17,18 @@ from ..core.sharding import RULES, check_divisible, constrain
 from ..core.types import Array
 from .attention.api import attend, attend_cached
 from .attention.mask import KEPT, RowMask
-from .cache import shapes
+from .cache import seen, shapes
 from .layers.block import Block, Mixer
 from .layers.delta import DeltaNet
 from .layers.head import Head
 from .layers.latent import LatentAttention
+from .layers.mixture import Routing
 from .layers.norm import Norm
 from .layers.projections import Linear, normal_param
 from .layers.rope import Tables, rope_tables, segment_lengths
 from .layers.short_conv import GatedConv
 from .lora import LowRank, attach
-from .patterns import Run, runs
+from .patterns import Run, by_layer, runs
 from .spec import Rope, Softmax, Spec
 
 Params = dict[str, Any]
@@ -44,6 +45,8 @@ class Encoded(NamedTuple):
     head: Head
     layer_means: Array | None = None
     """[K, L, layers] float32, the mean over the width of the output of each layer, if asked for."""
+    routing: Routing | None = None
+    """Sums over all tokens for each layer with experts, [layers, ...]; None: no layer has any."""
 
 
 class Decoder(nnx.Module):
@@ -114,10 +117,11 @@ class Decoder(nnx.Module):
 
     def __call__(
         self, ids: Array, mask: RowMask, mesh: Mesh, dtype: DTypeLike, remat: Remat, layers: bool
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Array, Array | None, Routing | None]:
         """[K, L] ids and the mask of their rows -> final hidden states [K, L, D].
 
-        If `layers` is set, also the mean over the width after each layer, [layers, K, L].
+        Also the mean over the width after each layer, [layers, K, L], if `layers` is set, and the
+        routing of each layer with experts, [layers, ...].
         """
         lengths = segment_lengths(mask.positions, mask.segment)
         tables = self._tables(mask.positions, lengths)
@@ -141,8 +145,9 @@ class Decoder(nnx.Module):
 
             return mixer(x, tables[kind.rope], attended)
 
-        def layer(x: Array, block: Block) -> Array:
-            return block(x, mix)[0]
+        def layer(x: Array, block: Block) -> tuple[Array, Array | None, Routing | None]:
+            x, _, routing = block(x, mix, mask.segment > 0)
+            return x, x.mean(-1, dtype=jnp.float32) if layers else None, routing
 
         if remat != "none":
             policies = jax.checkpoint_policies
@@ -152,19 +157,20 @@ class Decoder(nnx.Module):
             policy = kept if remat == "dots" else None
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
-        def pattern(x: Array, blocks: list[Block]) -> tuple[Array, Array | None]:
-            means = []
+        def pattern(x: Array, blocks: list[Block]) -> tuple[Array, tuple[list[Any], list[Any]]]:
+            means, routing = [], []
             for block in blocks:
-                x = layer(x, block)
-                if layers:
-                    means.append(x.mean(-1, dtype=jnp.float32))
-            return x, jnp.stack(means) if layers else None
+                x, mean, routed = layer(x, block)
+                means.append(mean)
+                routing.append(routed)
+            return x, (means, routing)
 
-        x, means = self.embedded(ids, mask.positions, dtype), []
+        x, found = self.embedded(ids, mask.positions, dtype), []
         for run in self.runs:
-            x, found = jax.lax.scan(pattern, x, self._blocks(run))
-            means += [] if found is None else [found.reshape(-1, *found.shape[2:])]
-        return self.finished(x), jnp.concatenate(means) if layers else None
+            x, of_run = jax.lax.scan(pattern, x, self._blocks(run))
+            found.append(of_run)
+        means, routing = zip(*found, strict=True)
+        return self.finished(x), by_layer(means), by_layer(routing)
 
     def _blocks(self, run: Run) -> list[Block]:
         return [self.layers[str(numbers[0])] for numbers in run.stacks]
@@ -187,7 +193,7 @@ class Decoder(nnx.Module):
             kind = mixer.kind
             sees, cap = mask, None
             if isinstance(kind, Softmax):
-                sees, cap = _seen(kind, mask, places, positions), kind.softcap
+                sees, cap = seen(kind, mask, places, positions), kind.softcap
 
             def cached(q, k, v, sinks):
                 new = {
@@ -206,7 +212,7 @@ class Decoder(nnx.Module):
             blocks, i = indexed
             kept = []
             for block, held in zip(blocks, caches, strict=True):
-                x, new = block(x, functools.partial(mix, held=held, i=i))
+                x, new, _ = block(x, functools.partial(mix, held=held, i=i), real > 0)
                 kept.append(new)
             return (x, kept), None
 
@@ -218,23 +224,6 @@ class Decoder(nnx.Module):
             (x, kept), _ = jax.lax.scan(pattern, start, indexed)
             after |= dict(zip(names, kept, strict=True))
         return self.finished(x), after
-
-
-def _seen(kind: Softmax, mask: Array, places: Array, positions: Array) -> Array:
-    """The columns of `mask` that are within a layer's window and chunk.
-
-    Args:
-      kind: the layer's attention.
-      mask: the columns that each new token sees, [K, 1, L, columns] bool.
-      places: how many columns back each one is, [L, columns].
-      positions: positions of the new tokens, [K, L].
-    """
-    if kind.window is not None:
-        mask = mask & (places < kind.window)
-    if kind.chunk is not None:
-        first = positions // kind.chunk * kind.chunk
-        mask = mask & (places <= (positions - first)[:, None, :, None])
-    return mask
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -281,9 +270,9 @@ class Model:
         """
         decoder = self._bind(params)
         mask = RowMask(segment, branch, positions, self.branches)
-        hidden, means = decoder(ids, mask, self.mesh, self.dtype, self.remat, layers)
+        hidden, means, routing = decoder(ids, mask, self.mesh, self.dtype, self.remat, layers)
         means = None if means is None else jnp.moveaxis(means, 0, -1)
-        return Encoded(hidden, decoder.readout(self.dtype), means)
+        return Encoded(hidden, decoder.readout(self.dtype), means, routing)
 
     def init(self, key: Array) -> Params:
         """Random parameters, each created on its own shards: normal(0.02), biases 0, scales 1."""

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..core.types import Array
 
 
 class Run(NamedTuple):
@@ -43,3 +48,22 @@ def runs(layers: tuple[Hashable, ...]) -> tuple[Run, ...]:
                 options.append((period + compiled, 1 + more, (run, *rest)))
         best[first] = min(options, key=lambda option: option[:2])
     return best[0][2]
+
+
+def by_layer(found: Sequence[Sequence[Any]]) -> Any:
+    """What the layers of each run returned -> the same of all layers, on one leading axis.
+
+    Args:
+      found: a tree of arrays for each place of the pattern of each run, with a leading axis of
+        repeats; None where the layers of a place return nothing.
+
+    Returns:
+      One tree; None if no layer returns anything.
+    """
+    places = [[x for x in run if x is not None] for run in found]
+
+    def in_order(*xs: Array) -> Array:
+        return jnp.stack(xs, 1).reshape(-1, *xs[0].shape[1:])
+
+    whole = [jax.tree.map(in_order, *run) for run in places if run]
+    return jax.tree.map(lambda *xs: jnp.concatenate(xs), *whole) if whole else None

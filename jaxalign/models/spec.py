@@ -229,6 +229,12 @@ class Spec:
     """Number of outputs of a reward head, which replaces the unembedding; 0: no reward head."""
 
     @property
+    def routers(self) -> frozenset[Router]:
+        """The routers of all layers with experts."""
+        mlps = {layer.mlp for layer in self.layers}
+        return frozenset(mlp.router for mlp in mlps if isinstance(mlp, Experts))
+
+    @property
     def ropes(self) -> frozenset[Rope]:
         """The rotary embeddings of all layers."""
         found = {getattr(layer.attention, "rope", None) for layer in self.layers}

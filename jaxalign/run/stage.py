@@ -30,6 +30,7 @@ from ..models.adapted import Adapted, adapt
 from ..models.decoder import Model, build
 from ..models.families import read_config
 from ..models.quantized import Kind
+from ..models.spec import Spec
 from ..recipe.schema import objective_settings, reference_mode
 from ..update.forward import Task
 from ..update.optimizer import optimizer
@@ -242,6 +243,7 @@ def _prepare(
     if model.spec.scores:
         tokenizer.pad_token = pad_token(tokenizer, both, model.spec)
     adapted = _adapted(recipe, name, model)
+    check_balance(stage.router_balance, model.spec)
     for examples in both:
         check_ids(examples, model.spec, source)
         check_columns(examples, objective)
@@ -256,13 +258,33 @@ def _prepare(
         adapted=adapted,
         tokenizer=tokenizer,
         encoder=encoder,
-        task=Task(objective, hyper, model.forward, seed=recipe.run.seed),
+        task=Task(
+            objective,
+            hyper,
+            model.forward,
+            seed=recipe.run.seed,
+            router_balance=stage.router_balance,
+        ),
         train=train,
         read=tuple(read),
         mixture=mixture,
         held_out=held_out,
         stream=stream,
     )
+
+
+def check_balance(weight: float, spec: Spec) -> None:
+    """Refuse a balance loss for a model whose experts it does not balance."""
+    if weight and not spec.routers:
+        raise UserError(
+            f"router_balance: got {weight}, but model_type '{spec.family}' has no experts to "
+            "balance; remove it"
+        )
+    if weight and any(router.correction for router in spec.routers):
+        raise UserError(
+            f"router_balance: got {weight}, but model_type '{spec.family}' balances its experts by "
+            "a correction of its scores, which stays as it is; remove it"
+        )
 
 
 def _adapted(recipe: settings.Recipe, name: str, model: Model) -> Adapted | None:

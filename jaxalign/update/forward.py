@@ -17,6 +17,7 @@ from ..core.stats import reduce_tokens
 from ..core.types import Array, SequenceStats
 from ..models.decoder import Encoded
 from ..models.layers.head import Head
+from ..models.layers.mixture import Routing
 from .head import token_stats
 
 Params = dict[str, Any]
@@ -34,6 +35,7 @@ class Task:
     forward: Forward
     trains_head: bool = True  # whether the head depends on the parameters that are trained
     seed: int = 0  # of the objective's random numbers
+    router_balance: float = 0.0  # weight of `balance_loss`, which is added to the loss
 
     def __post_init__(self):
         _ = self.bound  # an unknown hyper-parameter raises here, not in a trace
@@ -76,6 +78,7 @@ class Scored(NamedTuple):
     hidden: Array  # [chunks, S, M, D]
     head: Head
     layer_means: Array | None = None  # [chunks, S, M, layers]
+    routing: Routing | None = None  # of all tokens, [layers, ...]
 
 
 def scored_hidden(task: Task, params: Params, cells: Batch, *, layers: bool = False) -> Scored:
@@ -93,7 +96,13 @@ def scored_hidden(task: Task, params: Params, cells: Batch, *, layers: bool = Fa
         _at_scored(encoded.hidden, cells),
         encoded.head,
         None if means is None else _at_scored(means, cells),
+        encoded.routing,
     )
+
+
+def routing_of(task: Task, params: Params, cells: Batch) -> Routing | None:
+    """The routing of the tokens of a microbatch, [layers, ...], without its head."""
+    return task.forward(params, *_rows(cells)).routing
 
 
 def _rows(cells: Batch) -> Iterator[Array]:
@@ -156,18 +165,17 @@ def _scatter(values: Array, chunk: HeadChunk) -> Array:
     return put(blank, chunk.slot, values).reshape(s, b, r, t)
 
 
-def sequence_stats(
-    task: Task, params: Params, cells: Batch, reference: Scored | None = None
-) -> SequenceStats:
+def sequence_stats(task: Task, params: Params, cells: Batch) -> SequenceStats:
     """One forward pass of a microbatch, [S, ...] -> statistics with leading axes [S, b, R].
+
+    Joint statistics are left out.
 
     Args:
       task: the objective, which says what statistics it needs, and the forward pass.
       params: its parameters.
       cells: a microbatch.
-      reference: the reference's hidden states, for joint statistics.
     """
-    return _all_stats(task, scored_hidden(task, params, cells), cells, reference)
+    return _all_stats(task, scored_hidden(task, params, cells), cells)
 
 
 def _all_stats(
@@ -225,9 +233,19 @@ def reference_pass(task: Task, cells: Batch, ref_params: Params | None) -> Refer
     return jax.lax.stop_gradient(ReferencePass(stats, scored if reference == "live" else None))
 
 
+class Measured(NamedTuple):
+    """What both models say of a microbatch."""
+
+    policy: SequenceStats  # leading axes [S, b, R]
+    ref: SequenceStats | None
+    routing: Routing | None  # of the policy, [layers, ...]
+
+
 def policy_and_reference(
     task: Task, params: Params, cells: Batch, ref_params: Params | None
-) -> tuple[SequenceStats, SequenceStats | None]:
-    """Statistics of the policy and of the reference, leading axes [S, b, R]."""
+) -> Measured:
+    """Statistics of the policy and of the reference."""
     reference = reference_pass(task, cells, ref_params)
-    return sequence_stats(task, params, cells, reference.scored), reference.stats
+    own = scored_hidden(task, params, cells)
+    stats = _all_stats(task, own, cells, reference.scored)
+    return Measured(stats, reference.stats, own.routing)

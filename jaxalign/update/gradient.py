@@ -14,6 +14,7 @@ from ..core.sharding import constrain
 from ..core.stats import reduce_tokens
 from ..core.types import Array, Metrics, SequenceStats
 from ..models.layers.head import Head
+from ..models.layers.mixture import Routing
 from .forward import (
     HeadChunk,
     Params,
@@ -25,9 +26,11 @@ from .forward import (
     join_chunks,
     policy_and_reference,
     reference_pass,
+    routing_of,
     scored_hidden,
 )
 from .loss import Evaluated, LossInputs, evaluate_loss, next_state
+from .routing import balance_gradient, balance_loss
 
 Aux = TypeVar("Aux")
 Sum = TypeVar("Sum")
@@ -42,6 +45,7 @@ class Gradient(NamedTuple):
     grads: Params
     metrics: Metrics  # [n, S, b] each
     state: Any  # the objective's next state; None where it keeps none
+    routing: Routing | None  # of all tokens of the batch, [layers, ...]
 
 
 def value_and_grad(
@@ -64,8 +68,13 @@ def value_and_grad(
       step: updates made before, for random numbers that the objective draws.
     """
     if task.objective.couples_examples:
-        return _coupled(task, params, batch, state, ref_params, step)
-    return _separable(task, params, batch, ref_params, step)
+        found = _coupled(task, params, batch, state, ref_params, step)
+    else:
+        found = _separable(task, params, batch, ref_params, step)
+    if task.router_balance and found.routing is not None:
+        added = task.router_balance * balance_loss(found.routing)
+        found = found._replace(loss=found.loss + added)
+    return found
 
 
 def _separable(
@@ -73,8 +82,11 @@ def _separable(
 ) -> Gradient:
     """Denominators from the masks alone, then one forward and backward pass per microbatch."""
     counts = _counts(task, batch)
+    routing = None
+    if task.router_balance and len(batch.weight) > 1:
+        routing = _whole(jax.lax.map(lambda cells: routing_of(task, params, cells), batch))
 
-    def one(cells: Batch) -> tuple[tuple[Array, Params], Metrics]:
+    def one(cells: Batch) -> tuple[tuple[Array, Params], tuple[Metrics, Routing | None]]:
         reference = reference_pass(task, cells, ref_params)
         inputs = LossInputs.of(task, cells, reference.stats, step)
         ref_head = None if reference.scored is None else reference.scored.head
@@ -87,11 +99,16 @@ def _separable(
             evaluated = evaluate_loss(task, policy, inputs, None, counts)
             return evaluated.loss, evaluated.metrics
 
-        found = _through_body(task, params, cells, loss, inputs, reference.scored)
-        return (found.value, found.grads), found.aux
+        found = _through_body(task, params, cells, loss, inputs, routing, reference.scored)
+        return (found.value, found.grads), (found.aux, found.routing)
 
-    (value, grads), metrics = accumulate(one, batch)
-    return Gradient(value, grads, metrics, None)
+    (value, grads), (metrics, routed) = accumulate(one, batch)
+    return Gradient(value, grads, metrics, None, _whole(routed))
+
+
+def _whole(routing: Routing | None) -> Routing | None:
+    """The routing of each microbatch, [n, layers, ...] -> of the batch, [layers, ...]."""
+    return jax.tree.map(lambda x: x.sum(0), routing)
 
 
 def _counts(task: Task, batch: Batch) -> tuple[Array, ...]:
@@ -112,9 +129,10 @@ def _coupled(
     step: Array | int,
 ) -> Gradient:
     """Statistics of the whole batch, the loss and its cotangents, then a vjp per microbatch."""
-    policy, ref = jax.lax.map(
+    policy, ref, routing = jax.lax.map(
         lambda cells: policy_and_reference(task, params, cells, ref_params), batch
     )
+    routing = _whole(routing)
     inputs = LossInputs.of(task, batch, ref, step)
     state = next_state(task, policy, inputs, state)
 
@@ -134,10 +152,10 @@ def _coupled(
             policy = chunk_stats(task, hidden, head, chunk)
             return jnp.asarray(optax.tree.vdot(policy, cotangents)), ()
 
-        return _through_body(task, params, cells, linear, cotangents).grads, ()
+        return _through_body(task, params, cells, linear, cotangents, routing).grads, ()
 
     grads, _ = accumulate(one, (batch, cotangents))
-    return Gradient(value, grads, evaluated.metrics, state)
+    return Gradient(value, grads, evaluated.metrics, state, routing)
 
 
 class BodyGradient(NamedTuple, Generic[Aux]):
@@ -146,6 +164,7 @@ class BodyGradient(NamedTuple, Generic[Aux]):
     value: Array  # []
     aux: Aux  # leading axes [S, b]
     grads: Params
+    routing: Routing | None  # of the tokens of the microbatch, [layers, ...]
 
 
 def _through_body(
@@ -154,9 +173,12 @@ def _through_body(
     cells: Batch,
     loss: ChunkLoss[Aux],
     extra: Any,
+    routing: Routing | None,
     reference: Scored | None = None,
 ) -> BodyGradient[Aux]:
     """Value and gradient of a sum over the chunks of a microbatch.
+
+    The gradient includes the balance loss of the batch, if the task has one; the value does not.
 
     Args:
       task: the objective with its hyper-parameters, and the policy's forward pass.
@@ -164,24 +186,27 @@ def _through_body(
       cells: a microbatch.
       loss: the share of one chunk; its third argument is (`HeadChunk`, its part of `extra`).
       extra: arrays that `loss` also reads, leading axes [S, b].
+      routing: the routing of the whole batch; None: the microbatch is all of it.
       reference: the reference's hidden states, for joint statistics.
     """
     extra = jax.tree.map(lambda x: by_chunk(x, cells.target.shape[1]), extra)
     chunks = HeadChunk.of(cells, None if reference is None else reference.hidden), extra
 
-    def body(p: Params) -> tuple[Array, Head]:
+    def body(p: Params) -> tuple[tuple[Array, Head | None, Routing | None], Scored]:
         scored = scored_hidden(task, p, cells)
-        return scored.hidden, scored.head
+        head = scored.head if task.trains_head else None
+        balanced = scored.routing if task.router_balance else None
+        return (scored.hidden, head, balanced), scored
 
-    if task.trains_head:
-        (hidden, head), pull = jax.vjp(body, params)
-    else:
-        hidden, pull, head = jax.vjp(body, params, has_aux=True)
+    (hidden, _, balanced), pull, scored = jax.vjp(body, params, has_aux=True)
     found = sum_over_chunks(
-        loss, hidden, head, chunks, of_head=task.trains_head, axis=task.head_axis
+        loss, hidden, scored.head, chunks, of_head=task.trains_head, axis=task.head_axis
     )
-    (grads,) = pull((found.hidden, found.head) if task.trains_head else found.hidden)
-    return BodyGradient(found.value, jax.tree.map(join_chunks, found.aux), grads)
+    if balanced is not None:
+        slope = balance_gradient(routing or balanced)
+        balanced = jax.tree.map(lambda g: task.router_balance * g, slope)
+    (grads,) = pull((found.hidden, found.head, balanced))
+    return BodyGradient(found.value, jax.tree.map(join_chunks, found.aux), grads, scored.routing)
 
 
 class ChunkGradient(NamedTuple, Generic[Aux]):

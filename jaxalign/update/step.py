@@ -16,6 +16,7 @@ from ..core.types import Array, Metrics, SequenceStats
 from .forward import Params, Task, policy_and_reference
 from .gradient import value_and_grad
 from .loss import LossInputs, evaluate_loss, weighted_sum
+from .routing import routing_sums
 from .state import TrainState
 
 Sums = dict[str, tuple[Array, Array]]
@@ -76,6 +77,7 @@ def train_step(
     if ref_params is not None and reference is not None:
         ref_params = moved_reference(ref_params, params, state.step + 1, reference)
     sums = {k: weighted_sum(v, batch.weight) for k, v in gradient.metrics.items()}
+    sums |= routing_sums(gradient.routing)
     norm = optax.tree.norm(gradient.grads)
     return (
         TrainState(params, opt_state, state.step + 1, gradient.state, ref_params),
@@ -144,7 +146,7 @@ def eval_step(
     task: Task, params: Params, objective_state: Any, batch: Batch, ref_params: Params | None
 ) -> tuple[EvalSums, EvalStatistics]:
     """Evaluate one batch; the objective's state is read as it is."""
-    policy, ref = jax.lax.map(
+    policy, ref, _ = jax.lax.map(
         lambda cells: policy_and_reference(task, params, cells, ref_params), batch
     )
     inputs = LossInputs.of(task, batch, ref)  # every evaluation draws the same random numbers

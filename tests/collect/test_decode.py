@@ -100,7 +100,7 @@ def test_a_long_prompt_is_read_whole(loaded):
     at = np.arange(100)[None]
     with jax.set_mesh(model.mesh):
         rows = (prompt[None], at, np.ones_like(at), np.zeros_like(at))
-        hidden, head, _ = jax.jit(model.forward)(params, *rows)
+        hidden, head, *_ = jax.jit(model.forward)(params, *rows)
     [tokens] = sample(loaded, prompts=[prompt], max_new=1, temperature=0)
     assert tokens == [int(jnp.argmax(head.logits(hidden[0, -1])))]
 

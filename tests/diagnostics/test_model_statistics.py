@@ -73,7 +73,9 @@ def dense_logits(params):
     for row, (p, y) in zip(ids, sequences, strict=True):
         row[: len(p) + len(y)] = [*p, *y]
     at = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    hidden, head, _ = jax.jit(model.forward)(params, ids, at, np.ones_like(ids), np.zeros_like(ids))
+    hidden, head, *_ = jax.jit(model.forward)(
+        params, ids, at, np.ones_like(ids), np.zeros_like(ids)
+    )
     z = np.asarray(hidden @ head.matrix, np.float64)
     scored = [x[len(p) - 1 : len(p) + len(y) - 1] for x, (p, y) in zip(z, sequences, strict=True)]
     targets = [y for _, y in sequences]

@@ -40,7 +40,7 @@ def adapted_logits(model, frozen, adapters):
     """[K, L, V] float32."""
     args = [ROWS[key] for key in ("ids", "positions", "segment", "branch")]
     with jax.set_mesh(model.mesh):
-        hidden, head, _ = jax.jit(model.forward)(frozen, adapters, *args)
+        hidden, head, *_ = jax.jit(model.forward)(frozen, adapters, *args)
         return np.asarray(jax.jit(head.logits)(hidden))
 
 

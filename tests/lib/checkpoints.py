@@ -17,6 +17,8 @@ from safetensors.numpy import load_file
 
 from jaxalign.core.sharding import make_mesh
 from jaxalign.hf.load import load_params, weight_files
+from jaxalign.hf.save import by_tensor, gathered
+from jaxalign.hf.weights import weights
 from jaxalign.models.decoder import Model, build
 from jaxalign.models.families import read_config
 from jaxalign.settings import Mesh
@@ -146,8 +148,16 @@ def logits(model: Model, params: Any, rows: dict[str, np.ndarray]) -> np.ndarray
     """[K, L, V] float32."""
     args = [rows[key] for key in ("ids", "positions", "segment", "branch")]
     with jax.set_mesh(model.mesh):
-        hidden, head, _ = jax.jit(model.forward)(params, *args)
+        hidden, head, *_ = jax.jit(model.forward)(params, *args)
         return np.asarray(jax.jit(head.logits)(hidden))
+
+
+def named_slopes(slopes: Any, model: Model, given: Any) -> dict[str, np.ndarray]:
+    """The gradient of the parameters, by the `given` names of their tensors in a checkpoint."""
+    plan = [w for w in weights(model, given) if w.path[-1] != "correction"]  # not trained
+    named = list(by_tensor(plan, len(model.spec.layers)))
+    kinds = {tensor: "float32" for tensors, _, _ in named for tensor in tensors}
+    return dict(gathered(slopes, model, named, kinds))
 
 
 def torch_logits(model: Any, rows: dict[str, np.ndarray]) -> np.ndarray:

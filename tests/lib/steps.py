@@ -50,9 +50,9 @@ def one_device():
     return make_mesh(Mesh(), jax.devices()[:1])
 
 
-def small_model(mesh, remat="none", scores=0):
-    config = dataclasses.replace(read_config(LLAMA), scores=scores)
-    return build(config, mesh, remat=remat)
+def small_model(mesh, remat="none", scores=0, config=LLAMA):
+    spec = dataclasses.replace(read_config(config), scores=scores)
+    return build(spec, mesh, remat=remat)
 
 
 def parameters(model, seed=0):
@@ -144,7 +144,7 @@ def dense_stats(model, params, items, needs, ref_params=None):
         scored[row, at - 1] = True
     at = np.broadcast_to(np.arange(width), inside.shape)
     packed = ids[:, :-1], at, inside, np.zeros_like(inside)
-    hidden, head, means = model.forward(params, *packed, layers=True)
+    hidden, head, means, _ = model.forward(params, *packed, layers=True)
     if model.spec.scores:
         last = hidden[np.arange(len(ids)), inside.sum(1) - 1] @ head.matrix
         stats = reduce_tokens({"logit": last}, jnp.ones(last.shape, bool))
@@ -158,7 +158,7 @@ def dense_stats(model, params, items, needs, ref_params=None):
     token["earth_mover"] = (jnp.exp(all_log_p) * apart).sum(-1)
     token["activation"] = dense_activation(means, scored)
     if ref_params is not None:
-        hidden, head, _ = model.forward(ref_params, *packed)
+        hidden, head, *_ = model.forward(ref_params, *packed)
         ref_log_p = jax.nn.log_softmax(hidden @ head.matrix)
         token["forward_kl"] = (jnp.exp(ref_log_p) * (ref_log_p - all_log_p)).sum(-1)
     token = {s.name: jnp.where(scored, token[s.name], 0.0) for s in needs if s.name in token}
@@ -227,17 +227,18 @@ def dense_gradient(name, weights=(1.0,) * B):
 
 
 def gradient(
-    name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached=False, weights=(1.0,) * B
-):
+    name, *, mesh=None, n=1, chunks=1, remat="none", batch=None, cached=False,
+    weights=(1.0,) * B, config=LLAMA, **task,
+):  # fmt: skip
     """(loss, gradient, next state) of one objective by the step, on a random batch."""
     objective = OBJECTIVES[name]
     mesh = mesh or one_device()
     items = examples_of(objective, weights)
     with jax.set_mesh(mesh):
         scores = objective.head({})
-        model = small_model(mesh, remat, scores)
+        model = small_model(mesh, remat, scores, config)
         params, ref_params = parameters(model, 0), parameters(model, 1)
-        task = Task(objective, {}, model.forward)
+        task = Task(objective, {}, model.forward, **task)
         if batch is None:
             batch = batch_of(items, n, batch_shards(mesh), chunks, scores=scores)
         for field, wanted, seed in (("ref", cached, 1), ("start", objective.uses_start, 2)):

@@ -122,7 +122,7 @@ def test_remat_does_not_change_gradients(remat):
 
 def test_compute_dtype_and_parameter_dtype_are_apart():
     model, params = random_model(dtype="bfloat16", param_dtype="float32")
-    hidden, head, _ = jax.eval_shape(model.forward, params, *plain_rows([4], 4).values())
+    hidden, head, *_ = jax.eval_shape(model.forward, params, *plain_rows([4], 4).values())
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(params)}
     assert (hidden.dtype, head.matrix.dtype, dtypes) == (
         jnp.bfloat16,

@@ -166,7 +166,7 @@ def test_eight_devices_give_the_gradient_of_one(hf_checkpoint, rows):
         model = small_model(folder, mesh=mesh)
 
         def loss(params, model=model):
-            hidden, head, _ = model.forward(params, *(batch[key] for key in KEYS))
+            hidden, head, *_ = model.forward(params, *(batch[key] for key in KEYS))
             logits = head.logits(hidden)
             return jnp.mean(jnp.sin(logits), where=batch["segment"][..., None] > 0)
 

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from lib.checkpoints import CONFIGS, ONE_PER_FAMILY, in_torch, small_model
+from lib.checkpoints import CONFIGS, ONE_PER_FAMILY, in_torch, named_slopes, small_model
 
 from jaxalign.hf.load import load_params
 from jaxalign.hf.open import open_config
-from jaxalign.hf.save import by_tensor, gathered
-from jaxalign.hf.weights import heads, names_of, weights
+from jaxalign.hf.weights import heads, names_of
 
 WIDTH = 48
 KEYS = ("ids", "positions", "segment", "branch")
@@ -58,7 +57,7 @@ def computed(folder, given):
     weighing = jnp.asarray(factors(model.spec.vocab))
 
     def loss(params):
-        hidden, head, _ = model.forward(params, *BATCH)
+        hidden, head, *_ = model.forward(params, *BATCH)
         logits = head.logits(hidden)
         return jnp.sum(weighing * logits), logits
 
@@ -66,10 +65,7 @@ def computed(folder, given):
         (_, logits), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(
             load_params(folder, model)
         )
-    plan = [w for w in weights(model, given) if w.path[-1] != "correction"]  # not trained
-    named = list(by_tensor(plan, len(model.spec.layers)))
-    kinds = {tensor: "float32" for tensors, _, _ in named for tensor in tensors}
-    return np.asarray(logits), dict(gathered(slopes, model, named, kinds))
+    return np.asarray(logits), named_slopes(slopes, model, given)
 
 
 def computed_in_torch(folder):

@@ -1,8 +1,9 @@
 """Runs of repeated patterns of layers."""
 
+import numpy as np
 import pytest
 
-from jaxalign.models.patterns import Run, runs
+from jaxalign.models.patterns import Run, by_layer, runs
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,14 @@ def test_every_layer_is_in_one_stack_of_its_kind(layers):
     stacks = [s for run in runs(tuple(layers)) for s in run.stacks]
     assert sorted(i for s in stacks for i in s) == list(range(len(layers)))
     assert all(len({layers[i] for i in s}) == 1 for s in stacks)
+
+
+@pytest.mark.parametrize("layers", ["AAAA", "ABABAB", "AABBAABBC", "ABCABCA"])
+def test_what_layers_return_is_in_their_order(layers):
+    found = [[np.array(stack) * 1.0 for stack in run.stacks] for run in runs(tuple(layers))]
+    assert by_layer(found).tolist() == list(range(len(layers)))
+
+
+def test_places_that_return_nothing_are_left_out():
+    assert by_layer([[None, np.array([1.0, 3.0])], [None]]).tolist() == [1.0, 3.0]
+    assert by_layer([[None, None]]) is None

@@ -58,6 +58,10 @@ MISTAKES = {
         {"reference": {"path": "./nowhere"}},
         r"^stages\.dpo\.reference\.path: no folder \./nowhere",
     ),
+    "a balance of no experts": (
+        {"router_balance": 0.1},
+        r"^stages\.dpo\.router_balance: got 0\.1, but model_type 'llama' has no experts",
+    ),
     "a damaged reference": (
         {"reference": {"path": "damaged"}},
         r"^stage dpo: .*damaged/model\.safetensors: not readable as safetensors",

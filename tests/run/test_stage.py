@@ -1,4 +1,4 @@
-"""Data that a model cannot read."""
+"""Data and settings that do not fit a model."""
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from jaxalign.data.examples import Example
 from jaxalign.data.store import Examples
 from jaxalign.errors import UserError
 from jaxalign.run.check_data import check_ids
+from jaxalign.run.stage import check_balance
 
 VOCAB, POSITIONS = SMALL["vocab_size"], SMALL["max_position_embeddings"]
 
@@ -30,3 +31,11 @@ def test_a_sequence_over_the_positions_of_the_model_is_refused(hf_checkpoint):
     message = f"has {POSITIONS + 1} tokens, but .* was made for {POSITIONS} positions; set data.max"
     with pytest.raises(UserError, match=message):
         checked(hf_checkpoint("llama-gqa"), [1], [2] * POSITIONS)
+
+
+def test_a_balance_of_experts_that_a_correction_balances_is_refused(hf_checkpoint):
+    check_balance(0.1, small_model(hf_checkpoint("mixtral")).spec)
+    corrected = small_model(hf_checkpoint("deepseek_v3")).spec
+    check_balance(0.0, corrected)
+    with pytest.raises(UserError, match=r"router_balance: got 0\.1, but .* 'deepseek_v3' balances"):
+        check_balance(0.1, corrected)

@@ -13,7 +13,7 @@ from ..spec import Delta, Experts, Latent, Layer, ShortConv, Softmax
 from .attention import Attention, Kept
 from .delta import DeltaNet
 from .latent import LatentAttention
-from .mixture import Mixture
+from .mixture import Mixture, Routing
 from .mlp import Mlp
 from .norm import Norm
 from .short_conv import GatedConv
@@ -62,8 +62,11 @@ class Block(nnx.Module):
         if layer.places != "before":
             self.attention_out_norm, self.mlp_out_norm = norm(), norm()
 
-    def __call__(self, x: Array, mix: Mix[Kept]) -> tuple[Array, Kept]:
-        """[K, L, D] -> [K, L, D], and the second result of `mix`."""
+    def __call__(self, x: Array, mix: Mix[Kept], real: Array) -> tuple[Array, Kept, Routing | None]:
+        """[K, L, D] -> [K, L, D], the second result of `mix`, and the routing to experts.
+
+        `real` says which tokens count in the routing, [K, L] bool.
+        """
         mixer = self.attention or self.delta or self.conv
         assert mixer is not None
         h = x if self.attention_norm is None else self.attention_norm(x)
@@ -72,8 +75,9 @@ class Block(nnx.Module):
         if self.layer.parallel != "one norm":
             read = y if self.layer.parallel == "no" else x
             h = read if self.mlp_norm is None else self.mlp_norm(read)
-        y = y + self._scaled(self.mlp(h), self.mlp_out_norm)
-        return constrain(y, "batch", None, None), kept
+        out, routing = self.mlp(h, real) if isinstance(self.mlp, Mixture) else (self.mlp(h), None)
+        y = y + self._scaled(out, self.mlp_out_norm)
+        return constrain(y, "batch", None, None), kept, routing
 
     def _scaled(self, y: Array, norm: Norm | None) -> Array:
         y = y if norm is None else norm(y)

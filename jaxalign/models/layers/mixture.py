@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,15 @@ from ..spec import Experts, Router
 from .grouped import CPU, GPU, TPU, Tiling, blocks_of, grouped_dot
 from .mlp import Mlp, activated
 from .projections import Linear, normal_param
+
+
+class Routing(NamedTuple):
+    """What a router did with the tokens of its rows, summed over them; float32."""
+
+    tokens: Array  # []
+    load: Array  # [experts] the tokens that each expert computes
+    probability: Array  # [experts] softmax of the logits
+    entropy: Array  # [] of that softmax, nats
 
 
 class Matrices(nnx.Module):
@@ -72,9 +82,11 @@ class Mixture(nnx.Module):
         if kind.shared_gate:
             self.shared_gate = Linear(rngs, (width, 1), ("embed", None), bias=False, dtype=dtype)
 
-    def __call__(self, x: Array) -> Array:
-        """[K, L, D] -> [K, L, D]."""
-        experts, factors = choose(self.kind.router, self.logits(x), self.correction)
+    def __call__(self, x: Array, real: Array) -> tuple[Array, Routing]:
+        """[K, L, D] -> [K, L, D], and the routing of the tokens that are `real`, [K, L] bool."""
+        logits = self.logits(x)
+        experts, factors = choose(self.kind.router, logits, self.correction)
+        routing = _routing(logits, experts, real)
         gate = None if self.gate is None else self.gate.arrays(x.dtype)
         matrices = (gate, self.up.arrays(x.dtype), self.down.arrays(x.dtype))
         compute = functools.partial(_of_experts, self.kind)
@@ -92,11 +104,11 @@ class Mixture(nnx.Module):
                 check_vma=False,  # the loops of `grouped_dot` start from constants
             )(x, experts, factors, matrices)
         if self.shared is None:
-            return y
+            return y, routing
         always = self.shared(x)
         if self.shared_gate is not None:
             always = jax.nn.sigmoid(self.shared_gate(x)) * always
-        return y + always
+        return y + always, routing
 
     def logits(self, x: Array) -> Array:
         """[K, L, D] -> logits of the router [K, L, experts] float32."""
@@ -124,6 +136,20 @@ def choose(
     if router.normalized:
         factors = factors / jnp.maximum(factors.sum(-1, keepdims=True), 1e-20)
     return experts, router.scale * factors
+
+
+def _routing(logits: Array, experts: Array, real: Array) -> Routing:
+    """Logits [K, L, experts], chosen experts [K, L, chosen] and real tokens [K, L] -> sums."""
+    real = real[..., None]
+    chosen = experts[..., None] == jnp.arange(logits.shape[-1])
+    logp = jax.nn.log_softmax(logits)
+    probability = jnp.where(real, jnp.exp(logp), 0.0)
+    return Routing(
+        tokens=jnp.sum(real, dtype=jnp.float32),
+        load=jnp.sum(chosen & real[..., None], (0, 1, 2), dtype=jnp.float32),
+        probability=probability.sum((0, 1)),
+        entropy=-jnp.sum(probability * logp),
+    )
 
 
 def _in_kept_groups(router: Router, rank: Array) -> Array:

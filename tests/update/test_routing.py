@@ -1,0 +1,73 @@
+"""The balance loss and the metrics of routers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from lib.checkpoints import in_torch, load, named_slopes, plain_rows, small_model
+from lib.steps import LLAMA, MESHES, assert_same, gradient
+
+from jaxalign.core.sharding import make_mesh
+from jaxalign.models.layers.mixture import Routing
+from jaxalign.update.routing import balance_loss, routing_sums
+
+KEYS = ("ids", "positions", "segment", "branch")
+MIXTURE = LLAMA | {
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 16,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+}
+
+
+# The family for which transformers 5.0 computes it from logits, not from probabilities.
+def test_the_balance_loss_and_its_gradient_equal_those_of_transformers(hf_checkpoint):
+    folder = hf_checkpoint("gpt_oss")
+    rows = plain_rows([20, 13, 9], 20)
+    theirs = in_torch(folder)
+    wanted = theirs(
+        input_ids=torch.tensor(rows["ids"]).long(),
+        attention_mask=torch.tensor(rows["segment"]).long(),
+        output_router_logits=True,
+    ).aux_loss
+    wanted.backward()
+    named = {k: p.grad.numpy() for k, p in theirs.named_parameters() if p.grad is not None}
+    model = small_model(folder)
+
+    def loss(params):
+        return balance_loss(model.forward(params, *(rows[key] for key in KEYS)).routing)
+
+    with jax.set_mesh(model.mesh):
+        value, slopes = jax.jit(jax.value_and_grad(loss))(load(folder))
+    assert float(value) == pytest.approx(wanted.item(), rel=1e-5)
+    ours = named_slopes(slopes, model, named)
+    for tensor, slope in named.items():
+        off = np.abs(ours[tensor] - slope).max()
+        assert off <= 1e-4 * np.abs(slope).max() + 1e-7, (tensor, off)
+
+
+# An objective that is separate, and one that couples examples.
+@pytest.mark.parametrize("name", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
+def test_the_balance_loss_is_that_of_the_whole_batch(name):
+    def found(**how):
+        return gradient(name, config=MIXTURE, router_balance=0.5, **how)
+
+    whole = found()
+    assert_same(found(n=4), whole)
+    assert_same(found(n=2, mesh=make_mesh(MESHES["mixed"])), whole)
+
+
+def test_metrics_are_those_of_the_counts():
+    routing = Routing(
+        tokens=jnp.array([4.0, 4.0]),
+        load=jnp.array([[4.0, 2.0, 2.0], [0.0, 4.0, 4.0]]),
+        probability=jnp.array([[2.0, 1.0, 1.0], [0.0, 2.0, 2.0]]),
+        entropy=jnp.array([4.0, 2.0]),
+    )
+    found = {k: float(s / w) for k, (s, w) in routing_sums(routing).items()}
+    assert found["router/entropy"] == pytest.approx(6 / 8)
+    assert found["router/largest_load"] == pytest.approx(1.5)
+    balance = 3 * (4 * 2 + 6 * 3 + 6 * 3) / 64
+    assert found["router/balance_loss"] == pytest.approx(balance)
+    assert routing_sums(None) == {}
