@@ -32,6 +32,25 @@ QK_NORMS = {
     ("attention", "key_norm"): "self_attn.k_norm",
 }
 """The norms of queries and keys."""
+INSIDE = {
+    "embed": "language_model.model.embed_tokens",
+    "layer": "language_model.model.layers.{}.",
+    "norm": "language_model.model.norm",
+    "head": "language_model.lm_head",
+}
+"""The names of a decoder in a model of text and images."""
+TOWER = {
+    **INSIDE,
+    "spellings": {
+        "model.language_model.": "language_model.model.",
+        "lm_head.": "language_model.lm_head.",
+        "model.vision_tower.": "vision_tower.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+    },
+    "copied": ("vision_tower.", "multi_modal_projector."),
+    "modules": "model.language_model.layers.{}.",
+}
+"""The same where transformers has other names in its modules than in its files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +150,8 @@ class TextPart:
     """The kinds of decoders that it may have, the first if the file does not say."""
     ignored: frozenset[str]
     """Settings of the other parts."""
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Settings of the decoder, where the file gives none."""
-    tied: bool = True
-    """Whether the head is tied to the embedding if the file does not say."""
     key: str = "text_config"
 
     def of(self, f: Fields) -> Fields:
@@ -151,9 +168,10 @@ class TextPart:
                 f"model_type '{f.raw['model_type']}'; wanted {' or '.join(self.model_types)}"
             )
         f.read |= self.ignored
-        tied = {"tie_word_embeddings": f.get("tie_word_embeddings", bool, self.tied)}
+        tied = f.get("tie_word_embeddings", bool, None)  # goes before the one in the decoder
         f.refuse_unread()
-        return Fields(given | tied, f"{f.where}: {self.key}")
+        outside = {} if tied is None else {"tie_word_embeddings": tied}
+        return Fields(given | outside, f"{f.where}: {self.key}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..spec import Spec
-from ._family import Family, TextPart
+from ._family import TOWER, Family, TextPart
 from ._fields import Fields
 from .gemma3_text import NAMES as GEMMA3
 from .gemma3_text import read as read_text
@@ -33,21 +33,7 @@ TEXT = TextPart(
         "max_position_embeddings": 131_072,
     },
 )
-NAMES = dataclasses.replace(
-    GEMMA3,
-    embed="language_model.model.embed_tokens",
-    layer="language_model.model.layers.{}.",
-    norm="language_model.model.norm",
-    head="language_model.lm_head",
-    spellings={
-        "model.language_model.": "language_model.model.",
-        "lm_head.": "language_model.lm_head.",
-        "model.vision_tower.": "vision_tower.",
-        "model.multi_modal_projector.": "multi_modal_projector.",
-    },
-    copied=("vision_tower.", "multi_modal_projector."),
-    modules="model.language_model.layers.{}.",
-)
+NAMES = dataclasses.replace(GEMMA3, **TOWER)
 FAMILY = Family(
     "gemma3",
     read,
