@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lib.checkpoints import in_torch, small_model
 
 from jaxalign.hf.open import open_config
 from jaxalign.hf.peft import adaptable, low_rank
+from jaxalign.hf.weights import names_of
 from jaxalign.models.adapted import Adapted, adapt
 from jaxalign.settings import Lora
 
@@ -22,10 +24,11 @@ RANK = 4
 def peft_model(base: Path, **options: Any) -> Any:
     """The torch checkpoint with new adapters on all adaptable layers, A and B random."""
     model = in_torch(base)
-    names = [module.rpartition(".")[-1] for module in adaptable(open_config(base)).values()]
+    spec = open_config(base)
+    names = [module.rpartition(".")[-1] for module in adaptable(spec).values()]
     options = {"r": RANK, "lora_alpha": 6, "target_modules": names} | options
-    if hasattr(model.config, "vision_config"):
-        options["exclude_modules"] = r".*(vision_tower\.|multi_modal_projector\.).*"
+    if others := "|".join(map(re.escape, names_of(spec).copied)):
+        options["exclude_modules"] = f".*({others}).*"
     adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

@@ -41,16 +41,23 @@ EVERY_CONFIG: dict[str, dict[str, Any]] = yaml.safe_load(
 """Small configurations of every family, by name: what differs from `SMALL`."""
 
 
-def _runs(since: str) -> bool:
-    """Whether this release of transformers is not older."""
-    ours, theirs = (v.split(".")[:2] for v in (transformers.__version__, since))
-    return [*map(int, ours)] >= [*map(int, theirs)]
+RELEASE = transformers.__version__.split(".")[:2]
+NOTES = ("since", "fails")
+"""The keys of a configuration that say which releases of transformers can run it."""
+
+
+def _runs(raw: dict[str, Any]) -> bool:
+    """Whether this release of transformers can run a configuration."""
+    since = raw.get("since", "5.0").split(".")
+    known = raw["model_type"] in transformers.CONFIG_MAPPING
+    recent = [*map(int, RELEASE)] >= [*map(int, since)]
+    return known and recent and ".".join(RELEASE) not in raw.get("fails", ())
 
 
 CONFIGS = {
-    name: {key: value for key, value in raw.items() if key != "since"}
+    name: {key: value for key, value in raw.items() if key not in NOTES}
     for name, raw in EVERY_CONFIG.items()
-    if raw["model_type"] in transformers.CONFIG_MAPPING and _runs(raw.get("since", "5.0"))
+    if _runs(raw)
 }
 """The configurations that this release of transformers can run."""
 ONE_PER_FAMILY = list({raw["model_type"]: name for name, raw in reversed(CONFIGS.items())}.values())
@@ -63,6 +70,12 @@ FEW_FAMILIES = [
 """`ONE_PER_FAMILY` as parameters of a test, of which `FAST_FAMILIES` are not slow."""
 
 
+def _loader(config: Any) -> Any:
+    """The class of transformers for a configuration: it reads images too if the checkpoint does."""
+    images = hasattr(config, "vision_config")
+    return transformers.AutoModelForImageTextToText if images else transformers.AutoModelForCausalLM
+
+
 def torch_model(name: str) -> Any:
     """A random transformers model; every norm and bias is perturbed so that none can be ignored."""
     raw = dict(CONFIGS[name])
@@ -72,7 +85,7 @@ def torch_model(name: str) -> Any:
         raw = SMALL | raw
     config = transformers.AutoConfig.for_model(raw.pop("model_type"), **raw)
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = _loader(config).from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -94,9 +107,8 @@ def checkpoint(folder: Path, name: str, *, dtype: str = "float32", **save: Any) 
 
 def in_torch(folder: Path) -> Any:
     """A checkpoint in transformers, float32; its faster attention leaves out soft caps."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
+    loader = _loader(transformers.AutoConfig.from_pretrained(folder))
+    return loader.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
 def edit_json(file: Path, **changes: Any) -> None:
@@ -186,7 +198,9 @@ def load(folder, **options):
 def classifier(folder, name, scores):
     """A random transformers classifier on the body of `torch_model`, and its folder."""
     body = torch_model(name)
-    body.config.num_labels, body.config.pad_token_id = scores, 0
+    body.config.num_labels = scores
+    for config in (body.config, body.config.get_text_config()):
+        config.pad_token_id = 0
     model = transformers.AutoModelForSequenceClassification.from_config(body.config)
     with torch.no_grad():
         model.base_model.load_state_dict(body.base_model.state_dict())
