@@ -174,8 +174,10 @@ def in_memory(name):
     return "lm_head.weight" if name == "language_model.lm_head.weight" else f"model.{name}"
 
 
-def test_a_model_of_text_and_images_may_have_the_names_of_transformers(hf_checkpoint, tmp_path):
-    name = "gemma3-images-untied"
+@pytest.mark.parametrize("name", ["gemma3-images-untied", "mistral3"])
+def test_a_model_of_text_and_images_may_have_the_names_of_transformers(
+    hf_checkpoint, tmp_path, name
+):
     folder = shutil.copytree(hf_checkpoint(name), tmp_path / "renamed")
     edit_tensors(folder, lambda t: [t.update({in_memory(n): t.pop(n)}) for n in [*t]])
     chex.assert_trees_all_equal(load(folder), load(hf_checkpoint(name)))

@@ -141,6 +141,14 @@ REFUSED = {
         {"model_type": "gemma3", "text_config": {"model_type": "llama"}},
         "text_config: model_type 'llama' is not implemented for .* 'gemma3'; wanted gemma3_text",
     ),
+    "kind of one of two texts": (
+        {"model_type": "mistral3", "text_config": {"model_type": "ministral"}},
+        "text_config: model_type 'ministral' is not .* 'mistral3'; wanted mistral or ministral3",
+    ),
+    "no settings of the text": (
+        {"model_type": "mistral3"},
+        "text_config: '.*' is missing; restore the original file",
+    ),
     "setting outside the text": (
         {"model_type": "gemma3", "text_config": {}, "audio_config": {"hidden_size": 8}},
         "'audio_config' = .* is not implemented for model_type 'gemma3'",
@@ -169,6 +177,21 @@ REFUSED = {
 def test_what_is_not_implemented_is_refused_by_name(raw, message):
     with pytest.raises(UserError, match=message):
         read_config(raw)
+
+
+@pytest.mark.parametrize(
+    ("outside", "inside", "tied"),
+    [
+        ({}, {}, False),
+        ({}, {"tie_word_embeddings": True}, True),
+        ({"tie_word_embeddings": False}, {"tie_word_embeddings": True}, False),
+        ({"tie_word_embeddings": True}, {"tie_word_embeddings": False}, True),
+    ],
+)
+def test_a_tie_outside_the_text_goes_before_the_one_in_it(outside, inside, tied):
+    text = SMALL | {"num_key_value_heads": 2}
+    raw = {"model_type": "mistral3", "text_config": text | inside} | outside
+    assert read_config(raw).tied is tied
 
 
 # Rotary positions

@@ -43,6 +43,7 @@ MODULES = (
     "ministral",
     "ministral3",
     "mistral",
+    "mistral3",
     "mixtral",
     "olmo",
     "olmo2",

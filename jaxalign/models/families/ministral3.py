@@ -37,5 +37,5 @@ FAMILY = Family(
     read,
     NAMES,
     classifier="Ministral3ForSequenceClassification",
-    checkpoints="Ministral 3 3B to 14B",
+    checkpoints="the text part of Ministral 3, saved alone",
 )
