@@ -39,6 +39,7 @@ MODULES = (
     "hunyuan_v1_dense",
     "lfm2",
     "llama",
+    "llama4",
     "llama4_text",
     "ministral",
     "ministral3",
