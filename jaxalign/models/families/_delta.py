@@ -39,6 +39,20 @@ FLAT = {
 GROUPED = {"self_attn.q_proj": "heads"}
 UNUSED = ("mtp.",)
 """Layers that predict further tokens; transformers does not read them either."""
+TOWER = {
+    "embed": "model.language_model.embed_tokens",
+    "layer": "model.language_model.layers.{}.",
+    "norm": "model.language_model.norm",
+    "copied": ("model.visual.",),
+}
+"""The names that a model of text and images has in place of the names of a decoder alone."""
+IMAGES = frozenset(
+    {
+        *("vision_config", "image_token_id", "video_token_id"),
+        *("vision_start_token_id", "vision_end_token_id"),
+    }
+)
+"""The settings of the other parts of such a model."""
 
 
 def mixers(f: Fields, kv_heads: int) -> list[Softmax | Delta]:
