@@ -9,7 +9,7 @@ import pytest
 
 from jaxalign.models.attention.mask import RowMask
 from jaxalign.models.layers.conv import before
-from jaxalign.models.layers.delta_rule import delta_rule
+from jaxalign.models.layers.delta_rule import delta_rule, unit_lower_inverse
 
 H, DK, DV = 2, 5, 7
 LAYOUTS = {
@@ -173,3 +173,18 @@ def test_earlier_tokens_are_the_earlier_tokens_of_the_sequence(layout, branches)
         for places in sequences:
             wanted = [0.0] * steps + [1.0 + place for place in places]
             np.testing.assert_array_equal(found[places], wanted[: len(places)])
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 64])
+def test_the_inverse_of_a_lower_matrix(size):
+    drawn = np.random.default_rng(size).uniform(-0.5, 0.5, (2, 3, size, size))
+    lower = np.tril(drawn, -1)
+    found = unit_lower_inverse(jnp.asarray(lower, jnp.float32))
+    wanted = np.linalg.inv(np.eye(size) + lower)
+    np.testing.assert_allclose(found, wanted, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_the_inverse_is_exact_where_powers_of_the_matrix_overflow_their_digits():
+    equal = np.tril(np.ones((64, 64), np.float32), -1)  # equal keys, written in full, no decay
+    wanted = np.eye(64) - np.eye(64, k=-1)
+    np.testing.assert_array_equal(unit_lower_inverse(jnp.asarray(equal)), wanted)

@@ -108,10 +108,7 @@ def _by_chunk(inputs: _Inputs, marks: _Marks, state: Array | None) -> tuple[Arra
     system = jnp.tril(beta[..., None] * decay * jnp.einsum("...id,...jd->...ij", k, k), -1)
     by_state = beta[..., None, None] * read[..., None] * k[..., None, :]
     right = [beta[..., None] * v, by_state.reshape(*k.shape[:-1], -1)]
-    solved = jax.scipy.linalg.solve_triangular(
-        system + jnp.eye(system.shape[-1]), jnp.concatenate(right, -1), lower=True,
-        unit_diagonal=True,
-    )  # fmt: skip
+    solved = unit_lower_inverse(system) @ jnp.concatenate(right, -1)
     own, from_state = jnp.split(solved, [v.shape[-1]], -1)
     writes = jnp.einsum("...sj,...jd->...sdj", write, k)
 
@@ -131,6 +128,29 @@ def _by_chunk(inputs: _Inputs, marks: _Marks, state: Array | None) -> tuple[Arra
     by_state = (read[..., None] * q[..., None, :]).reshape(*q.shape[:-1], -1)
     scores = decay * jnp.einsum("...id,...jd->...ij", q, k)
     return by_state @ states + scores @ u, last[:, :, 0]
+
+
+def unit_lower_inverse(n: Array) -> Array:
+    """The inverse of I + N, where N [..., C, C] is 0 on the diagonal and above.
+
+    Blocks on the diagonal are inverted in pairs, twice as large each time: the inverse of
+    [[a, 0], [b, d]] is [[1/a, 0], [-1/d b 1/a, 1/d]]. These are matrix products, fast everywhere;
+    the triangular solver that jaxlib 0.10 calls is slow on a CPU, and waits forever on several.
+    """
+    size = 2 ** (n.shape[-1] - 1).bit_length()
+    lead, rest = n.shape[:-2], size - n.shape[-1]
+    padded = jnp.pad(n, (*((0, 0),) * len(lead), (0, rest), (0, rest)))
+    found = jnp.ones((*lead, size, 1, 1), n.dtype)  # [..., blocks, width, width]
+    while (width := found.shape[-1]) < size:
+        pairs = size // width // 2
+        blocks = padded.reshape(*lead, pairs, 2, width, pairs, 2, width)
+        below = jnp.diagonal(blocks[..., 1, :, :, 0, :], axis1=-4, axis2=-2)
+        below = jnp.moveaxis(below, -1, -3)
+        first, second = found[..., 0::2, :, :], found[..., 1::2, :, :]
+        corner = -second @ below @ first
+        upper = jnp.concatenate([first, jnp.zeros_like(first)], -1)
+        found = jnp.concatenate([upper, jnp.concatenate([corner, second], -1)], -2)
+    return found[..., 0, : n.shape[-1], : n.shape[-1]]
 
 
 def _marks(rows: RowMask, cut: Callable[[Array], Array]) -> _Marks:
