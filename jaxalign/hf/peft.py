@@ -259,14 +259,14 @@ def _checked(raw: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 def _targets(tensors: Iterable[str], spec: Spec, file: Path) -> tuple[tuple[str, ...], ...]:
     """The linear layers that the named tensors adapt."""
-    names = names_of(spec)
+    names, modules = names_of(spec), set(adaptable(spec).values())
     start, end = (re.escape(part) for part in (PREFIX + names.adapted).split("{}"))
     pattern = re.compile(rf"{start}(\d+){end}(.+)\.lora_[AB]\.weight")
     found = set()
     for name in tensors:
         match = pattern.fullmatch(name)
         module = match and int(match[1]) < len(spec.layers) and match[2]
-        if module not in adaptable(spec).values():
+        if module not in modules:
             raise UserError(
                 f"{file}: tensor '{name}' is no adapter of a linear layer of model_type "
                 f"'{spec.family}' with {len(spec.layers)} layers; does it belong to this base?"
