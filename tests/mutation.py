@@ -83,7 +83,7 @@ def outcome(o, seed, hyper):
     if o.init_state is not None:
         previous = h.draw(o, seed + 1)
         state = h.call(o, previous, **hyper)[2]
-    return case, previous, h.compiled(o, hyper)(case["policy"], case, state)
+    return case, previous, h.compiled(o, hyper)(case["policy"], case, state, {})
 
 
 def metrics_of(name):

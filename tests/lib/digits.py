@@ -24,6 +24,7 @@ from lib.objectives import (
     oracle_columns,
     reduce,
     rows_of,
+    split,
     train_call,
 )
 from oracles import HYPER, ORACLES
@@ -222,13 +223,6 @@ def one_program(name):
     first, *others = HYPER[name]
     words = split(OBJECTIVES[name], first)[0]
     return [first, *(hyper for hyper in others if split(OBJECTIVES[name], hyper)[0] == words)]
-
-
-def split(o, hyper):
-    """(what is compiled in, the numbers that are arguments) of hyper-parameters and defaults."""
-    whole = {k: p.default for k, p in o.hyper.items()} | hyper
-    numbers = {k: v for k, v in whole.items() if isinstance(v, float)}
-    return tuple(sorted((k, v) for k, v in whole.items() if k not in numbers)), numbers
 
 
 def errors(name, hyper, ratios, seed=0):

@@ -139,20 +139,28 @@ def reduce(loss, weight):
 
 def value_and_grad(o, case, state=None, **hyper):
     """The scalar, and its gradient with respect to the policy's token log-odds {row: [B, T]}."""
-    (loss, _), grad = _compiled(o.name, tuple(sorted(hyper.items())))(case["policy"], case, state)
+    words, numbers = split(o, hyper)
+    (loss, _), grad = _compiled(o.name, words)(case["policy"], case, state, numbers)
     return loss, grad
 
 
+def split(o, hyper):
+    """(what is compiled in, the numbers that are arguments) of hyper-parameters and defaults."""
+    given = {k: p.default for k, p in o.hyper.items() if p.default is not p.empty} | hyper
+    numbers = {k: v for k, v in given.items() if isinstance(v, float)}
+    return tuple(sorted((k, v) for k, v in given.items() if k not in numbers)), numbers
+
+
 @functools.cache
-def _compiled(name, hyper):
-    return compiled(OBJECTIVES[name], dict(hyper))
+def _compiled(name, words):
+    return compiled(OBJECTIVES[name], dict(words))
 
 
-def compiled(o, hyper):
-    """(policy, case, state) -> ((scalar, metrics), gradient), jitted."""
+def compiled(o, words):
+    """(policy, case, state, numbers) -> ((scalar, metrics), gradient), jitted."""
 
-    def fn(policy, case, state):
-        out = train_call(o, case | {"policy": policy}, state, **hyper)
+    def fn(policy, case, state, numbers):
+        out = train_call(o, case | {"policy": policy}, state, **words, **numbers)
         return reduce(out[0], case["columns"]["weight"]), out[1]
 
     return jax.jit(jax.value_and_grad(fn, has_aux=True))
