@@ -13,11 +13,10 @@ import time
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAXALIGN_TEST_PLATFORM", "cpu")
 # Tests compile much and run little: without fusion emitters (an option of jaxlib 0.10) they take
-# half the time. jaxlib 0.12 has the preset too, and compiles no faster with it.
+# half the time.
 FLAGS = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
-    FLAGS += " --xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"
 os.environ.setdefault("XLA_FLAGS", FLAGS)
 # One cache for all processes of pytest: each program is compiled once.
 CACHE = os.environ.get("JAXALIGN_TEST_CACHE")
@@ -73,9 +72,9 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory):
+def compile_cache():
     """The folder of compiled programs that the processes of all tests share."""
-    return tmp_path_factory.mktemp("cache")
+    return CACHE
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,9 @@ def command(*args: str) -> list[str]:
 
 
 def environment(cache: Path | str, devices: int = 1, **more: str) -> dict[str, str]:
-    """Environment of a process: the number of CPU devices, and a cache for every program."""
+    """Environment of a process: no torch, a number of CPU devices, a cache for every program."""
+    hides_torch = str(Path(__file__).parent / "without_torch")
+    paths = [hides_torch, *filter(None, [os.environ.get("PYTHONPATH")])]
     return (
         os.environ
         | {
@@ -162,6 +164,7 @@ def environment(cache: Path | str, devices: int = 1, **more: str) -> dict[str, s
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "COLUMNS": "200",
+            "PYTHONPATH": os.pathsep.join(paths),
         }
         | more
     )
