@@ -80,7 +80,7 @@ def backend(
 ) -> Backend:
     """The backend for a kind of device: `splash`, `cudnn`, or else `blocked`, on GPUs `coarse`.
 
-    A refusal of `splash` or `cudnn` is logged with its reason, once per process, at level DEBUG.
+    A refusal of a device's kernel is logged with its reason, once per process, as a warning.
 
     Args:
       device: a device of the mesh. A program that is compiled ahead of time is compiled for the
@@ -89,21 +89,23 @@ def backend(
       mask: the mask.
       sinks: whether heads have sinks.
     """
-    fused = {
-        "splash": (splash.refusal, splash.splash),
-        "cudnn": (cudnn.refusal, cudnn.cudnn),
+    kernels = {
+        "tpu": ("splash attention", splash.refusal, splash.splash),
+        "gpu": ("cuDNN", cudnn.refusal, cudnn.cudnn),
     }
-    for name, (refusal, run) in fused.items():
-        reason = "it has no sinks" if sinks else refusal(device, q, mask)
-        if reason is None:
-            return run
-        _log_refusal(name, reason)
-    return blocked if device.platform == "cpu" else coarse
+    if device.platform not in kernels:
+        return blocked
+    name, refusal, run = kernels[device.platform]
+    reason = "it has no sinks" if sinks else refusal(device, q, mask)
+    if reason is None:
+        return run
+    _log_refusal(name, reason)
+    return coarse
 
 
 @functools.cache
 def _log_refusal(name: str, reason: str) -> None:
-    LOG.debug("attention does not run %s: %s", name, reason)
+    LOG.warning("attention is computed without %s, which is faster: %s", name, reason)
 
 
 def attend_cached(

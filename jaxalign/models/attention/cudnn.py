@@ -13,11 +13,11 @@ from .mask import RowMask
 
 
 def refusal(device: Any, q: Array | jax.ShapeDtypeStruct, mask: RowMask) -> str | None:
-    """Why cuDNN's kernel does not serve queries [K, L, H, C] on this device; None if it does."""
+    """Why cuDNN's kernel does not serve queries [K, L, H, C] on this GPU; None if it does."""
     capability = getattr(device, "compute_capability", "")
     length, width = q.shape[1], q.shape[3]
     # The capability of an AMD GPU begins with "gfx".
-    if device.platform != "gpu" or not capability[:1].isdigit() or float(capability) < 8:
+    if not capability[:1].isdigit() or float(capability) < 8:
         return "it needs an NVIDIA GPU, Ampere or later"
     widest = 256 if float(capability) >= 9 else 128
     if q.dtype not in (jnp.bfloat16, jnp.float16):
