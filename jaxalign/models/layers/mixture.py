@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ...core.sharding import batch_shards, spec
+from ...core.sharding import RULES, batch_shards, spec
 from ...core.types import Array
 from ..spec import Experts, Router
 from .grouped import CPU, GPU, TPU, Tiling, blocks_of, grouped_dot
@@ -28,6 +28,10 @@ class Routing(NamedTuple):
     entropy: Array  # [] of that softmax, nats
 
 
+INTO, BACK = ("experts", "embed", None), ("experts", None, "embed")
+"""Logical axes of the matrices that read the residual stream, and of those that write to it."""
+
+
 class Matrices(nnx.Module):
     """A linear layer for each expert."""
 
@@ -35,13 +39,13 @@ class Matrices(nnx.Module):
         self,
         rngs: nnx.Rngs,
         shape: tuple[int, int, int],
-        axes: tuple[str | None, str | None],
+        axes: tuple[str | None, ...],
         *,
         bias: bool,
         dtype: DTypeLike,
     ):
-        """Kernels [experts, in, out]; `axes` are the logical axes of in and out."""
-        self.kernel = normal_param(rngs, shape, ("experts", *axes), dtype)
+        """Kernels [experts, in, out] with these logical axes."""
+        self.kernel = normal_param(rngs, shape, axes, dtype)
         zeros = jnp.zeros((shape[0], shape[2]), dtype)
         self.bias = nnx.Param(zeros, out_sharding=("experts", None)) if bias else None
 
@@ -55,7 +59,8 @@ class Mixture(nnx.Module):
     """sum over the chosen experts e of factor_e expert_e(x), and the shared feed-forward.
 
     Experts are computed where their weights are: every device of the tensor axis has all tokens of
-    its rows, computes its own experts for them, and the results are added up.
+    its rows, computes its own experts for them, and the results are added up. Over the fsdp axis,
+    weights are gathered where they are used, so that their gradients are summed in parts.
     """
 
     correction: nnx.Param | None = None
@@ -74,9 +79,9 @@ class Mixture(nnx.Module):
             self.correction = nnx.Param(jnp.zeros(count, dtype), out_sharding=("norm",))
         into, back = (count, width, inner), (count, inner, width)
         if kind.expert.gated:
-            self.gate = Matrices(rngs, into, ("embed", None), **options)
-        self.up = Matrices(rngs, into, ("embed", None), **options)
-        self.down = Matrices(rngs, back, (None, "embed"), **options)
+            self.gate = Matrices(rngs, into, INTO, **options)
+        self.up = Matrices(rngs, into, INTO, **options)
+        self.down = Matrices(rngs, back, BACK, **options)
         if kind.shared is not None:
             self.shared = Mlp(kind.shared, width, rngs, dtype)
         if kind.shared_gate:
@@ -95,9 +100,12 @@ class Mixture(nnx.Module):
             y = compute(x, experts, factors, matrices)
         else:
             rows = spec("batch" if x.shape[0] % batch_shards(mesh) == 0 else None)
-            cut = jax.tree.map(lambda _: spec("experts"), matrices)
+            cut = tuple(
+                layer and (spec(*axes), None if layer[1] is None else spec("experts"))
+                for layer, axes in zip(matrices, (INTO, INTO, BACK), strict=True)
+            )
             y = jax.shard_map(
-                functools.partial(compute, axis="tensor"),
+                functools.partial(compute, on_mesh=True),
                 mesh=mesh,
                 in_specs=(rows, rows, rows, cut),
                 out_specs=rows,
@@ -172,14 +180,16 @@ def _of_experts(
     experts: Array,
     factors: Array,
     matrices: tuple[Linears | None, Linears, Linears],
-    axis: str | None = None,
+    on_mesh: bool = False,
 ) -> Array:
     """Tokens [K, L, D] and their experts and factors [K, L, chosen] -> [K, L, D].
 
-    With `axis`, of a mesh, every device has the weights of its own experts.
+    On a mesh every device has its part of the weights of its own experts.
     """
-    held = len(matrices[1][0])
-    own = experts - (0 if axis is None else jax.lax.axis_index(axis) * held)
+    axis, held = RULES["experts"], len(matrices[1][0])
+    if on_mesh:
+        matrices = _whole(matrices)
+    own = experts - (jax.lax.axis_index(axis) * held if on_mesh else 0)
     own = jnp.where((own >= 0) & (own < held), own, held)
     y = jax.lax.platform_dependent(
         x.reshape(-1, x.shape[-1]),
@@ -190,8 +200,22 @@ def _of_experts(
         cpu=functools.partial(_sum_of_experts, kind, CPU),
         default=functools.partial(_sum_of_experts, kind, GPU),
     )
-    y = y if axis is None else jax.lax.psum(y, axis)
+    y = jax.lax.psum(y, axis) if on_mesh else y
     return y.reshape(x.shape).astype(x.dtype)
+
+
+def _whole(
+    matrices: tuple[Linears | None, Linears, Linears],
+) -> tuple[Linears | None, Linears, Linears]:
+    """The weights of a device's experts, from the parts that its neighbors have."""
+
+    def whole(layer: Linears, axes: tuple[str | None, ...]) -> Linears:
+        kernels, bias = layer
+        cut = axes.index("embed")
+        return jax.lax.all_gather(kernels, RULES["embed"], axis=cut, tiled=True), bias
+
+    gate, up, down = matrices
+    return gate and whole(gate, INTO), whole(up, INTO), whole(down, BACK)
 
 
 def _sum_of_experts(
