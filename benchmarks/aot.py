@@ -109,8 +109,8 @@ CASES = (
     Case("v5p", "v5p:2x2x4", GEMMA),
     Case("H100", "1x1x8", GPT_OSS),
     Case("v5p", "v5p:2x2x4", GPT_OSS),
-    Case("H100", "1x1x8", QWEN_MOE, row=3584),
-    Case("v5p", "v5p:2x2x4", QWEN_MOE, row=3584),
+    Case("H100", "1x1x8", QWEN_MOE, row=3072),
+    Case("v5p", "v5p:2x2x4", QWEN_MOE, row=3072),
 )
 
 
