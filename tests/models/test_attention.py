@@ -133,6 +133,12 @@ def test_splash_is_the_formula(rows, length, heads, softcap):
         check(splash, tensors(len(rows), length, *heads, 128), mask)
 
 
+def test_splash_has_windows_where_each_prompt_has_one_response():
+    mask = pack([[(30, [40]), (9, [5]), (3, [60])], [(100, [156])]], 256, branches=1, window=20)
+    with interpreted():
+        check(splash, tensors(2, 256, 2, 1, 128), mask)
+
+
 def test_splash_gives_nan_to_a_response_that_it_was_not_told_of():
     mask = pack([[(5, (5, 5, 5)), (5, (5, 5))]], 128)
     with interpreted():
@@ -203,6 +209,7 @@ CHOICES = {
     "tpu, float32": (TPU, FULL, {}, splash),
     "tpu, soft cap": (TPU, QUERIES, {"softcap": 30.0}, splash),
     "tpu, window": (TPU, QUERIES, {"window": 64}, coarse),
+    "tpu, window, one response": (TPU, QUERIES, {"window": 64, "branches": 1}, splash),
     "tpu, odd length": (TPU, ODD, {}, coarse),
     "nvidia": (H100, QUERIES, {}, cudnn),
     "nvidia, window": (H100, QUERIES, {"window": 64}, cudnn),

@@ -21,7 +21,7 @@ def refusal(_: Any, q: Array | jax.ShapeDtypeStruct, mask: RowMask) -> str | Non
         return f"the row length {q.shape[1]} is not a multiple of {LANES}"
     if mask.chunk is not None:
         return "it has no chunks of positions"
-    if mask.window is not None:
+    if mask.window is not None and mask.branches > 1:
         # The second response is further from its prompt in the row than in its own sequence.
         return "its window counts places in the row, not positions in the sequence"
     return None
@@ -45,7 +45,7 @@ def splash(q: Array, k: Array, v: Array, mask: RowMask, sinks: None = None) -> A
     others = [jnp.where(prompt, first + r, -1) for r in range(1, copies)]
     ids = splash_attention.SegmentIds(q=first, kv=jnp.concatenate([first, *others], 1))
     kernel = splash_attention.make_splash_mha(
-        splash_attention.MultiHeadMask([_CopiedCausal(length, copies)] * heads),
+        splash_attention.MultiHeadMask([_CopiedCausal(length, copies, mask.window)] * heads),
         block_sizes=_block_sizes(length),
         head_shards=1,
         q_seq_shards=1,
@@ -60,10 +60,10 @@ def splash(q: Array, k: Array, v: Array, mask: RowMask, sinks: None = None) -> A
 
 
 class _CopiedCausal(splash_attention.Mask):
-    """[L, copies * L]: key j is visible from place j mod L of the row on."""
+    """[L, copies * L]: key j is visible from place j mod L of the row on, for `window` places."""
 
-    def __init__(self, length: int, copies: int):
-        self.length, self.copies = length, copies
+    def __init__(self, length: int, copies: int, window: int | None):
+        self.length, self.copies, self.window = length, copies, window
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,13 +71,18 @@ class _CopiedCausal(splash_attention.Mask):
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         rows, columns = (np.arange(n)[i] for n, i in zip(self.shape, index, strict=True))
-        return columns % self.length <= rows[:, None]
+        back = rows[:, None] - columns % self.length
+        return (back >= 0) & (back < (self.window or self.length))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _CopiedCausal) and self.shape == other.shape
+        return isinstance(other, _CopiedCausal) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self.shape)
+        return hash(self._key)
+
+    @property
+    def _key(self) -> tuple[int, int, int | None]:
+        return self.length, self.copies, self.window
 
 
 def _block_sizes(length: int) -> splash_attention.BlockSizes:
