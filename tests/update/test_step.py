@@ -37,9 +37,7 @@ KINDS = ["sft", "dpo", "slpo", "bco", "kto", "info_nca", "rdpo", "gpm"]
 SOME = [pytest.param(k, marks=() if k in ("dpo", "kto") else pytest.mark.slow) for k in KINDS]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(k, marks=pytest.mark.slow if k in ("rdpo", "gpm") else ()) for k in KINDS]
-)
+@pytest.mark.parametrize("name", SOME)
 def test_microbatches_give_the_dense_gradient(name):
     assert_same(gradient(name, n=4), dense_gradient(name))
 
