@@ -71,9 +71,9 @@ adapters.
 
 - beyond Llama: what its layers have that Llama's have not; "some" is some layers or checkpoints.
 - reward: whether transformers has a reward model of the family, without which none can be exported.
-- TPU, NVIDIA: the attention there, in half precision and in rows as long as the context of the
-  checkpoint. "blocks" is the implementation in plain JAX, which serves everything; next to another
-  one it serves the layers with windows. [Design](design.md#attention) has the conditions.
+- TPU, NVIDIA: the attention of pairs there, in half precision and rows as long as the context of
+  the checkpoint. "blocks" is the implementation in plain JAX, which serves everything; next to
+  another one it serves the layers with windows. [Design](design.md#attention) has the conditions.
 
 """
 FEATURES: dict[str, Callable[[Layer], Any]] = {
@@ -226,6 +226,7 @@ def serves(name: str, layer: Layer, length: int) -> bool:
         window=window,
         chunk=chunk if (chunk or 0) < length else None,
         softcap=of_attention(layer, "softcap"),
+        branches=2,
     )
     queries = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
     return backend(device, queries, mask, bool(of_attention(layer, "sinks"))) is run
