@@ -236,7 +236,7 @@ def test_the_log_says_once_why_a_kernel_is_refused(caplog):
         backend(H100, FULL, pack([[]], 256))
         backend(CPU, FULL, pack([[]], 256))
     assert [record.message for record in caplog.records] == [
-        "attention is computed without cuDNN, which is faster: it needs half precision, not float32"
+        "attention runs in plain JAX, not in cuDNN: it needs half precision, not float32"
     ]
 
 

@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 import torch
 from lib.checkpoints import in_torch, load, named_slopes, plain_rows, small_model
-from lib.steps import LLAMA, MESHES, assert_same, gradient
+from lib.steps import (
+    LLAMA,
+    MESHES,
+    assert_same,
+    batch_of,
+    examples_of,
+    gradient,
+    one_device,
+    parameters,
+)
+from lib.steps import small_model as decoder
 
 from jaxalign.core.sharding import make_mesh
 from jaxalign.models.layers.mixture import Routing
+from jaxalign.objectives import OBJECTIVES
 from jaxalign.update.routing import balance_loss, routing_sums
 
 KEYS = ("ids", "positions", "segment", "branch")
@@ -47,15 +58,32 @@ def test_the_balance_loss_and_its_gradient_equal_those_of_transformers(hf_checkp
         assert off <= 1e-4 * np.abs(slope).max() + 1e-7, (tensor, off)
 
 
+def balance_gradient_of(name):
+    """The balance loss of the examples of `gradient` and its gradient, in one batch."""
+    mesh = one_device()
+    model = decoder(mesh, config=MIXTURE)
+    batch = batch_of(examples_of(OBJECTIVES[name]))
+    rows = [getattr(batch, key).reshape(-1, batch.ids.shape[-1]) for key in KEYS]
+
+    def loss(params):
+        return balance_loss(model.forward(params, *rows).routing)
+
+    with jax.set_mesh(mesh):
+        return jax.jit(jax.value_and_grad(loss))(parameters(model))
+
+
 # An objective that is separate, and one that couples examples.
 @pytest.mark.parametrize("name", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
 def test_the_balance_loss_is_that_of_the_whole_batch(name):
     def found(**how):
         return gradient(name, config=MIXTURE, router_balance=0.5, **how)
 
-    whole = found()
-    assert_same(found(n=4), whole)
-    assert_same(found(n=2, mesh=make_mesh(MESHES["mixed"])), whole)
+    loss, slopes, _ = gradient(name, config=MIXTURE)
+    balance, its_slopes = balance_gradient_of(name)
+    wanted = loss + 0.5 * balance, jax.tree.map(lambda a, b: a + 0.5 * b, slopes, its_slopes)
+    assert_same(found(), wanted)
+    assert_same(found(n=4), wanted)
+    assert_same(found(n=2, mesh=make_mesh(MESHES["mixed"])), wanted)
 
 
 def test_metrics_are_those_of_the_counts():

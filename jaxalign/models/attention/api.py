@@ -105,7 +105,7 @@ def backend(
 
 @functools.cache
 def _log_refusal(name: str, reason: str) -> None:
-    LOG.warning("attention is computed without %s, which is faster: %s", name, reason)
+    LOG.warning("attention runs in plain JAX, not in %s: %s", name, reason)
 
 
 def attend_cached(
