@@ -80,7 +80,7 @@ def replier(folder: Path, settings: Chatting, mesh: Mesh) -> Replier:
         growing = Growing(say)
 
         def drawn(tokens: np.ndarray) -> None:
-            growing.add(encoder.text(tokens[0][tokens[0] >= 0]))
+            growing.add(encoder.text(tokens))
 
         answers = answer(model, params, encoder, [ids], drawn=drawn, **how)
         growing.end(answers.texts[0])

@@ -1,49 +1,48 @@
-"""Drawing tokens from a decoder, in batches, with a cache of the tokens read so far."""
+"""Answers drawn from a decoder, as many at a time as there are slots.
+
+A prompt is read once for all of its answers, and a slot whose answer has ended gets the next one,
+so that no answer waits for a longer one of another prompt. See `slots` for the programs.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ..core.sharding import constrain
-from ..core.types import Array
+from ..core.sharding import batch_shards
 from ..data.rows import round_up
 from ..errors import UserError
-from ..models.decoder import Cache, Model, Params
+from ..models.decoder import Model, Params
 from ..models.spec import Spec
+from .draw import How
+from .slots import Prompts, Sizes, Slots, advance, begin, empty, grown, read
 
 PROMPT_STEP = 64
+READ = 2**14
+"""Most tokens of prompts that are read at a time, where there are several."""
+COLUMNS, RINGS = 32, 8
+"""Columns of the first ring: at least 32, and at least one in 8 of the tokens of an answer."""
 DRAWN = 8
-"""Tokens of each answer between two calls of `drawn`."""
+"""Tokens of an answer between two calls of `drawn`."""
+ENDED = 16
+"""One of so many slots must end before new answers begin."""
+WAVES = 2
+"""Answers that a slot of a group draws to a prompt, if each prompt gets more than that."""
+WORTH = 4
+"""Answers a slot for which prompts of their own width are worth further programs."""
 
 
-class _How(NamedTuple):
-    """The settings of a program that draws tokens; static."""
+class Answer(NamedTuple):
+    """The new tokens after a prompt."""
 
-    temperature: float
-    top_k: int
-    top_p: float
-    stop: tuple[int, ...]
-    max_new: int
-
-
-class _State(NamedTuple):
-    """The loop's state after `step` tokens of each of N rows."""
-
-    key: Array  # [N]
-    pad: Array  # [N] columns of the cache before the prompt
-    columns: Array  # [columns] 0, 1, ...: the columns of the cache
-    filled: Array  # [] how many of them are filled
-    step: Array  # []
-    token: Array  # [N] the last token drawn
-    done: Array  # [N] bool
-    out: Array  # [N, max_new] tokens drawn so far; -1 beyond
-    cache: Cache
+    tokens: np.ndarray  # [length], without the stop token
+    stopped: bool  # by a stop token, not by the maximum number of new tokens
+    logp: float  # of all tokens under the model, the stop token included; nats
+    sampler_logp: float  # the same under the distribution that they were drawn from
 
 
 def generate(
@@ -53,54 +52,182 @@ def generate(
     *,
     max_new: int,
     stop: Sequence[int],
+    n: int = 1,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 64,
     drawn: Callable[[np.ndarray], object] | None = None,
-) -> list[np.ndarray]:
-    """Continue every prompt.
+) -> list[Answer]:
+    """Continue every prompt, `n` times.
 
-    The tokens drawn for a prompt depend on `seed` and its place in `prompts`, not on the other
-    prompts of its batch (up to rounding). Prompts of similar length are batched together and padded
-    to 64 * (1, 2, 3, 4, 6, 8, 12, ...) tokens; each such length compiles two programs, one that
-    reads the prompts and one that draws.
+    Answer a, counted over all prompts, has the seed `seed` + a, and does not depend on the others
+    (up to rounding). Prompts are padded to 64 * (1, 2, 3, 4, 6, 8, 12, ...)
+    tokens; each such width compiles three programs, unless few prompts have it.
 
     Args:
       model: the decoder.
       params: parameters as in `model.abstract`.
       prompts: token ids, each [length] with length > 0.
-      max_new: maximum number of new tokens per prompt.
-      stop: ids that end a response.
+      max_new: maximum number of new tokens per answer.
+      stop: ids that end an answer.
+      n: number of answers per prompt.
       temperature: divisor of the logits; 0 takes the most likely token.
       top_k: number of most likely tokens to draw from; 0: all.
       top_p: probability of the most likely tokens to draw from.
-      seed: seed of all draws.
-      batch_size: number of prompts per batch.
-      drawn: a function that is called every 8 tokens with the tokens drawn so far for a batch,
-        [batch_size, n] with -1 after the end of a response.
+      seed: seed of the first answer.
+      batch_size: number of answers drawn at a time.
+      drawn: a function that is called every 8 tokens with the tokens so far, where there is one
+        answer.
 
     Returns:
-      The new tokens of each prompt, without the stop token.
+      The answers, `n` to the first prompt, `n` to the next, and so on.
 
     Raises:
       UserError: an argument is out of range, or a prompt is empty, too long or of unknown ids.
     """
-    _check(model, prompts, max_new, temperature, top_k, top_p, batch_size)
-    how = _How(float(temperature), top_k, float(top_p), tuple(stop), max_new)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    rows = min(batch_size, len(prompts))
-    key = jax.random.key(seed)
-    results: dict[int, np.ndarray] = {}
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        ids, length, number = _batch(prompts, chosen, rows)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, number)
-        with jax.set_mesh(model.mesh):
-            out = _continue(model, how, params, (ids, length, keys), drawn)
-        results |= {i: row[row >= 0] for i, row in zip(chosen, out, strict=False)}
-    return [results[i] for i in range(len(prompts))]
+    how = How(float(temperature), top_k, float(top_p), tuple(stop), max_new)
+    _check(model, prompts, how, n, batch_size)
+    found: dict[int, Answer] = {}
+    with jax.set_mesh(model.mesh):
+        for width, numbers in _by_width([len(p) for p in prompts], WORTH * batch_size // n):
+            sizes = _sizes(width, len(numbers), n, max_new, batch_size, batch_shards(model.mesh))
+            own = {i: prompts[i] for i in numbers}
+            found |= _Drawing(model, how, params, sizes, own, n, seed).answers(drawn)
+    return [found[a] for a in range(len(prompts) * n)]
+
+
+def _by_width(lengths: Sequence[int], worth: int) -> Iterator[tuple[int, list[int]]]:
+    """The numbers of the prompts by the width that they are padded to, the longest first.
+
+    Prompts of a smaller width join the ones before, unless these are more than `worth`.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    group: list[int] = []
+    for i in order:
+        width = round_up(lengths[group[0] if group else i], PROMPT_STEP)
+        if len(group) > worth and round_up(lengths[i], PROMPT_STEP) < width:
+            yield width, group
+            group = []
+        group.append(i)
+    if group:
+        yield round_up(lengths[group[0]], PROMPT_STEP), group
+
+
+def _sizes(width: int, count: int, n: int, max_new: int, batch_size: int, shards: int) -> Sizes:
+    """Slots for `n` answers to each of `count` prompts, on a mesh of so many shards of a batch."""
+    members = min(n if n <= WAVES else math.ceil(n / WAVES), batch_size)
+    groups = max(min(count, batch_size // members), 1)
+    columns = min(max(COLUMNS, math.ceil(max_new / RINGS)), max_new)
+    return Sizes(-(-groups // shards) * shards, members, width, columns)
+
+
+class _Drawing:
+    """The answers to prompts of one width: which prompt each group has, which answer each slot."""
+
+    def __init__(
+        self,
+        model: Model,
+        how: How,
+        params: Params,
+        sizes: Sizes,
+        prompts: dict[int, np.ndarray],
+        n: int,
+        seed: int,
+    ):
+        self.model, self.how, self.params, self.sizes = model, how, params, sizes
+        self.n, self.seed = n, seed
+        self.prompt = np.full(sizes.groups, -1)
+        self.begun = np.full(sizes.groups, n)  # answers to the prompt
+        self.inside = np.full((sizes.groups, sizes.members), -1)
+        self.waiting = self._parts(prompts)
+        self.read, self.rows = next(self.waiting)
+
+    def answers(self, drawn: Callable[[np.ndarray], object] | None) -> dict[int, Answer]:
+        """The answers by their numbers: prompt i has i n to i n + n - 1."""
+        slots, room = empty(self.model, self.how, self.sizes), self.sizes.columns
+        found: dict[int, Answer] = {}
+        while True:
+            slots = self._begin(slots)
+            if (self.inside < 0).all():
+                return found
+            if room == 0:
+                columns = min(2 * len(slots.columns), self.how.max_new)
+                room = columns - len(slots.columns)
+                slots = grown(slots, columns)
+            steps = room if drawn is None else min(room, DRAWN)
+            slots = advance(self.model, self.how, self.params, slots, steps, self._least())
+            room = len(slots.columns) - self._collect(slots, found)
+            if drawn is not None:
+                tokens = np.asarray(slots.tokens)[0]
+                drawn(tokens[tokens >= 0])
+
+    def _parts(
+        self, prompts: dict[int, np.ndarray]
+    ) -> Iterator[tuple[Prompts, list[tuple[int, int]]]]:
+        """The prompts, read as many at a time as fit, and the row and number of each."""
+        order, width = list(prompts), self.sizes.width
+        shards = batch_shards(self.model.mesh)
+        count = -(-min(self.sizes.groups, max(READ // width, 1)) // shards) * shards
+        for start in range(0, len(order), count):
+            numbers = order[start : start + count]
+            # The last ones have the same shape: the first is repeated.
+            filled = [prompts[i] for i in numbers + [numbers[0]] * (count - len(numbers))]
+            ids = np.zeros((count, width), np.int32)
+            for row, prompt in enumerate(filled):
+                ids[row, width - len(prompt) :] = prompt
+            length = np.array([len(prompt) for prompt in filled], np.int32)
+            yield read(self.model, self.params, ids, length), list(enumerate(numbers))
+
+    def _begin(self, slots: Slots) -> Slots:
+        """Give idle groups the next prompts, and free slots the next answers."""
+        while True:
+            free = np.flatnonzero((self.begun == self.n) & (self.inside < 0).all(1))
+            if free.size and not self.rows:
+                self.read, self.rows = next(self.waiting, (self.read, []))
+            given, self.rows = self.rows[: free.size], self.rows[free.size :]
+            source = np.full(self.sizes.groups, -1, np.int32)
+            for group, (row, number) in zip(free, given, strict=False):
+                source[group], self.prompt[group], self.begun[group] = row, number, 0
+            new, seeds = self._next_answers()
+            if not new.any():
+                return slots
+            slots = begin(slots, self.read, source, seeds, new)
+
+    def _next_answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Put the next answers into free slots: which slots, and the seeds."""
+        new = np.zeros(self.inside.shape, bool)
+        seeds = np.zeros(self.inside.shape, np.uint32)
+        for group, slot in zip(*np.nonzero(self.inside < 0), strict=True):
+            if self.begun[group] < self.n:
+                number = int(self.prompt[group]) * self.n + int(self.begun[group])
+                self.begun[group] += 1
+                self.inside[group, slot] = number
+                new[group, slot], seeds[group, slot] = True, (self.seed + number) % 2**32
+        return new.reshape(-1), seeds.reshape(-1)
+
+    def _least(self) -> int:
+        """How many slots are done when it is time for new answers; all, if there are none."""
+        done, size = int((self.inside < 0).sum()), self.inside.size
+        more = bool(self.rows) or (self.begun < self.n).any()
+        return min(done + max(size // ENDED, 1), size) if more else size
+
+    def _collect(self, slots: Slots, found: dict[int, Answer]) -> int:
+        """Take the ended answers out of their slots; returns the tokens of the longest other."""
+        step, done = jax.device_get((slots.step, slots.done))
+        inside = self.inside.reshape(-1)  # a view
+        ended = np.flatnonzero(done & (inside >= 0))
+        if ended.size:
+            stopped, tokens, *logps = jax.device_get(
+                (slots.stopped, slots.tokens, slots.logps, slots.sampler_logps)
+            )
+            for slot in ended:
+                drawn = tokens[slot][tokens[slot] >= 0]
+                sums = (float(x[slot].sum(dtype=np.float64)) for x in logps)
+                found[int(inside[slot])] = Answer(drawn, bool(stopped[slot]), *sums)
+            inside[ended] = -1
+        return int(step[inside >= 0].max(initial=0))
 
 
 def refuse_scores(spec: Spec) -> None:
@@ -116,159 +243,41 @@ def refuse_scores(spec: Spec) -> None:
         )
 
 
-def _check(
-    model: Model,
-    prompts: Sequence[np.ndarray],
-    max_new: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    batch_size: int,
-) -> None:
+def _check(model: Model, prompts: Sequence[np.ndarray], how: How, n: int, batch_size: int) -> None:
     def need(ok: bool, name: str, got: float, wanted: str) -> None:
         if not ok:
             raise UserError(f"generate: {name}: got {got}, wanted {wanted}")
 
     refuse_scores(model.spec)
-    need(max_new >= 1, "max_new", max_new, "at least 1")
+    need(how.max_new >= 1, "max_new", how.max_new, "at least 1")
+    need(n >= 1, "n", n, "at least 1")
     need(batch_size >= 1, "batch_size", batch_size, "at least 1")
-    need(temperature >= 0, "temperature", temperature, "0 (the likeliest token) or more")
+    need(how.temperature >= 0, "temperature", how.temperature, "0 (the likeliest token) or more")
+    top_k = how.top_k
     need(0 <= top_k <= model.spec.vocab, "top_k", top_k, f"0 (all) to {model.spec.vocab}")
-    need(0 < top_p <= 1, "top_p", top_p, "more than 0, at most 1")
+    need(0 < how.top_p <= 1, "top_p", how.top_p, "more than 0, at most 1")
     for i, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise UserError(f"generate: prompt {i} is empty; give it at least one token")
-        if min(prompt) < 0 or max(prompt) >= model.spec.vocab:
+        _check_prompt(model.spec, prompt, f"generate: prompt {i}", how.max_new)
+
+
+def _check_prompt(spec: Spec, prompt: np.ndarray, where: str, max_new: int) -> None:
+    if not len(prompt):
+        raise UserError(f"{where} is empty; give it at least one token")
+    if min(prompt) < 0 or max(prompt) >= spec.vocab:
+        raise UserError(
+            f"{where}: got ids {min(prompt)} to {max(prompt)}, wanted 0 to "
+            f"{spec.vocab - 1}; does the tokenizer belong to the model?"
+        )
+    total, limit = len(prompt) + max_new, spec.max_positions
+    if total > limit:
+        raise UserError(
+            f"{where}: {len(prompt)} tokens and max_new {max_new} make {total}, "
+            f"more than the model's {limit} positions; shorten the prompt or max_new"
+        )
+    for short in spec.switches:
+        if len(prompt) <= short < total:
             raise UserError(
-                f"generate: prompt {i}: got ids {min(prompt)} to {max(prompt)}, wanted 0 to "
-                f"{model.spec.vocab - 1}; does the tokenizer belong to the model?"
+                f"{where}: {len(prompt)} tokens and max_new {max_new} make "
+                f"{total}; beyond {short} the model reads all tokens with other frequencies "
+                "(LongRoPE), to which generation does not change; shorten the prompt or max_new"
             )
-        total, limit = len(prompt) + max_new, model.spec.max_positions
-        if total > limit:
-            raise UserError(
-                f"generate: prompt {i}: {len(prompt)} tokens and max_new {max_new} make {total}, "
-                f"more than the model's {limit} positions; shorten the prompt or max_new"
-            )
-        for short in model.spec.switches:
-            if len(prompt) <= short < total:
-                raise UserError(
-                    f"generate: prompt {i}: {len(prompt)} tokens and max_new {max_new} make "
-                    f"{total}; beyond {short} the model reads all tokens with other frequencies "
-                    "(LongRoPE), to which generation does not change; shorten the prompt or max_new"
-                )
-
-
-def _batch(
-    prompts: Sequence[np.ndarray], chosen: list[int], rows: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Left-padded ids [rows, P], lengths [rows] and places in `prompts` [rows].
-
-    Rows beyond the chosen prompts repeat the first, so that the last batch has the same shape.
-    """
-    filled = chosen + [chosen[0]] * (rows - len(chosen))
-    longest = max(len(prompts[i]) for i in chosen)
-    width = round_up(longest, PROMPT_STEP)
-    ids = np.zeros((rows, width), np.int32)
-    for row, i in enumerate(filled):
-        ids[row, width - len(prompts[i]) :] = prompts[i]
-    length = np.array([len(prompts[i]) for i in filled], np.int32)
-    return ids, length, np.array(filled, np.int32)
-
-
-def _continue(
-    model: Model,
-    how: _How,
-    params: Params,
-    prompts: tuple[np.ndarray, np.ndarray, Array],
-    drawn: Callable[[np.ndarray], object] | None,
-) -> np.ndarray:
-    """Prompts [N, P] left-padded, their lengths and keys [N] -> new tokens [N, max_new]."""
-    state = _begin(model, how, params, *prompts)
-    step, every = 0, how.max_new if drawn is None else DRAWN
-    while True:
-        step = min(step + every, how.max_new)
-        state = _advance(model, how, params, state, step)
-        out = np.asarray(state.out)
-        if drawn is not None:
-            drawn(out[:, :step])
-        if step == how.max_new or (out[:, step - 1] < 0).all():
-            return out
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _begin(
-    model: Model, how: _How, params: Params, ids: Array, length: Array, key: Array
-) -> _State:
-    """Read the prompts and draw the first token of each response.
-
-    Column c of the cache holds the token at position c - pad.
-    """
-    n, width = ids.shape
-    cache = model.init_cache(n, width + how.max_new)
-    blank = jnp.full((n, how.max_new), -1, jnp.int32)
-    zero, zeros = jnp.int32(0), jnp.zeros(n, jnp.int32)
-    columns = jnp.arange(width + how.max_new)
-    state = _State(key, width - length, columns, zero, zero, zeros, zeros > 0, blank, cache)
-    return _next(model, how, params, state, ids)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _advance(model: Model, how: _How, params: Params, state: _State, until: int | Array) -> _State:
-    """Draw until each response has `until` tokens, at most `max_new`, or has ended."""
-
-    def more(state: _State) -> Array:
-        return (state.step < until) & ~jnp.all(state.done)
-
-    def advance(state: _State) -> _State:
-        return _next(model, how, params, state, state.token[:, None])
-
-    state = jax.lax.while_loop(more, advance, state)
-    return state._replace(out=constrain(state.out, None, None))
-
-
-def _next(model: Model, how: _How, params: Params, state: _State, tokens: Array) -> _State:
-    """Read tokens [N, L] into the next columns of the cache, and draw the token after them.
-
-    The end of a response is followed by -1.
-    """
-    pad = state.pad[:, None]  # [N, 1]
-    own = state.filled + jnp.arange(tokens.shape[1])
-    sees = (state.columns <= own[:, None]) & (state.columns >= pad[:, :, None])  # [N, L, columns]
-    positions = jnp.maximum(own - pad, 0)
-    hidden, head, cache = model.extend(
-        params, state.cache, tokens, positions, sees[:, None], state.filled
-    )
-    logits = constrain(head.logits(hidden[:, -1]), "batch", None)
-    token = _draw(how, state.key, state.step, logits)
-    done = state.done | jnp.isin(token, jnp.array(how.stop, jnp.int32))
-    out = state.out.at[:, state.step].set(jnp.where(done, -1, token))
-    filled = state.filled + tokens.shape[1]
-    step = state.step + 1
-    return state._replace(filled=filled, step=step, token=token, done=done, out=out, cache=cache)
-
-
-def _draw(how: _How, key: Array, step: Array, logits: Array) -> Array:
-    """A token [N] for each row of logits [N, V]."""
-    if how.temperature == 0:
-        return jnp.argmax(logits, -1).astype(jnp.int32)
-    allowed = restrict(logits / how.temperature, how.top_k, how.top_p)
-    now = jax.vmap(jax.random.fold_in, (0, None))(key, step)
-    return jax.vmap(jax.random.categorical)(now, allowed).astype(jnp.int32)
-
-
-def restrict(logits: Array, top_k: int, top_p: float) -> Array:
-    """Logits [N, V] with all but the most likely tokens at -inf.
-
-    Keeps the `top_k` largest logits (0: all), then the smallest set of the most likely among them
-    whose probability reaches `top_p` (Holtzman et al. 2020, arXiv:1904.09751). Ties at the edge are
-    all kept.
-    """
-    if top_k:
-        edge = jax.lax.top_k(logits, top_k)[0][:, -1:]
-        logits = jnp.where(logits < edge, -jnp.inf, logits)
-    if top_p < 1:
-        falling = jnp.flip(jnp.sort(logits, -1), -1)
-        before = jnp.cumsum(jax.nn.softmax(falling, -1), -1) - jax.nn.softmax(falling, -1)
-        edge = jnp.min(jnp.where(before < top_p, falling, jnp.inf), -1, keepdims=True)
-        logits = jnp.where(logits < edge, -jnp.inf, logits)
-    return logits

@@ -215,5 +215,6 @@ def answer(
     Raises:
       UserError: the model gives scores, or a prompt or a setting does not fit.
     """
-    tokens = generate(model, params, ids, stop=encoder.all_stops(), **how)
+    drawn = generate(model, params, ids, stop=encoder.all_stops(), **how)
+    tokens = [answer.tokens for answer in drawn]
     return Answers([encoder.text(ids) for ids in tokens], tokens, model.spec.vocab)

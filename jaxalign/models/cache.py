@@ -4,13 +4,32 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
+from ..core.sharding import constrain
 from ..core.types import Array
 from .spec import Delta, Latent, ShortConv, Softmax
 
+Kind = Softmax | Latent | Delta | ShortConv
+Cache = dict[str, dict[str, Array]]
+"""What each stack of layers keeps of earlier tokens, by the number of its first layer.
 
-class Kept(NamedTuple):
+Arrays have the leading axes [layers, rows]; keys and values, and only these, have columns."""
+COLUMNED = ("keys", "values")
+AXIS = 3
+"""The axis of columns, which keys and values have."""
+
+
+class Shared(NamedTuple):
+    """Prompts, each of which as many rows one after another share."""
+
+    cache: Cache  # [layers, prompts, ...]
+    back: Array  # [K, 1, columns]; see `Model.extend`
+
+
+class _Kept(NamedTuple):
     """An array of a layer's cache, without the axes of layers and rows."""
 
     shape: tuple[int, ...]
@@ -20,20 +39,17 @@ class Kept(NamedTuple):
     """None: the dtype of activations."""
 
 
-def shapes(kind: Softmax | Latent | Delta | ShortConv, columns: int, width: int) -> dict[str, Kept]:
-    """The arrays that a layer keeps.
-
-    Args:
-      kind: the layer's attention, or what it has in its place.
-      columns: positions of the keys and values.
-      width: D, the width of the decoder.
-    """
+def _shapes(kind: Kind, columns: int, width: int) -> dict[str, _Kept]:
+    """The arrays that a layer keeps."""
     if isinstance(kind, Softmax):
-        kept = Kept((columns, kind.kv_heads, kind.head_width), (None, "heads", None))
+        kept = _Kept((kind.kv_heads, columns, kind.head_width), ("heads", None, None))
         return {"keys": kept, "values": kept}
     if isinstance(kind, Latent):
-        keys, values = ((columns, 1, w) for w in (kind.rank + kind.rope_width, kind.rank))
-        return {"keys": Kept(keys, (None, None, None)), "values": Kept(values, (None, None, None))}
+        keys, values = ((1, columns, w) for w in (kind.rank + kind.rope_width, kind.rank))
+        return {
+            "keys": _Kept(keys, (None, None, None)),
+            "values": _Kept(values, (None, None, None)),
+        }
     if isinstance(kind, ShortConv):
         return {"inputs": _inputs(kind.taps, width)}
     keys = _inputs(kind.taps, kind.key_heads * kind.key_width)
@@ -43,27 +59,84 @@ def shapes(kind: Softmax | Latent | Delta | ShortConv, columns: int, width: int)
         "query": keys,
         "key": keys,
         "value": values,
-        "state": Kept(state, ("heads", None, None), jnp.float32),
+        "state": _Kept(state, ("heads", None, None), jnp.float32),
     }
 
 
-def _inputs(taps: int, channels: int) -> Kept:
+def _inputs(taps: int, channels: int) -> _Kept:
     """The last inputs of a convolution."""
-    return Kept((taps - 1, channels), (None, "heads"))
+    return _Kept((taps - 1, channels), (None, "heads"))
 
 
-def seen(kind: Softmax, mask: Array, places: Array, positions: Array) -> Array:
-    """The columns of `mask` that are within a layer's window and chunk.
+def blank(kind: Kind, size: tuple[int, int, int], width: int, dtype: DTypeLike) -> dict[str, Array]:
+    """Zeros for a stack of layers.
+
+    Args:
+      kind: the layers' attention, or what they have in its place.
+      size: numbers of layers, rows and columns.
+      width: D, the width of the decoder.
+      dtype: dtype of activations.
+    """
+    layers, rows, columns = size
+    return {
+        name: constrain(jnp.zeros((layers, rows, *shape), own or dtype), None, "batch", *axes)
+        for name, (shape, axes, own) in _shapes(kind, columns, width).items()
+    }
+
+
+def replaced(cache: Cache, new: Cache, source: Array) -> Cache:
+    """A cache whose row k is row source[k] of `new` where source [K] is not negative."""
+
+    def chosen(old: Array, new: Array) -> Array:
+        taken = (source >= 0).reshape(1, -1, *(1,) * (old.ndim - 2))
+        return jnp.where(taken, new[:, source], old)
+
+    return jax.tree.map(chosen, cache, new)
+
+
+def only(cache: Cache, *, columned: bool) -> Cache:
+    """The keys and values of a cache, or else the states of its recurrent layers."""
+    return {
+        first: {name: x for name, x in stack.items() if (name in COLUMNED) == columned}
+        for first, stack in cache.items()
+    }
+
+
+def widened(cache: Cache, at: Array, columns: int) -> Cache:
+    """A cache of more columns, the first of which are those of a ring, the oldest before `at`.
+
+    Args:
+      cache: a cache whose columns are a ring.
+      at: its oldest column.
+      columns: the new number of columns.
+    """
+
+    def wide(x: Array) -> Array:
+        more = [(0, columns - x.shape[AXIS] if axis == AXIS else 0) for axis in range(x.ndim)]
+        return jnp.pad(jnp.roll(x, -at, AXIS), more)
+
+    wider = jax.tree.map(wide, only(cache, columned=True))
+    return merged(wider, only(cache, columned=False))
+
+
+def merged(some: Cache, others: Cache) -> Cache:
+    """The arrays of two caches of the same layers."""
+    return {first: {**some[first], **others[first]} for first in some}
+
+
+def seen(kind: Softmax | Latent, back: Array, positions: Array) -> Array:
+    """The columns that a layer sees, [K, L, columns] bool.
 
     Args:
       kind: the layer's attention.
-      mask: the columns that each new token sees, [K, 1, L, columns] bool.
-      places: how many columns back each one is, [L, columns].
+      back: see `Model.extend`.
       positions: positions of the new tokens, [K, L].
     """
+    sees = back >= 0
+    if not isinstance(kind, Softmax):
+        return sees
     if kind.window is not None:
-        mask = mask & (places < kind.window)
+        sees = sees & (back < kind.window)
     if kind.chunk is not None:
-        first = positions // kind.chunk * kind.chunk
-        mask = mask & (places <= (positions - first)[:, None, :, None])
-    return mask
+        sees = sees & (back <= (positions % kind.chunk)[:, :, None])
+    return sees

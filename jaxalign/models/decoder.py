@@ -15,9 +15,9 @@ from jax.typing import DTypeLike
 
 from ..core.sharding import RULES, check_divisible, constrain
 from ..core.types import Array
-from .attention.api import attend, attend_cached
+from .attention.api import Part, attend, attend_cached
 from .attention.mask import KEPT, RowMask
-from .cache import seen, shapes
+from .cache import Cache, Shared, blank, seen
 from .layers.block import Block, Mixer
 from .layers.delta import DeltaNet
 from .layers.head import Head
@@ -32,8 +32,6 @@ from .patterns import Run, by_layer, runs
 from .spec import Rope, Softmax, Spec
 
 Params = dict[str, Any]
-Cache = dict[str, dict[str, Array]]
-"""What each stack of layers keeps of earlier tokens, by the number of its first layer."""
 Remat = Literal["none", "full", "dots"]
 
 
@@ -176,43 +174,57 @@ class Decoder(nnx.Module):
         return [self.layers[str(numbers[0])] for numbers in run.stacks]
 
     def extend(
-        self, ids: Array, positions: Array, mask: Array, cache: Cache, at: Array, dtype: DTypeLike
+        self,
+        ids: Array,
+        positions: Array,
+        back: Array,
+        cache: Cache,
+        at: Array,
+        prompts: Shared | None,
+        dtype: DTypeLike,
     ) -> tuple[Array, Cache]:
         """Like `__call__`, with a cache of earlier columns."""
         # Longer ones than `longest_short` are so from their prompt on; see `decode`.
         tables = self._tables(positions, positions.max(1, keepdims=True) + 1)
-        columns = at + jnp.arange(ids.shape[1])
-        places = columns[:, None] - jnp.arange(mask.shape[-1])  # [L, columns]
-        real = mask[:, 0, jnp.arange(ids.shape[1]), columns].astype(jnp.int32)  # sees itself
+        new = at + jnp.arange(ids.shape[1])
+        real = (back[:, jnp.arange(ids.shape[1]), new] >= 0).astype(jnp.int32)  # it sees itself
         rows = RowMask(real, jnp.zeros_like(real), positions, branches=1)
 
-        def mix(mixer: Mixer, x: Array, held: dict[str, Array], i: Array) -> Any:
+        def mix(mixer: Mixer, x: Array, held: dict[str, Array], name: str, i: Array) -> Any:
             if isinstance(mixer, DeltaNet | GatedConv):
                 x, now = mixer(x, rows, {name: whole[i] for name, whole in held.items()})
                 return x, {name: held[name].at[i].set(new) for name, new in (now or {}).items()}
             kind = mixer.kind
-            sees, cap = mask, None
-            if isinstance(kind, Softmax):
-                sees, cap = seen(kind, mask, places, positions), kind.softcap
 
-            def cached(q, k, v, sinks):
-                new = {
-                    name: jax.lax.dynamic_update_slice(held[name], x[None], (i, 0, at, 0, 0))
+            def part(held: dict[str, Array], back: Array) -> Part:
+                return Part(held["keys"][i], held["values"][i], seen(kind, back, positions))
+
+            def cached(q: Array, k: Array, v: Array, sinks: Array | None) -> Any:
+                kept = {
+                    name: jax.lax.dynamic_update_slice(
+                        held[name], x.swapaxes(1, 2)[None], (i, 0, 0, at, 0)
+                    )
                     for name, x in (("keys", k), ("values", v))
                 }
-                now = new["keys"][i], new["values"][i]
-                return attend_cached(q, *now, sees, kind.scale, cap, sinks), new
+                parts = [part(kept, back)]
+                if prompts is not None:
+                    parts = [part(prompts.cache[name], prompts.back), *parts]
+                cap = kind.softcap if isinstance(kind, Softmax) else None
+                return attend_cached(q, parts, kind.scale, cap, sinks), kept
 
             if isinstance(mixer, LatentAttention):
                 return mixer(x, tables[kind.rope], cached, compact=True)
             return mixer(x, tables[kind.rope], cached)
 
-        def pattern(carry: tuple[Array, list[dict[str, Array]]], indexed: Any) -> Any:
+        def pattern(
+            names: list[str], carry: tuple[Array, list[dict[str, Array]]], indexed: Any
+        ) -> Any:
             x, caches = carry
             blocks, i = indexed
             kept = []
-            for block, held in zip(blocks, caches, strict=True):
-                x, new, _ = block(x, functools.partial(mix, held=held, i=i), real > 0)
+            for name, block, held in zip(names, blocks, caches, strict=True):
+                own = functools.partial(mix, held=held, name=name, i=i)
+                x, new, _ = block(x, own, real > 0)
                 kept.append(new)
             return (x, kept), None
 
@@ -221,7 +233,7 @@ class Decoder(nnx.Module):
             names = [str(numbers[0]) for numbers in run.stacks]
             indexed = (self._blocks(run), jnp.arange(run.repeats))
             start = (x, [cache[name] for name in names])
-            (x, kept), _ = jax.lax.scan(pattern, start, indexed)
+            (x, kept), _ = jax.lax.scan(functools.partial(pattern, names), start, indexed)
             after |= dict(zip(names, kept, strict=True))
         return self.finished(x), after
 
@@ -289,25 +301,20 @@ class Model:
     def init_cache(self, rows: int, columns: int) -> Cache:
         """The cache of `columns` positions before the first token: zeros.
 
-        Each array has the leading axes [layers, rows]. Keys and values are [..., columns, Hk, C];
+        Each array has the leading axes [layers, rows]. Keys and values are [..., Hk, columns, C];
         latent attention keeps latents, one key and one value for all heads. A recurrent layer keeps
         its last inputs and its state, whose size does not depend on `columns`.
         """
-
-        def blank(numbers: range) -> dict[str, Array]:
-            kept = shapes(self.spec.layers[numbers[0]].attention, columns, self.spec.width)
-            return {
-                name: constrain(
-                    jnp.zeros((len(numbers), rows, *shape), dtype or self.dtype),
-                    None,
-                    "batch",
-                    *axes,
-                )
-                for name, (shape, axes, dtype) in kept.items()
-            }
-
         stacks = [numbers for run in runs(self.spec.layers) for numbers in run.stacks]
-        return {str(numbers[0]): blank(numbers) for numbers in stacks}
+        return {
+            str(numbers[0]): blank(
+                self.spec.layers[numbers[0]].attention,
+                (len(numbers), rows, columns),
+                self.spec.width,
+                self.dtype,
+            )
+            for numbers in stacks
+        }
 
     def extend(
         self,
@@ -315,26 +322,32 @@ class Model:
         cache: Cache,
         ids: Array,
         positions: Array,
-        mask: Array,
+        back: Array,
         at: int | Array,
-    ) -> tuple[Array, Head, Cache]:
-        """Append L tokens of each row to the cache: a prompt, or one token of a response.
+        prompts: Shared | None = None,
+    ) -> tuple[Array, Cache]:
+        """Append L tokens of each row to the cache: of a prompt, or one token of a response.
 
         Args:
           params: parameters as in `abstract`.
-          cache: a cache of S columns, from `init_cache`.
+          cache: a cache of some columns, from `init_cache`.
           ids: tokens [K, L].
           positions: position of each token in its own sequence, [K, L].
-          mask: [K, 1, L, columns] bool; the columns that each new token sees, its own included.
-          at: first column to write.
+          back: how many positions before each new token every column is, [K, L, columns]: 0 is the
+            token itself, and a negative number a column that it does not see.
+          at: the first column to write.
+          prompts: the prompts of the rows, if `cache` does not have them.
 
         Returns:
-          hidden [K, L, D], the head and the cache with columns at ... at + L - 1 filled.
+          hidden [K, L, D] and the cache with columns at ... at + L - 1 filled.
         """
         decoder = self._bind(params)
         at = jnp.asarray(at)
-        hidden, cache = decoder.extend(ids, positions, mask, cache, at, self.dtype)
-        return hidden, decoder.readout(self.dtype), cache
+        return decoder.extend(ids, positions, back, cache, at, prompts, self.dtype)
+
+    def head(self, params: Params) -> Head:
+        """The head, which turns hidden states into logits."""
+        return self._bind(params).readout(self.dtype)
 
 
 def build(

@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,8 @@ import pytest
 import torch
 from lib.checkpoints import FEW_FAMILIES, in_torch, small_model
 
-from jaxalign.collect.decode import generate, restrict
+from jaxalign.collect.decode import generate
+from jaxalign.collect.draw import restrict
 from jaxalign.errors import UserError
 from jaxalign.hf.load import load_params
 from jaxalign.settings import Mesh
@@ -31,7 +33,7 @@ def loaded(hf_checkpoint):
 def sample(loaded, prompts=PROMPTS, mesh=None, **options):
     _, model, params = loaded("llama-gqa", mesh)
     options = {"max_new": 8, "stop": ()} | options
-    return [list(tokens) for tokens in generate(model, params, prompts, **options)]
+    return [list(answer.tokens) for answer in generate(model, params, prompts, **options)]
 
 
 @pytest.mark.parametrize("name", FEW_FAMILIES)
@@ -39,7 +41,7 @@ def test_greedy_tokens_equal_those_of_transformers(loaded, name):
     folder, model, params = loaded(name)
     theirs = in_torch(folder)
     ours = generate(model, params, PROMPTS, max_new=40, temperature=0, stop=[2], batch_size=4)
-    for prompt, tokens in zip(PROMPTS, ours, strict=True):
+    for prompt, (tokens, *_) in zip(PROMPTS, ours, strict=True):
         wanted = theirs.generate(
             torch.tensor(prompt[None]).long(),
             max_new_tokens=40,
@@ -59,23 +61,105 @@ def test_a_stop_token_ends_a_response_and_is_left_out(loaded):
 
 def test_what_is_drawn_so_far_is_the_beginning_of_the_responses(loaded):
     seen = []
-    options = {"max_new": 20, "batch_size": len(PROMPTS)}
+    options = {"max_new": 20, "prompts": PROMPTS[:1]}
     plain = sample(loaded, **options)
     assert sample(loaded, drawn=seen.append, **options) == plain
-    longest_last = sorted(range(len(PROMPTS)), key=lambda i: len(PROMPTS[i]))
     for n, tokens in zip((8, 16, 20), seen, strict=True):
-        np.testing.assert_array_equal(tokens, [plain[i][:n] for i in longest_last])
+        np.testing.assert_array_equal(tokens, plain[0][:n])
 
 
 def test_drawing_ends_with_the_last_response(loaded):
     seen = []
     stops = range(265)
-    assert sample(loaded, drawn=seen.append, max_new=20, stop=stops) == [[]] * len(PROMPTS)
+    options = {"max_new": 20, "stop": stops, "prompts": PROMPTS[:1]}
+    assert sample(loaded, drawn=seen.append, **options) == [[]]
     assert len(seen) == 1
 
 
 def test_draws_do_not_depend_on_the_batch(loaded):
     assert sample(loaded, batch_size=4) == sample(loaded, batch_size=3)
+
+
+MANY = [np.random.default_rng(n).integers(4, 264, 1 + n % 70).astype(np.int32) for n in range(12)]
+STOPS = tuple(range(4, 24))
+"""One token in thirteen ends an answer, so that answers are of many lengths."""
+
+
+def of_families(*names):
+    """One family, and as slow tests the others."""
+    others = [pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return pytest.mark.parametrize("name", ["llama-gqa", *others])
+
+
+@of_families("mistral", "lfm2", "qwen3_next", "deepseek_v2")
+def test_slots_that_are_filled_again_change_no_answer(loaded, name):
+    _, model, params = loaded(name)
+    how = {"max_new": 56, "stop": STOPS, "n": 5, "seed": 7}
+    few = generate(model, params, MANY, batch_size=6, **how)
+    all_at_once = generate(model, params, MANY, batch_size=64, **how)
+    assert [list(a.tokens) for a in few] == [list(a.tokens) for a in all_at_once]
+    assert len({len(a.tokens) for a in few}) > 10
+
+
+@of_families("mistral", "lfm2", "qwen3_next", "gpt_oss")
+def test_log_probabilities_equal_those_of_a_forward_pass(loaded, name):
+    _, model, params = loaded(name)
+    found = generate(model, params, MANY, max_new=40, stop=STOPS, n=2, batch_size=6)
+
+    @jax.jit
+    def logps(ids, real):
+        at = jnp.broadcast_to(jnp.arange(128), ids.shape)
+        hidden, head, *_ = model.forward(params, ids, at, real, jnp.zeros_like(ids))
+        return jax.nn.log_softmax(head.logits(hidden[0]), -1)
+
+    for number, answer in enumerate(found):
+        prompt = MANY[number // 2]
+        # A stop token is not in `tokens`; any of them may have been drawn.
+        ids = np.concatenate([prompt, answer.tokens])
+        padded = np.pad(ids, (0, 128 - len(ids)))[None]
+        with jax.set_mesh(model.mesh):
+            logp = np.asarray(logps(padded, (np.arange(128) < len(ids)).astype(np.int32)[None]))
+        before = np.arange(len(prompt) - 1, len(ids) - 1)
+        wanted = float(logp[before, answer.tokens].sum())
+        ends = (
+            [wanted + float(x) for x in logp[len(ids) - 1, list(STOPS)]]
+            if answer.stopped
+            else [wanted]
+        )
+        # float32 sums of up to 40 terms, and 1e-5 for a short answer
+        assert min(ends, key=lambda x: abs(x - answer.logp)) == pytest.approx(
+            answer.logp, rel=1e-6, abs=1e-5
+        )
+        assert answer.sampler_logp == answer.logp
+
+
+def test_an_answer_has_the_seed_of_its_number(loaded):
+    _, model, params = loaded("llama-gqa")
+    how = {"max_new": 12, "stop": STOPS}
+    found = generate(model, params, MANY, n=3, seed=5, **how)
+    for number in (0, 4, 35):
+        [again] = generate(model, params, [MANY[number // 3]], seed=5 + number, **how)
+        np.testing.assert_array_equal(again.tokens, found[number].tokens)
+
+
+def test_tempered_draws_have_the_log_probability_of_the_sampler(loaded):
+    _, model, params = loaded("llama-gqa")
+    how = {"max_new": 1, "stop": (), "temperature": 0.5, "top_k": 3, "n": 40}
+    found = generate(model, params, PROMPTS[:1], **how)
+    shares = {int(a.tokens[0]): np.exp(a.sampler_logp) for a in found}
+    assert len(shares) == 3
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-6)
+    logps = {int(a.tokens[0]): a.logp for a in found}
+    for a, b in itertools.combinations(shares, 2):
+        ratio = np.log(shares[a] / shares[b])
+        assert ratio == pytest.approx((logps[a] - logps[b]) / 0.5, abs=1e-5)
+
+
+def test_an_answer_that_no_stop_token_ends_says_so(loaded):
+    _, model, params = loaded("llama-gqa")
+    found = generate(model, params, MANY, max_new=8, stop=STOPS, n=4)
+    assert {a.stopped for a in found} == {True, False}
+    assert all(a.stopped or len(a.tokens) == 8 for a in found)
 
 
 def test_draws_depend_on_the_seed(loaded):
@@ -130,6 +214,7 @@ def test_the_top_token_alone_is_greedy(loaded):
 
 
 REFUSED = {
+    "n": ({"n": 0}, "n: got 0, wanted at least 1"),
     "max_new": ({"max_new": 0}, "max_new: got 0, wanted at least 1"),
     "batch_size": ({"batch_size": 0}, "batch_size: got 0, wanted at least 1"),
     "temperature": ({"temperature": -1.0}, "temperature: got -1.0, wanted 0"),

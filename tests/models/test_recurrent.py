@@ -93,7 +93,7 @@ def test_answers_to_prompts_of_several_chunks_are_those_of_transformers(hf_check
     theirs = in_torch(folder)
     prompts = [np.random.default_rng(n).integers(4, 264, n).astype(np.int32) for n in (65, 85, 7)]
     ours = generate(small_model(folder), load(folder), prompts, max_new=40, temperature=0, stop=[])
-    for prompt, tokens in zip(prompts, ours, strict=True):
+    for prompt, tokens in zip(prompts, (a.tokens for a in ours), strict=True):
         given = torch.tensor(prompt[None]).long()
         wanted = theirs.generate(
             given, max_new_tokens=40, min_new_tokens=40, do_sample=False, pad_token_id=0,

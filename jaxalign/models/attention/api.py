@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from ...core.sharding import batch_shards, spec
@@ -108,38 +109,57 @@ def _log_refusal(name: str, reason: str) -> None:
     LOG.warning("attention runs in plain JAX, not in %s: %s", name, reason)
 
 
+class Part(NamedTuple):
+    """Keys and values from a cache, N rows of them; K / N rows of queries share each."""
+
+    keys: Array  # [N, Hk, columns, C]
+    values: Array  # [N, Hk, columns, Cv]
+    sees: Array  # [K, L, columns] bool: whether a query sees a key
+
+
 def attend_cached(
     q: Array,
-    k: Array,
-    v: Array,
-    mask: Array,
+    parts: Sequence[Part],
     scale: float,
     softcap: float | None = None,
     sinks: Array | None = None,
 ) -> Array:
-    """softmax(scale q k') v for generation, with keys and values from a cache.
+    """softmax(scale q k') v for generation, over the keys of all parts together.
 
     Args:
-      q: queries [K, L, H, C].
-      k: keys [K, columns, Hk, C]; H is a multiple of Hk.
-      v: values [K, columns, Hk, Cv].
-      mask: [K, 1, L, columns] bool; a query that may see nothing gets a finite, meaningless result.
+      q: queries [K, L, H, C]; H is a multiple of Hk. One that sees nothing gets a finite,
+        meaningless result.
+      parts: the keys and values.
       scale: factor of the products of queries and keys.
       softcap: if set to c, scores s become c tanh(s / c) before the softmax.
       sinks: see `attend`.
 
     Returns:
-      [K, L, H, Cv] in the dtype of `v`.
+      [K, L, H, Cv] in the dtype of the values.
     """
     rows, length, heads, width = q.shape
-    grouped = q.reshape(rows, length, k.shape[2], -1, width)
-    equation = "klhgc,kjhc->khglj"
-    s = scale * jnp.einsum(equation, grouped, k, preferred_element_type=jnp.float32)
-    if softcap is not None:
-        s = softcap * jnp.tanh(s / softcap)
-    s = jnp.where(mask[:, :, None], s, HIDDEN)
+    groups = parts[0].keys.shape[1]
+
+    def scores(part: Part) -> Array:
+        """[K, Hk, L, G, columns]."""
+        own = q.reshape(len(part.keys), -1, length, groups, heads // groups, width)
+        s = jnp.einsum("nmlhgc,nhjc->nhmlgj", own, part.keys, preferred_element_type=jnp.float32)
+        s = scale * jnp.moveaxis(s, 2, 1).reshape(rows, groups, length, heads // groups, -1)
+        s = s if softcap is None else softcap * jnp.tanh(s / softcap)
+        return jnp.where(part.sees[:, None, :, None], s, HIDDEN)
+
+    def mixed(p: Array, part: Part) -> Array:
+        """[K, Hk, L, G, columns] -> [K, L, H, Cv]."""
+        shared = p.astype(part.values.dtype).reshape(len(part.keys), -1, *p.shape[1:])
+        y = jnp.einsum("nmhlgj,nhjc->nhmlgc", shared, part.values)
+        return jnp.moveaxis(y, 1, 3).reshape(rows, length, heads, -1)
+
+    columns = [part.keys.shape[2] for part in parts]
+    s = jnp.concatenate([scores(part) for part in parts], -1)
     if sinks is not None:
-        own = sinks.reshape(k.shape[2], -1, 1, 1)
+        own = sinks.reshape(groups, 1, -1, 1)
         s = jnp.concatenate([s, jnp.broadcast_to(own, (*s.shape[:-1], 1))], -1)
-    p = jax.nn.softmax(s, -1)[..., : k.shape[1]].astype(v.dtype)
-    return jnp.einsum("khglj,kjhc->klhgc", p, v).reshape(rows, length, heads, -1)
+    ends = np.cumsum(columns)
+    p = jnp.split(jax.nn.softmax(s, -1), ends[: len(ends) if sinks is not None else -1], -1)
+    outputs = [mixed(of_part, part) for of_part, part in zip(p, parts, strict=False)]
+    return functools.reduce(jnp.add, outputs)
