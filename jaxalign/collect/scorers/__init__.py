@@ -1,0 +1,1 @@
+"""Scorers: numbers for the answers of a prompt."""
