@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from . import settings
 from .collect.decode import refuse_scores
 from .collect.sample import Prompt, answer, prompt_ids
-from .core.batch import Batch
+from .collect.statistics import Measure, precision
 from .core.layouts import DEMOS
-from .core.objective import objective
-from .core.sharding import batch_shards, put_batch, replicated
-from .core.stats import logit, logp
-from .core.types import Demos, Loss, Metrics, SequenceStats, per_example
+from .core.types import SequenceStats
 from .data.ask import prompt_row
 from .data.encode import Encoder
-from .data.loader import Loader
 from .data.store import Examples
 from .data.tokenize import make_examples
 from .errors import UserError
 from .hf.open import open_model
-from .update.forward import Task, sequence_stats
-
-ROW_LENGTH = 2048  # maximum length of a packed row, in tokens
 
 
 class LanguageModel:
@@ -52,6 +41,7 @@ class LanguageModel:
         self.folder, self.dtype = folder, dtype
         self._opened = open_model(folder, mesh, dtype=dtype)
         self._model, self._params, self.tokenizer, _ = self._opened
+        self._measure = Measure(self._model, self._params, dtype)
 
     def __repr__(self) -> str:
         return f"<LanguageModel {self.folder}, {self.dtype}>"
@@ -154,38 +144,7 @@ class LanguageModel:
         self, prompts: Sequence[Prompt], responses: Sequence[Prompt], batch_size: int
     ) -> list[SequenceStats]:
         """Statistics of each batch of responses, [n, 1], in the order of the prompts."""
-        examples = self._examples(prompts, responses)
-        mesh = self._model.mesh
-        shards = batch_shards(mesh)
-        loader = Loader(
-            examples,
-            batch_size=-(-min(batch_size, len(examples)) // shards) * shards,
-            microbatches=1,
-            shards=shards,
-            scores=self._model.spec.scores,
-            row_length=ROW_LENGTH,
-            shapes=2,
-            seed=0,
-        )
-        with jax.set_mesh(mesh), precision(self.dtype):
-            return [
-                _in_order(
-                    batch, jax.device_get(self._forward(self._params, put_batch(batch, mesh)))
-                )
-                for batch in loader.sequential()
-            ]
-
-    @functools.cached_property
-    def _forward(self) -> Any:
-        """The compiled forward pass over a packed batch."""
-        needs = _scores if self._model.spec.scores else _log_probabilities
-        task = Task(needs, {}, self._model.forward)
-
-        @functools.partial(jax.jit, out_shardings=replicated(self._model.mesh))
-        def forward(params: Any, batch: Batch) -> SequenceStats:
-            return jax.lax.map(lambda cells: sequence_stats(task, params, cells), batch)
-
-        return forward
+        return self._measure.batches(self._examples(prompts, responses), batch_size)
 
     def _examples(self, prompts: Sequence[Prompt], responses: Sequence[Prompt]) -> Examples:
         """The tokenized responses, by the reader of training data."""
@@ -220,30 +179,3 @@ class LanguageModel:
 def _plain(text: Prompt) -> str | list[dict[str, str]]:
     """A text, or messages as a data set holds them."""
     return text if isinstance(text, str) else [dict(message) for message in text]
-
-
-def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:
-    """The precision of matrix products: accelerators round float32 unless told not to."""
-    if dtype == "float32":
-        return jax.default_matmul_precision("highest")
-    return contextlib.nullcontext()
-
-
-@objective(Demos, source="no loss: log-probabilities only", needs=(logp,))
-def _log_probabilities(policy: Demos) -> tuple[Loss, Metrics]:
-    """Log-probabilities."""
-    return per_example(policy.response.logp), {}
-
-
-@objective(Demos, source="no loss: scores only", needs=(logit,), scores=lambda hyper: 1)
-def _scores(policy: Demos) -> tuple[Loss, Metrics]:
-    """Scores of a reward head."""
-    return per_example(policy.response.token["logit"].sum(-1)), {}
-
-
-def _in_order(batch: Batch, stats: SequenceStats) -> SequenceStats:
-    """Leading axes [n, S, b] to the examples of the batch, in order, without padding."""
-    order = np.argsort(batch.example, axis=None, kind="stable")
-    order = order[batch.example.reshape(-1)[order] >= 0]
-    lead = batch.example.ndim
-    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[lead:])[order], stats)

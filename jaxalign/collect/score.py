@@ -15,6 +15,7 @@ from ..data.sources import raw_records
 from ..errors import RunError, UserError
 from ..recipe.scorers import name_of
 from ..settings import score
+from .scorers import models
 from .scorers.answers import Answered, Scored, Scorer, answered
 from .scorers.rules import RULES, Rule
 
@@ -53,6 +54,8 @@ def open_scorers(records: Sequence[score.Scorer], mesh: Mesh, dtype: str) -> lis
 
 
 def _opened(record: score.Scorer, mesh: Mesh, dtype: str) -> Scorer:
+    if type(record) in models.OPEN:
+        return models.OPEN[type(record)](record, mesh, dtype)
     return Rule(record, RULES[type(record)])
 
 
