@@ -17,6 +17,8 @@ from ..recipe.scorers import name_of
 from ..settings import score
 from .scorers import models
 from .scorers.answers import Answered, Scored, Scorer, answered
+from .scorers.function import Function
+from .scorers.program import Program
 from .scorers.rules import RULES, Rule
 
 Row = tuple[str, Raw]
@@ -56,6 +58,10 @@ def open_scorers(records: Sequence[score.Scorer], mesh: Mesh, dtype: str) -> lis
 def _opened(record: score.Scorer, mesh: Mesh, dtype: str) -> Scorer:
     if type(record) in models.OPEN:
         return models.OPEN[type(record)](record, mesh, dtype)
+    if isinstance(record, score.Function):
+        return Function(record)
+    if isinstance(record, score.Program):
+        return Program(record)
     return Rule(record, RULES[type(record)])
 
 

@@ -103,7 +103,7 @@ def _from_file(path: Path, name: str, section: Mapping[str, Any]) -> Own:
             f"{path} has changed: the recipe recorded SHA-256 {recorded}, the file has {digest}; "
             "restore the file, or remove file_sha256 from the recipe to use the new one"
         )
-    module = _run(str(path), source)
+    module = run_file(str(path), source)
     chosen = getattr(module, name, None)
     if chosen is None:
         known = [k for k, v in vars(module).items() if isinstance(v, Objective)]
@@ -119,9 +119,17 @@ def _from_file(path: Path, name: str, section: Mapping[str, Any]) -> Own:
 
 
 @functools.cache
-def _run(path: str, source: bytes) -> types.ModuleType:
-    """Run a file once; equal recipes get the same objective."""
-    name = f"jaxalign_objective_{hashlib.sha256(path.encode() + source).hexdigest()[:16]}"
+def run_file(path: str, source: bytes) -> types.ModuleType:
+    """The module of a Python file, which runs once; equal recipes get the same objects.
+
+    Args:
+      path: the file.
+      source: its bytes.
+
+    Raises:
+      UserError: it is no Python, or running it failed.
+    """
+    name = f"jaxalign_own_{hashlib.sha256(path.encode() + source).hexdigest()[:16]}"
     module = types.ModuleType(name)
     module.__file__ = path
     sys.modules[name] = module  # dataclasses look up the module of a class

@@ -174,8 +174,8 @@ class RewardModel:
         self._model = Judged(record.model, mesh, dtype, "reward_model.model")
         if self._model.spec.scores != 1:
             raise UserError(
-                f"reward_model.model: {record.model} gives {self._model.spec.scores} scores; wanted "
-                "a reward model, whose head gives one"
+                f"reward_model.model: {record.model} gives {self._model.spec.scores} scores; "
+                "wanted a reward model, whose head gives one"
             )
 
     @property
