@@ -20,7 +20,7 @@ DATA_READS = (
     *("shown", "documents", "digests", "sealed", "errors", "settings", "data"),
     *("core.batch", "core.layouts"),
 )
-ONLY_WHEN_USED = ("matplotlib", "tensorboardX", "wandb", "sklearn", "qwix")
+ONLY_WHEN_USED = ("matplotlib", "tensorboardX", "wandb", "sklearn", "qwix", "openai")
 ONLY_IN = {
     "sys.argv": ("cli",),
     "logging.basicConfig": ("cli",),

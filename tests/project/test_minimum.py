@@ -17,7 +17,7 @@ def test_every_bound_is_a_version_that_is_installed_and_tested():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     # Not installed by the tests: jax for other hardware, and what only logs elsewhere.
-    chosen = ("quantize", "udm", "test", "docs")
+    chosen = ("quantize", "udm", "endpoint", "test", "docs")
     tested = [*project["dependencies"], *(x for name in chosen for x in extras[name])]
     bounds = {
         name.lower(): version
