@@ -18,6 +18,7 @@ from ..settings import score
 from .scorers import models
 from .scorers.answers import Answered, Scored, Scorer, answered
 from .scorers.function import Function
+from .scorers.judge import Judge
 from .scorers.program import Program
 from .scorers.rules import RULES, Rule
 
@@ -62,6 +63,8 @@ def _opened(record: score.Scorer, mesh: Mesh, dtype: str) -> Scorer:
         return Function(record)
     if isinstance(record, score.Program):
         return Program(record)
+    if isinstance(record, score.Judge):
+        return Judge(record)
     return Rule(record, RULES[type(record)])
 
 

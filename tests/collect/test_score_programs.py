@@ -173,7 +173,7 @@ def test_a_line_after_the_last_number_is_an_error(tmp_path):
 
 def test_a_second_line_that_comes_late_is_an_error(tmp_path):
     late = LENGTH + "    time.sleep(0.2)\n    print(1, flush=True)\n"
-    with pytest.raises(RunError, match="after its last number|more than one line"):
+    with pytest.raises(RunError, match=r"after its last number|more than one line"):
         scored(program(tmp_path, late))
 
 
