@@ -75,7 +75,7 @@ def _read(one: Any, where: str) -> Scorer:
     made = KINDS[kind]
     if not isinstance(options, Mapping):
         own = [f.name for f in dataclasses.fields(made) if f.name in made.__annotations__]
-        options = {} if options is None else {own[0] if own else "model": options}
+        options = {} if options is None else {own[0]: options}
     at = f"{where}.{kind}"
     types = {f.name: f.type for f in dataclasses.fields(made)}
     wrong = [

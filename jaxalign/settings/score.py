@@ -169,8 +169,9 @@ class Judge(Scorer, Endpoint):
     """`pairs`: the share of comparisons that an answer wins, each pair judged in both orders;
     `rating`: a number from 1 to 10."""
     template: Text | None = None
-    """File with the text of a request, with {prompt} and {a}, and {b} in pairs; the reply ends with
-    [[A]], [[B]], [[C]] for a tie, or a rating such as [[7]]. None: a template of the package."""
+    """File with the text of a request, with {prompt} and {a}, and {b} in pairs. The reply ends with
+    a verdict in double brackets: A, B, C for a tie, or a rating, as in [[7]]. None: a template of
+    the package."""
     against: Text | None = None
     """Column of an answer that each answer is compared with; none: each other."""
     max_tokens: Count = 1024

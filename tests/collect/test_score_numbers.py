@@ -48,6 +48,8 @@ LAST = {
     "(18)": 18,
     "18\n": 18,
     "+4": 4,
+    "1E3": 1000,
+    "\u7b54\u6848\u662f18\u3002": 18,
 }
 
 
@@ -56,7 +58,9 @@ def test_the_last_number_of_a_text_is_read(text, want):
     assert answer_number(text) == want
 
 
-@pytest.mark.parametrize("text", ["", "none", "B12", "m2", "-", "$", "1" * 301, "\u0663", "e5"])
+@pytest.mark.parametrize(
+    "text", ["", "none", "B12", "m2", "-", "$", "1" * 301, "\u0663", "e5", "USD18"]
+)
 def test_a_text_without_a_readable_number_gives_none(text):
     assert answer_number(text) is None
 

@@ -8,10 +8,11 @@ from fractions import Fraction
 DIGITS = 300
 """The most characters of a number; a longer one is none."""
 NUMBER = re.compile(
-    r"(?<![A-Za-z0-9])(?<![0-9]\.)(?P<sign>[-+\u2212]?)[$\u20ac\u00a3]?(?P<inner>[-\u2212]?)(?:"
+    r"(?<![a-z0-9])(?<![0-9]\.)(?P<sign>[-+\u2212]?)[$\u20ac\u00a3]?(?P<inner>[-\u2212]?)(?:"
     r"(?<!/)(?:(?P<whole>[0-9]+) )?(?P<over>[0-9]+)/(?P<under>0*[1-9][0-9]*)(?![0-9/]|\.[0-9])"
     r"|(?P<number>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<!\.)\.[0-9]+)"
-    r"(?:[eE](?P<power>[-+]?[0-9]{1,3})(?![0-9]))?)"
+    r"(?:e(?P<power>[-+]?[0-9]{1,3})(?![0-9]))?)",
+    re.ASCII | re.IGNORECASE,
 )
 """A number: 1,234, -0.5, $3, 1/2, 1 1/2, 2e-3. A sign after a digit or a letter is none."""
 FRACTION = re.compile(r"(?P<before>[0-9])?\s?\\[dt]?frac\{([0-9]+)\}\{([0-9]+)\}")
