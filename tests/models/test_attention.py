@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from jaxalign.core.sharding import make_mesh
 from jaxalign.models.attention import splash as splash_module
-from jaxalign.models.attention.api import _log_refusal, attend, attend_cached, backend, coarse
+from jaxalign.models.attention.api import (
+    Part,
+    _log_refusal,
+    attend,
+    attend_cached,
+    backend,
+    coarse,
+)
 from jaxalign.models.attention.blocked import blocked
 from jaxalign.models.attention.cudnn import cudnn
 from jaxalign.models.attention.mask import RowMask
@@ -243,8 +250,12 @@ def test_the_log_says_once_why_a_kernel_is_refused(caplog):
 @pytest.mark.parametrize("cap", [None, 5.0])
 def test_a_query_of_generation_that_sees_nothing_is_finite_with_a_finite_gradient(cap):
     x = jax.random.normal(jax.random.key(0), (1, 3, 2, 4))
-    blind = jnp.zeros((1, 1, 3, 3), bool)
-    value, slope = jax.value_and_grad(lambda x: attend_cached(x, x, x, blind, 1.0, cap).sum())(x)
+    blind = jnp.zeros((1, 3, 3), bool)
+
+    def total(x):
+        return attend_cached(x, [Part(*[x.swapaxes(1, 2)] * 2, blind)], 1.0, cap).sum()
+
+    value, slope = jax.value_and_grad(total)(x)
     chex.assert_tree_all_finite((value, slope))
 
 
@@ -252,10 +263,24 @@ def test_a_query_of_generation_that_sees_nothing_is_finite_with_a_finite_gradien
 def test_attention_of_generation_is_the_formula(cap):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 5, 4, 8))
     k, v = k[:, :, :2], v[:, :, :2]
-    sees = jnp.tril(jnp.ones((5, 5), bool))[None, None].repeat(2, 0)
+    sees = jnp.tril(jnp.ones((5, 5), bool))[None].repeat(2, 0)
     s = 0.7 * jnp.einsum("klhc,kjhc->khlj", q, k.repeat(2, 2))
     s = s if cap is None else cap * jnp.tanh(s / cap)
-    p = jax.nn.softmax(jnp.where(sees, s, -jnp.inf), -1)
+    p = jax.nn.softmax(jnp.where(sees[:, None], s, -jnp.inf), -1)
     wanted = jnp.einsum("khlj,kjhc->klhc", p, v.repeat(2, 2))
-    found = attend_cached(q, k, v, sees, 0.7, cap)
+    own = Part(k.swapaxes(1, 2), v.swapaxes(1, 2), sees)
+    found = attend_cached(q, [own], 0.7, cap)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sinks", [None, jnp.arange(4.0)])
+def test_keys_that_several_rows_share_count_as_keys_of_each(sinks):
+    q = jax.random.normal(jax.random.key(0), (6, 1, 4, 8))
+    shared, own = (jax.random.normal(jax.random.key(i), (n, 2, 5, 8)) for i, n in ((1, 2), (2, 6)))
+    sees = jax.random.bernoulli(jax.random.key(3), 0.7, (2, 6, 1, 5)).at[:, :, :, 0].set(True)
+    parts = [Part(shared, shared, sees[0]), Part(own, own, sees[1])]
+    found = attend_cached(q, parts, 0.5, sinks=sinks)
+    both = jnp.concatenate([shared.repeat(3, 0), own], 2)
+    joined = Part(both, both, jnp.concatenate(list(sees), -1))
+    wanted = attend_cached(q, [joined], 0.5, sinks=sinks)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
