@@ -79,7 +79,7 @@ def train(
     with _writing("train", chosen) as (mesh, console):
         make_world(chosen, mesh)
         train_stages(chosen, mesh, console, accept_changes=accept_changes)
-        last, _ = objective_settings(list(chosen.stages.values())[-1])
+        last, _ = objective_settings(list(chosen.training.values())[-1])
         if chosen.world is not None and last.scores is None:
             show(chosen, mesh, console)
         elif first_process():

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from jax.sharding import Mesh
 
 from ..data.encode import Encoder
+from ..digests import sha256
 from ..models.decoder import Model, Params, build
 from ..models.families import read_config
 from ..models.spec import Spec
-from .load import load_config
+from .load import Digest, load_config, weights_fingerprint
 from .peft import base_folder, load_merged
-from .tokenizer import load_tokenizer, stop_tokens
+from .tokenizer import load_tokenizer, stop_tokens, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -82,3 +83,21 @@ def open_weights(folder: Path, mesh: Mesh, *, dtype: str) -> tuple[Model, Params
     """The decoder and its weights; arguments and errors as for `open_model`."""
     model = build(open_config(folder), mesh, dtype=dtype, param_dtype=dtype)
     return model, load_merged(folder, model)
+
+
+def fingerprints(folder: Path, digest: Digest = sha256) -> dict[str, str]:
+    """What the answers of a model depend on: SHA-256 of its weights, configuration, tokenizer.
+
+    Args:
+      folder: the folder of a checkpoint or of an adapter.
+      digest: the SHA-256 of a file, which a caller may have kept.
+    """
+    base = base_folder(folder)
+    found = {
+        "weights": weights_fingerprint(base, digest),
+        "config.json": digest(base / "config.json"),
+        "tokenizer": tokenizer_fingerprint(base),
+    }
+    if base != folder:
+        found["adapter"] = " ".join(digest(file) for file in sorted(folder.glob("adapter_*")))
+    return found

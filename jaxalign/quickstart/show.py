@@ -46,7 +46,7 @@ def show(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
       The path of the page.
     """
     began = time.monotonic()
-    folder, names = Path(recipe.run.dir), list(recipe.stages)
+    folder, names = Path(recipe.run.dir), list(recipe.training)
     before, after = (model_folder(recipe, name) for name in (names[0], names[-1]))
     held_out = Path(recipe.world_dir) / "held_out.jsonl"
     rows = prompt_rows(str(held_out))

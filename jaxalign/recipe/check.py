@@ -14,11 +14,12 @@ import typing_extensions
 from ..core.objective import Objective
 from ..diagnostics import problem
 from ..errors import UserError, near_miss
-from ..settings import Data, Recipe, Reference, Stage
+from ..settings import Data, PairStage, Recipe, Reference, Sample, SampleStage, Stage
+from ..settings.pair import problems
 from ..shown import shown
 from .diff import leaves
-from .own import Complaints
 from .renamed import new_name
+from .rounds import Complaints, written, written_out
 from .schema import STRICT, objective_settings, reference_mode
 
 Record = TypeVar("Record")
@@ -100,23 +101,42 @@ def _numbered(value: Any) -> Any:
 
 def _misfits(recipe: Recipe) -> Complaints:
     """Values that are valid by themselves and do not fit together."""
-    found: Complaints = {}
+    flat, found = written_out(recipe)
+    every = dict(written(recipe))
+    training = {where: stage for where, stage in every.items() if isinstance(stage, Stage)}
     # Where an objective is wrong, the schema has said so, and no rule about objectives applies.
-    named = all(dataclasses.is_dataclass(stage.objective) for stage in recipe.stages.values())
-    for name, stage in recipe.stages.items():
-        found |= _misfit_sources(f"stages.{name}.data", stage.data)
-        found |= _misfit_sizes(f"stages.{name}", stage)
-        found |= _misfit_hyper(f"stages.{name}.objective", stage) if named else {}
-        found |= _misfit_stream(f"stages.{name}", stage, named) if stage.data.streaming else {}
-        found |= _misfit_reference(f"stages.{name}", stage) if named else {}
+    named = all(dataclasses.is_dataclass(stage.objective) for stage in training.values())
+    for where, stage in training.items():
+        found |= _misfit_sources(f"{where}.data", stage.data)
+        found |= _misfit_sizes(where, stage)
+        found |= _misfit_hyper(f"{where}.objective", stage) if named else {}
+        found |= _misfit_stream(where, stage, named) if stage.data.streaming else {}
+        found |= _misfit_reference(where, stage) if named else {}
         if wrong := _wrong_diagnostics(stage, named):
-            found[f"stages.{name}.diagnostics"] = wrong
-    found |= _misfit_heads(recipe.stages) if named else {}
+            found[f"{where}.diagnostics"] = wrong
+    for where, stage in every.items():
+        if isinstance(stage, SampleStage):
+            found |= _misfit_sample(f"{where}.sample", stage.sample)
+        elif isinstance(stage, PairStage):
+            wrong = problems(stage.pair)
+            found |= {f"{where}.pair.{name}": said for name, said in wrong.items()}
+    found |= _misfit_heads(flat.training) if named else {}
+    if not training:
+        found["stages"] = (
+            "no stage trains a model; add one, or use `jaxalign sample`, `score`, `pair`"
+        )
     if recipe.world is None:
         for path, value in leaves(dataclasses.asdict(recipe)):
             if "{world}" in str(value):
                 found[path] = f"only a recipe with a `world` has that folder (got {shown(value)})"
     return found
+
+
+def _misfit_sample(where: str, sample: Sample) -> Complaints:
+    """Complaints about the model that answers."""
+    if sample.endpoint is not None and sample.model is not None:
+        return {f"{where}.model": f"give a model or an endpoint, not both (got {sample.model!r})"}
+    return {}
 
 
 def _misfit_sources(where: str, data: Data) -> Complaints:

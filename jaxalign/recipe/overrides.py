@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UserError, near_miss
 from ..settings import Recipe
-from .read import file_of, parse, recipe_values, resolved
+from .read import file_of, parse, parse_written, recipe_values, resolved
 from .schema import with_objects
 
 AnyRecipe = str | os.PathLike[str] | Mapping[str, Any] | Recipe
@@ -25,13 +25,11 @@ def given_recipe(recipe: AnyRecipe, overrides: Overrides) -> Recipe:
     """
     if isinstance(recipe, str | os.PathLike):
         path = os.fspath(recipe)
-        recipe = parse(recipe_values(path), path, folder=file_of(path).parent)
+        recipe = parse_written(recipe_values(path), path, folder=file_of(path).parent)
     if isinstance(recipe, Mapping):
-        recipe = parse(recipe)
-    if not overrides:
-        return recipe
+        recipe = parse_written(recipe)
     values = with_objects(resolved(recipe), recipe)
-    for path, value in overrides.items():
+    for path, value in (overrides or {}).items():
         *parents, last = path.split(".")
         section: Any = values
         for key in parents:
@@ -53,14 +51,17 @@ def _key(section: Any, key: str, path: str) -> str | int:
 
 
 def stage_name(recipe: Recipe, name: str | None) -> str:
-    """The name of a stage of the recipe; by default the last.
+    """The name of a stage of the recipe that trains; by default the last.
 
     Raises:
-      UserError: the recipe has no stage of this name.
+      UserError: the recipe has no stage of this name, or it makes data.
     """
     if name is None:
-        return list(recipe.stages)[-1]
+        return list(recipe.training)[-1]
     if name not in recipe.stages:
         miss = near_miss(name, recipe.stages)
         raise UserError(f"stage {name}: the recipe has no such stage; {miss}")
+    if name not in recipe.training:
+        miss = near_miss(name, recipe.training)
+        raise UserError(f"stage {name}: it makes data and trains no model; {miss}")
     return name

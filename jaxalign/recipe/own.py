@@ -21,9 +21,7 @@ from ..core.objective import Objective
 from ..errors import UserError, near_miss
 from ..objectives import OBJECTIVES
 from ..shown import shown
-
-Complaints = dict[str, str]
-"""Dotted path -> what is wrong there."""
+from .rounds import Complaints, mapped
 
 
 class Own(NamedTuple):
@@ -44,28 +42,30 @@ def own_objectives(
       folder: the folder that the paths of files are relative to.
 
     Returns:
-      The values, with plain names and absolute paths; the objectives by stage; complaints.
+      The values, with plain names and absolute paths; the objectives by the dotted path of their
+      stage; complaints.
     """
     found: dict[str, Own] = {}
     complaints: Complaints = {}
-    stages = values.get("stages")
-    settled: dict[str, Any] = {}
-    for name, stage in stages.items() if isinstance(stages, Mapping) else ():
-        settled[name] = stage
+
+    def settled(where: str, stage: Any) -> Any:
         section = stage.get("objective") if isinstance(stage, Mapping) else None
         if not isinstance(section, Mapping):
-            continue
+            return stage
         try:
             own = _own(section, folder)
         except UserError as e:
-            complaints[f"stages.{name}.objective"] = str(e)
-            continue
-        if own is not None:
-            found[name] = own
-            plain = {"name": own.objective.name}
-            plain |= {"file": own.file, "file_sha256": own.sha256} if own.file else {}
-            settled[name] = {**stage, "objective": {**section, **plain}}
-    return {**values, **({"stages": settled} if settled else {})}, found, complaints
+            complaints[f"{where}.objective"] = str(e)
+            return stage
+        if own is None:
+            return stage
+        found[where] = own
+        plain = {"name": own.objective.name}
+        plain |= {"file": own.file, "file_sha256": own.sha256} if own.file else {}
+        return {**stage, "objective": {**section, **plain}}
+
+    stages = mapped(values.get("stages"), settled)
+    return {**values, **({"stages": stages} if stages else {})}, found, complaints
 
 
 def _own(section: Mapping[str, Any], folder: Path) -> Own | None:

@@ -14,12 +14,14 @@ import yaml
 from ..documents import from_yaml
 from ..errors import UserError
 from ..objectives import OBJECTIVES
-from ..settings import Recipe
+from ..settings import Recipe, ScoreStage
 from ..shown import shown
 from .check import validate
 from .own import own_objectives
 from .renamed import refuse_renamed
+from .rounds import mapped, written_out
 from .schema import schema, with_mixtures
+from .scorers import read_scorers
 
 BUILT_IN = {"quickstart": Path(__file__).parents[1] / "quickstart" / "recipe.yaml"}
 """Name of a recipe of the package -> its file."""
@@ -52,11 +54,11 @@ def read(path: str, argv: Sequence[str], *, prog: str | None = None) -> Recipe:
     )
     # Checked again: tyro converts the types of flags but ignores their ranges.
     values = dataclasses.asdict(flagged)
-    return _plain(validate(kind, values, lambda path: f"--{path.replace('_', '-')}", {}))
+    return _written_out(validate(kind, values, lambda path: f"--{path.replace('_', '-')}", {}))
 
 
 def parse(values: Mapping[str, Any], where: str = "recipe", *, folder: Path = Path()) -> Recipe:
-    """Check the plain values of a recipe.
+    """Check the plain values of a recipe; its rounds are written out.
 
     Args:
       values: the values, as a YAML file holds them; the name of an objective may be an
@@ -67,6 +69,13 @@ def parse(values: Mapping[str, Any], where: str = "recipe", *, folder: Path = Pa
     Raises:
       UserError: a value is wrong; the message lists every complaint, each after `where`.
     """
+    return _written_out(parse_written(values, where, folder=folder))
+
+
+def parse_written(
+    values: Mapping[str, Any], where: str = "recipe", *, folder: Path = Path()
+) -> Recipe:
+    """The recipe of `parse`, with rounds as they are written."""
     values, own, complaints = own_objectives(with_mixtures(values), folder)
     kind, complaints = schema(values, own, complaints)
     return _plain(validate(kind, values, lambda path: f"{where}: {path}", complaints))
@@ -81,16 +90,16 @@ def recorded(path: str) -> dict[str, Any]:
       UserError: the file is damaged, or has settings that no longer exist.
     """
     values = recipe_values(path)
-    stages = values.get("stages")
-    foreign = [
-        name
-        for name, stage in (stages.items() if isinstance(stages, Mapping) else ())
-        if isinstance(stage, Mapping)
-        and isinstance(section := stage.get("objective"), Mapping)
-        and str(section.get("name")) not in OBJECTIVES
-    ]
-    # Stages whose objective has a complaint get no section of their own.
-    skipped = {f"stages.{name}.objective": "not checked" for name in foreign}
+    skipped: dict[str, str] = {}
+
+    def skip(where: str, stage: Any) -> Any:
+        section = stage.get("objective") if isinstance(stage, Mapping) else None
+        if isinstance(section, Mapping) and str(section.get("name")) not in OBJECTIVES:
+            # A stage whose objective has a complaint gets no section of its own.
+            skipped[f"{where}.objective"] = "not checked"
+        return stage
+
+    mapped(values.get("stages"), skip)
     kind, complaints = schema(values, {}, skipped)
     complaints = {path: said for path, said in complaints.items() if path not in skipped}
     checked = validate(kind, values, lambda where: f"{path}: {where}", complaints)
@@ -105,6 +114,19 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
 def dump(recipe: Recipe) -> str:
     """Every value of the recipe, with defaults, as YAML; `read` reads it back."""
     return yaml.safe_dump(resolved(recipe), sort_keys=False)
+
+
+def _written_out(recipe: Recipe) -> Recipe:
+    """A checked recipe whose stages are in the order of the run."""
+    return _checked(written_out(_plain(recipe))[0])
+
+
+def _checked(recipe: Recipe) -> Recipe:
+    """The recipe, once its scorers are known to be right."""
+    for name, stage in recipe.stages.items():
+        if isinstance(stage, ScoreStage):
+            read_scorers(stage.score.by, f"stages.{name}.score.by")
+    return recipe
 
 
 def _plain(recipe: Recipe) -> Recipe:

@@ -98,6 +98,7 @@ def _page(run: Run, drawn: Mapping[str, Mapping[str, bytes]]) -> str:
         parts.append(_comparison(run.comparison, drawn.get("answers", {})))
     parts += [_asked(run)]
     parts += [_stage(i, s, drawn.get(_group(i, s), {})) for i, s in enumerate(run.stages, 1)]
+    parts += [_made(run)] if run.made else []
     parts += [_times(run), _models(run), _environment(run.environment), _recipe(run)]
     return html.page(title, "".join(parts))
 
@@ -204,6 +205,12 @@ def _stage(number: int, stage: Stage, pictures: Mapping[str, bytes]) -> str:
     if stage.held_out:
         parts += [html.heading(3, "Held-out data"), _held_out(stage)]
     return "".join(parts)
+
+
+def _made(run: Run) -> str:
+    """What the stages made that sample, score or pair."""
+    rows = [(m.name, m.kind, m.words() if m.finished else "unfinished") for m in run.made]
+    return html.heading(2, "Data made") + html.table(("stage", "kind", "result"), rows, "settings")
 
 
 def _count(value: int | None) -> str:

@@ -14,6 +14,8 @@ from .metrics import parse_line
 from .samples import FILE, Comparison, Estimate, parse_samples
 
 Lines = list[dict[str, Any]]
+KINDS = ("sample", "score", "pair")
+"""The kinds of stages that make data, each the key of its settings."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,28 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """What the folder of a stage that makes data tells."""
+
+    name: str
+    kind: str  # sample, score or pair
+    finished: bool
+    summary: Mapping[str, Any]
+
+    def words(self) -> str:
+        """The numbers of the summary, one after another."""
+        flat: dict[str, Any] = {}
+        for name, value in self.summary.items():
+            flat |= (
+                {f"{name}: {k}": v for k, v in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
+            )
+        shown = [f"{name.replace('_', ' ')} {v:,.6g}" for name, v in flat.items() if _is_number(v)]
+        return ", ".join(shown)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """What the folder of a run tells."""
 
@@ -69,7 +93,8 @@ class Run:
     recipe: Mapping[str, Any]
     recipe_text: str
     environment: Mapping[str, Any]
-    stages: tuple[Stage, ...]
+    stages: tuple[Stage, ...]  # that train
+    made: tuple[Made, ...]  # that make data
     comparison: Comparison | None
     problems: tuple[str, ...]  # sentences about missing and damaged files
 
@@ -79,6 +104,9 @@ class Run:
         for stage in self.stages:
             if stage.state != "finished":
                 return f"stage {stage.name} {stage.state}"
+        for made in self.made:
+            if not made.finished:
+                return f"stage {made.name} unfinished"
         return "finished" if self.stages else "no stages"
 
     @property
@@ -113,13 +141,17 @@ def read_run(folder: Path) -> Run:
             comparison = parse_samples(raw)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             reader.problems.append(f"{FILE} is damaged ({error!r}); no samples are shown.")
-    stages = [reader.stage(name, _mapping(asked.get(name))) for name in names]
+    kinds = {name: next(filter(_mapping(asked.get(name)).get, KINDS), None) for name in names}
+    made = [reader.made(name, kind) for name, kind in kinds.items() if kind]
+    trained = [name for name, kind in kinds.items() if kind is None]
+    stages = [reader.stage(name, _mapping(asked.get(name))) for name in trained]
     return Run(
         folder=folder,
         recipe=recipe,
         recipe_text=text,
         environment=environment,
         stages=tuple(stage for stage in stages if stage is not None),
+        made=tuple(stage for stage in made if stage is not None),
         comparison=comparison,
         problems=tuple(reader.problems),
     )
@@ -163,9 +195,25 @@ class _Reader:
             self.problems.append(f"{name} is damaged and left out.")
         return _mapping(found)
 
-    def stage(self, name: str, asked: Mapping[str, Any]) -> Stage | None:
-        if name in (".", "..") or Path(name).name != name:
+    def is_folder(self, name: str) -> bool:
+        """Whether a stage may have this name; one of a round has that of the round before it."""
+        parts = name.split("/")
+        fits = len(parts) <= 2 and all(
+            p not in ("", ".", "..") and Path(p).name == p for p in parts
+        )
+        if not fits:
             self.problems.append(f"The stage name {name!r} is no name of a folder.")
+        return fits
+
+    def made(self, name: str, kind: str) -> Made | None:
+        if not self.is_folder(name):
+            return None
+        finished = (self.folder / name / "data.jsonl").is_file()
+        summary = self.json(f"{name}/summary.json")
+        return Made(name=name, kind=kind, finished=finished, summary=summary)
+
+    def stage(self, name: str, asked: Mapping[str, Any]) -> Stage | None:
+        if not self.is_folder(name):
             return None
         own = self.folder / name
         data = self.json(f"{name}/data.json")

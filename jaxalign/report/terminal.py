@@ -25,6 +25,8 @@ def terminal(folder: Path) -> Group:
     parts += [Text(visible(problem), "yellow") for problem in run.problems]
     if run.stages:
         parts.append(_stages(run))
+    if run.made:
+        parts.append(_made(run))
     if run.comparison is not None:
         parts += [_scores(run, run.comparison), _samples(run.comparison)]
     else:
@@ -63,6 +65,14 @@ def _stages(run: Run) -> Table:
             "" if rate is None else short(rate),
             seconds(spent) if spent else "",
         )
+    return table
+
+
+def _made(run: Run) -> Table:
+    """One row for each stage that makes data."""
+    table = _table("data made", "stage", "kind", "result")
+    for made in run.made:
+        _row(table, made.name, made.kind, made.words() if made.finished else "unfinished")
     return table
 
 

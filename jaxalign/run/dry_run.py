@@ -43,8 +43,8 @@ def dry_run(
     waiting, folder = pending(recipe), Path(recipe.run.dir)
     for name in recipe.stages:
         if name not in waiting:
-            out = model_folder(recipe, name)
-            console.print(Text(f"{name}: finished before, its model is in {out}"), soft_wrap=True)
+            out = recipe.product(name)
+            console.print(Text(f"{name}: finished before, its result is {out}"), soft_wrap=True)
     clocks = {name: Phases(folder / name, name, Console(quiet=True)) for name in waiting}
     needs, before = {}, None
     for opened in checked_stages(readable, mesh, console, clocks):
@@ -59,6 +59,10 @@ def dry_run(
         for what, said in lines.items():
             console.print(Text(f"  {what:<10} {said}"), soft_wrap=True)
         before = f"the model of {stage.name}"
+    for name in waiting:
+        if name not in needs:
+            why = "makes data" if name not in recipe.training else "reads data of a stage before it"
+            console.print(Text(f"\n{name}: {why}; planned once that is there"), soft_wrap=True)
     room = f"needs {size(peak(needs.values()))}, and {size(free(folder))} is free"
     console.print(Text(f"\n{folder}: {room}; nothing was written"), soft_wrap=True)
     check_room(folder, needs)
@@ -66,9 +70,8 @@ def dry_run(
 
 def _start(recipe: Recipe, name: str) -> str:
     """The checkpoint that the first stage to be trained starts from."""
-    names = list(recipe.stages)
-    before = names[: names.index(name)]
-    return str(model_folder(recipe, before[-1])) if before else recipe.model.path
+    before = recipe.before(name)
+    return str(model_folder(recipe, before)) if before else recipe.model.path
 
 
 def _lines(stage: StageRun, console: Console) -> dict[str, str]:

@@ -101,7 +101,7 @@ def write_adapter(stage: StageRun, params: Params, folder: Path, metrics: dict[s
 def _base_name(stage: StageRun) -> str:
     """Where others find the stage's starting checkpoint: its name on the hub, or its folder."""
     path = stage.recipe.locate(stage.recipe.model.path)
-    first = stage.name == next(iter(stage.recipe.stages))
+    first = stage.name == next(iter(stage.recipe.training))
     on_hub = first and not Path(path).expanduser().is_dir()
     return path if on_hub else str(stage.source.absolute())
 

@@ -143,8 +143,8 @@ def open_stage_data(recipe: settings.Recipe, name: str) -> Opened:
         raise UserError(f"{recipe.world_dir}: `jaxalign train` makes this data; train first")
     stage = recipe.stages[name]
     # The model of a stage keeps its chat template, for the stages that start from it.
-    names = list(recipe.stages)
-    before = [recipe.stages[n].data.chat_template for n in names[: names.index(name) + 1]]
+    names = list(recipe.training)
+    before = [recipe.training[n].data.chat_template for n in names[: names.index(name) + 1]]
     template = next((file for file in reversed(before) if file is not None), None)
     located: dict[str, Any] = {"chat_template": template and recipe.locate(template)}
     if stage.data.mixture is None:

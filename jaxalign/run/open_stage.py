@@ -44,9 +44,8 @@ def open_stage(
         has changed.
     """
     claim(recipe)
-    names = list(recipe.stages)
-    before = names[: names.index(name)]
-    source = model_folder(recipe, before[-1]) if before else recipe.locate(recipe.model.path)
+    before = recipe.before(name)
+    source = model_folder(recipe, before) if before else recipe.locate(recipe.model.path)
     if before and not Path(source).exists():
         raise UserError(f"stage {name}: it starts from {source}, which is not there; train first")
     stage = prepare(recipe, name, resolve(str(source)), mesh, console)

@@ -15,6 +15,7 @@ from ..errors import RunError, UserError
 from ..files import read_json, write_whole
 
 PHASES = (
+    "making data",
     "reading data",
     "reference pass",
     "compiling",

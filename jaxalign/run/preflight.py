@@ -20,6 +20,7 @@ from ..hf import load
 from ..hf.reward import lacks_head
 from ..models.quantized import is_quantized
 from ..settings import Recipe
+from .data_stage import check_data_stage, waits_for_data
 from .phases import Phases
 from .reference import reference_model
 from .room import check_room, need
@@ -30,12 +31,12 @@ from .weights import reference_source
 
 def model_folder(recipe: Recipe, name: str) -> Path:
     """The folder of a finished stage's model; it exists only once it is complete."""
-    return Path(recipe.run.dir) / name / "model"
+    return Path(recipe.product(name))
 
 
 def pending(recipe: Recipe) -> list[str]:
     """The stages that are not finished."""
-    return [name for name in recipe.stages if not model_folder(recipe, name).exists()]
+    return [name for name in recipe.stages if not Path(recipe.product(name)).exists()]
 
 
 def check_stages(
@@ -60,16 +61,22 @@ def check_stages(
 def checked_stages(
     recipe: Recipe, mesh: Mesh, console: Console, clocks: Mapping[str, Phases]
 ) -> Iterator[StageRun]:
-    """The stages that are not finished, each prepared and checked; arguments as `check_stages`.
+    """The stages that train and are not finished, prepared and checked; see `check_stages`.
 
-    A stage with `microbatches: auto` has 1.
+    A stage with `microbatches: auto` has 1. A stage whose data is still to be made is left out.
     """
     if recipe.run.wandb is not None:
         import_wandb(recipe.run.wandb)
     source = load.resolve(recipe.locate(recipe.model.path))
     for name in recipe.stages:
+        if name not in recipe.training:
+            if name in clocks:
+                check_data_stage(recipe, name, source, mesh)
+            continue
         if name not in clocks:
             source = model_folder(recipe, name)
+            continue
+        if waits_for_data(recipe, name):
             continue
         with jax.set_mesh(mesh), clocks[name]("reading data"):
             stage = prepare(recipe, name, source, mesh, console)

@@ -48,7 +48,12 @@ def begin(folder: Path) -> None:
         write_whole(path, datetime.date.today().isoformat())
 
 
-def _began(folder: Path) -> datetime.datetime:
+def began(folder: Path) -> datetime.datetime:
+    """The date on which a run began, or today.
+
+    Raises:
+      UserError: its file is damaged.
+    """
     path = folder / "began.txt"
     text = read_text(path).strip() if path.exists() else datetime.date.today().isoformat()
     try:
@@ -68,9 +73,7 @@ def make_encoder(
     file = data.chat_template
     template = read_template(None if file is None else recipe.locate(file))
     stops = stop_tokens(source, tokenizer)
-    return Encoder(
-        tokenizer, data, stops=stops, template=template, now=_began(Path(recipe.run.dir))
-    )
+    return Encoder(tokenizer, data, stops=stops, template=template, now=began(Path(recipe.run.dir)))
 
 
 def read_data(

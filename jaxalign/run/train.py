@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..update.state import TrainState
 from ..update.step import Fixed, StepMetrics, jitted_step
 from . import export, ledger
 from .checkpoint import Checkpoints
+from .data_stage import make_data
 from .evaluate import HeldOut, means
 from .held_out import Evaluation, evaluation
 from .phases import Phases
@@ -63,7 +64,7 @@ class Stopped(Exception):  # noqa: N818
 
 
 def train(recipe: Recipe, mesh: Mesh, console: Console, *, accept_changes: bool = False) -> Path:
-    """Train every stage that is not finished; returns the folder of the last exported model.
+    """Run every stage that is not finished; returns the folder of the last exported model.
 
     Args:
       recipe: the recipe.
@@ -78,14 +79,17 @@ def train(recipe: Recipe, mesh: Mesh, console: Console, *, accept_changes: bool 
     """
     claim(recipe)
     clocks = {
-        name: Phases(model_folder(recipe, name).parent, name, console) for name in pending(recipe)
+        name: Phases(Path(recipe.product(name)).parent, name, console) for name in pending(recipe)
     }
     check_stages(recipe, mesh, console, clocks)
     source = load.resolve(recipe.locate(recipe.model.path))
     for name in recipe.stages:
-        out = model_folder(recipe, name)
+        out = Path(recipe.product(name))
         if name not in clocks:
-            console.print(f"{name}: finished before, its model is in {out}")
+            console.print(f"{name}: finished before, {_result(recipe, name)}")
+        elif name not in recipe.training:
+            with clocks[name]("making data"):
+                make_data(recipe, name, source, mesh, console, accept_changes=accept_changes)
         else:
             phases = clocks[name]
             with jax.set_mesh(mesh):
@@ -95,8 +99,13 @@ def train(recipe: Recipe, mesh: Mesh, console: Console, *, accept_changes: bool 
                 stage = settled(stage, console)
                 ledger.settle(stage, console, accept_changes=accept_changes)
                 train_stage(stage, console, phases)
-        source = out
+        source = out if name in recipe.training else source
     return source
+
+
+def _result(recipe: Recipe, name: str) -> str:
+    kind = "model is in" if name in recipe.training else "data is"
+    return f"its {kind} {recipe.product(name)}"
 
 
 def claim(recipe: Recipe) -> None:
@@ -128,7 +137,7 @@ def check_folder(recipe: Recipe) -> None:
         raise UserError(f"run.dir: {folder} is not empty and holds no run; choose another folder")
     if not held <= CLAIM:
         before = recorded(str(path))
-        then, now = (_begun(stages, held) for stages in (before["stages"], recipe.stages))
+        then, now = (_begun(stages, folder) for stages in (before["stages"], recipe.stages))
         # A stage that has written nothing yet may still be changed.
         pending = {*before["stages"], *recipe.stages} - {*then, *now}
         # One that only one recipe has is named with the lists of stages.
@@ -144,10 +153,10 @@ def check_folder(recipe: Recipe) -> None:
             )
 
 
-def _begun(stages: Iterable[str], held: Collection[str]) -> list[str]:
+def _begun(stages: Iterable[str], folder: Path) -> list[str]:
     """The stages up to the last one that has left something in the folder."""
     names = list(stages)
-    return names[: max((i for i, name in enumerate(names, 1) if name in held), default=0)]
+    return names[: max((i for i, n in enumerate(names, 1) if (folder / n).exists()), default=0)]
 
 
 def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:

@@ -50,7 +50,7 @@ def _first_params(stage: StageRun) -> Params:
 
     A reward head that the starting weights lack is new.
     """
-    number = list(stage.recipe.stages).index(stage.name)
+    number = list(stage.recipe.training).index(stage.name)
     key = jax.random.fold_in(jax.random.key(stage.recipe.run.seed), number)
     if stage.adapted is not None:
         return stage.adapted.init(key)

@@ -10,14 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Interval, MinLen
+from annotated_types import Gt, Interval
 
-Text = Annotated[str, MinLen(1)]
-Count = Annotated[int, Gt(0)]
-WholeNumber = Annotated[int, Ge(0)]
-Rate = Annotated[float, Ge(0)]
-Decay = Annotated[float, Interval(ge=0, lt=1)]
-Dtype = Literal["float32", "bfloat16", "float16"]
+from .pair import Pair
+from .sample import Sample
+from .score import Score
+from .types import Count, Decay, Dtype, Rate, Text, WholeNumber
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +262,42 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampleStage:
+    """A stage in which the model answers prompts."""
+
+    sample: Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreStage:
+    """A stage in which answers get scores."""
+
+    score: Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairStage:
+    """A stage that makes training data of scored answers."""
+
+    pair: Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """Stages that are repeated; each round starts from the model of the round before."""
+
+    repeat: Count
+    """Number of rounds."""
+    stages: Mapping[str, Any]
+    """The stages of a round by name, in order."""
+
+
+DataStage = SampleStage | ScoreStage | PairStage
+"""A stage that makes data, `data.jsonl` in its folder."""
+AnyStage = Stage | DataStage
+
+
+@dataclass(frozen=True, kw_only=True)
 class World:
     """Synthetic questions and answers for the quickstart, written to the folder of the run."""
 
@@ -279,14 +313,15 @@ class World:
 class Recipe:
     """A run: a starting checkpoint, and the stages that train it, in order.
 
-    A path in it may begin with `{world}`, the folder of the synthetic data.
+    A path in it may begin with `{world}`, the folder of the synthetic data, or with the name of an
+    earlier stage, as `{answers}`: the data that it makes, or the model that it trains.
     """
 
     run: Run
     model: Model
     mesh: Mesh = field(default_factory=Mesh)
-    stages: dict[str, Stage]
-    """The stages by name, in order."""
+    stages: dict[str, Any]
+    """The stages by name, in order; the stages of a round have names such as `round-1/dpo`."""
     world: World | None = None
     """Synthetic data to make before training; none: use your own data."""
 
@@ -295,6 +330,26 @@ class Recipe:
         """The folder of the synthetic data."""
         return f"{self.run.dir}/world"
 
+    @property
+    def training(self) -> dict[str, Stage]:
+        """The stages that train, by name, in order."""
+        return {name: stage for name, stage in self.stages.items() if isinstance(stage, Stage)}
+
+    def before(self, name: str) -> str | None:
+        """The last stage before this one that trains; None: there is none."""
+        names = list(self.stages)
+        earlier = [n for n in self.training if names.index(n) < names.index(name)]
+        return earlier[-1] if earlier else None
+
+    def product(self, name: str) -> str:
+        """The result of a stage: its model, or its data; it exists only once it is complete."""
+        file = "model" if name in self.training else "data.jsonl"
+        return f"{self.run.dir}/{name}/{file}"
+
     def locate(self, path: str) -> str:
-        """Replace `{world}` in a path of the recipe by its folder."""
-        return path.replace("{world}", self.world_dir)
+        """Replace `{world}`, or the name of a stage, at the beginning of a path of the recipe."""
+        places = {"world": self.world_dir} | {name: self.product(name) for name in self.stages}
+        name, end, rest = path.removeprefix("{").partition("}")
+        if not path.startswith("{") or not end or name not in places:
+            return path
+        return f"{places[name]}{rest}"

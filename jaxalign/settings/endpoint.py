@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Gt
 
-from . import Count, Rate, Text
+from .types import Count, Rate, Text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-from . import Count, Rate, Text
+from .types import Count, Rate, Text
 
 Score = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
 Scale = Annotated[float, Interval(gt=0, lt=math.inf)]

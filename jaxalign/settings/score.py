@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
-from . import Count, Rate, Text
 from .endpoint import Endpoint
+from .types import Count, Rate, Text
 
 Positive = Annotated[float, Gt(0)]
 Combine = Literal["sum", "mean", "min", "votes"]

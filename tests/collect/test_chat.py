@@ -8,7 +8,7 @@ from lib import runs as h
 from rich.console import Console
 
 from jaxalign.collect import chat as chat_loop
-from jaxalign.collect import decode
+from jaxalign.collect import slots
 from jaxalign.collect.chat import Chatting, Reply, converse, lines_of, replier
 from jaxalign.errors import UserError
 
@@ -153,10 +153,10 @@ def test_a_chat_longer_than_the_positions_is_refused_with_the_remedy(model):
 def test_answers_to_chats_of_about_the_same_length_use_one_program(model):
     reply = small(model, max_new=3)
     reply(chat("1+1="), 0)
-    before = decode._advance._cache_size()
+    before = slots.advance._cache_size()
     for n, text in zip(range(1, 4), repeat("2+2="), strict=False):
         reply(chat(*[text] * (2 * n - 1)), n)
-    assert decode._advance._cache_size() == before
+    assert slots.advance._cache_size() == before
 
 
 def test_a_model_without_a_chat_template_is_refused(inputs):

@@ -6,7 +6,6 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,9 @@ from ...data.cut import Limits, make_example
 from ...data.encode import Encoded, Encoder
 from ...data.examples import Example
 from ...data.tally import Reasons, Tally
-from ...digests import sha256
 from ...errors import UserError
-from ...hf.load import resolve, weights_fingerprint
-from ...hf.open import open_config, open_encoder, open_weights
-from ...hf.peft import base_folder
-from ...hf.tokenizer import tokenizer_fingerprint
+from ...hf.load import resolve
+from ...hf.open import fingerprints, open_config, open_encoder, open_weights
 from ...objectives.implicit_prm import process_rewards
 from ...settings import score
 from ..statistics import Measure
@@ -58,13 +54,8 @@ class Judged:
 
     @property
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of the weights, of an adapter's files, and of the tokenizer; the dtype."""
-        base = base_folder(self.folder)
-        about = {"weights": weights_fingerprint(base), "tokenizer": tokenizer_fingerprint(base)}
-        if base != self.folder:
-            adapter = sorted(Path(self.folder).glob("adapter_*"))
-            about["adapter"] = " ".join(sha256(file) for file in adapter)
-        return about | {"dtype": self._dtype}
+        """What the scores depend on, next to the answers."""
+        return fingerprints(self.folder) | {"dtype": self._dtype}
 
     def examples(self, rows: Sequence[Answered], *, ended: bool) -> list[Example]:
         """The tokens of the answers, as in training; where all answers are equal, of the first.

@@ -1,0 +1,96 @@
+"""A data file that is made part by part: a process that is killed loses one part.
+
+While a file `data.jsonl` is made, the folder `data.jsonl.parts` has `inputs.json`, the fingerprints
+of what the file depends on, and the finished parts, each written whole or not at all. The file
+itself appears at the end, and the folder goes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.experimental import multihost_utils
+
+from ..errors import UserError, writing
+from ..files import first_process, whole_file, write_whole
+from ..sealed import read_own, sealed
+
+Rows = Sequence[Mapping[str, Any]]
+Inputs = Mapping[str, str]
+"""What a file depends on: names and fingerprints."""
+SHOWN = 12
+"""Characters of a fingerprint in a message."""
+
+
+def write_parts(
+    out: Path,
+    inputs: Inputs,
+    count: int,
+    make: Callable[[int], Rows],
+    *,
+    accept_changes: bool = False,
+) -> None:
+    """Write a file of JSON lines, part by part, or go on with one that is unfinished.
+
+    All processes make the parts; the first one writes them.
+
+    Args:
+      out: the file; if it exists, nothing is made.
+      inputs: what the rows depend on.
+      count: number of parts.
+      make: the rows of a part, by its number; equal inputs give equal rows.
+      accept_changes: whether parts that were made from other inputs are made again.
+
+    Raises:
+      UserError: parts are there that were made from other inputs.
+      RunError: a part cannot be written.
+    """
+    if out.exists():
+        return
+    folder = out.with_name(f"{out.name}.parts")
+    _begin(folder, inputs, accept_changes=accept_changes)
+    files = [folder / f"{i:06d}.jsonl" for i in range(count)]
+    missing = [i for i, file in enumerate(files) if not file.exists()]
+    multihost_utils.sync_global_devices(f"missing parts of {out.name}")
+    for i in missing:
+        write_whole(files[i], "".join(map(line, make(i))))
+    if first_process():
+        with whole_file(out) as whole:
+            for file in files:
+                whole.write(file.read_bytes())
+        with writing(folder):
+            shutil.rmtree(folder)
+    multihost_utils.sync_global_devices(f"made {out.name}")
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row as a line of JSON."""
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+
+
+def _begin(folder: Path, inputs: Inputs, *, accept_changes: bool) -> None:
+    file = folder / "inputs.json"
+    held = read_own(file, dict[str, str]) if file.exists() else None
+    changed = [k for k in {**(held or {}), **inputs} if held and held.get(k) != inputs.get(k)]
+    if changed and not accept_changes:
+        table = "\n".join(
+            f"  {k}: {_short((held or {}).get(k))} -> {_short(inputs.get(k))}" for k in changed
+        )
+        raise UserError(
+            f"{folder}: its parts were made from other inputs\n{table}\nrestore these, delete the "
+            "folder, or add --accept-changes to make the parts again"
+        )
+    multihost_utils.sync_global_devices(f"inputs of {folder.name}")
+    if changed and first_process():
+        with writing(folder):
+            shutil.rmtree(folder)
+    if changed or held is None:
+        write_whole(file, sealed(dict(inputs)))
+
+
+def _short(fingerprint: str | None) -> str:
+    return "none" if fingerprint is None else fingerprint[:SHOWN]

@@ -1,0 +1,210 @@
+"""The verbs on files: `sample`, `score` and `pair`, each of which makes a file of JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from ..data.encode import Encoder
+from ..data.sources import hub_fingerprint, local_files, raw_records
+from ..digests import sha256
+from ..files import write_whole
+from ..hf.load import Digest
+from ..hf.open import Opened, fingerprints, open_config, open_weights
+from ..hf.peft import base_folder
+from ..hf.tokenizer import load_tokenizer, read_template, stop_tokens
+from ..recipe.scorers import read_scorers
+from ..settings.pair import Pair
+from ..settings.sample import Sample
+from ..settings.score import Score
+from .decode import refuse_scores
+from .pair import Counts, pair_rows
+from .parts import line, write_parts
+from .sampling import Asked, Drawn, Sampler, read_prompted, sampled_rows
+from .score import open_scorers, read_rows, score_rows
+
+SCORED = 256
+"""Rows of a part of a scored file."""
+Say = Callable[[str], object]
+"""What prints a line of progress."""
+Summary = dict[str, Any]
+"""Numbers about a file, for the report."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a verb works, and how it says so."""
+
+    mesh: Mesh
+    dtype: str
+    """Dtype of models and matrix products, float32 or bfloat16."""
+    say: Say
+    digest: Digest = sha256
+    """The SHA-256 of a file, which a caller may have kept."""
+    now: datetime.datetime | None = None
+    """The time that the clock of chat templates shows; none: the time of this call."""
+    accept_changes: bool = False
+    """Whether parts that were made from other inputs are made again."""
+    opened: Callable[[Path], Opened | None] = lambda folder: None
+    """A model that is on the devices already, by its folder."""
+
+
+def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: Place) -> Summary:
+    """Sample answers to the prompts of a file.
+
+    Args:
+      how: the settings, with paths that exist.
+      folder: folder of a checkpoint or of an adapter; None: the endpoint answers.
+      out: the file to write.
+      seed: seed of the first answer, and of the choice of prompts.
+      place: the devices.
+
+    Raises:
+      UserError: the prompts, the model and the settings do not fit together.
+      RunError: the endpoint failed.
+    """
+    prompts = read_prompted(how.prompts, how.limit, seed)
+    size = max(how.part // how.n, 1)
+    settings = dataclasses.asdict(dataclasses.replace(how, prompts="-", model=None))
+    inputs = {"prompts": _digest(how.prompts, place), "settings": _sha256([settings, seed])}
+    if folder is not None:
+        refuse_scores(open_config(folder))
+        inputs |= fingerprints(folder, place.digest) | {"dtype": place.dtype}
+    if how.chat_template is not None:
+        inputs["chat template"] = place.digest(Path(how.chat_template))
+    samplers: list[Sampler] = []
+
+    def make(i: int) -> list[dict[str, Any]]:
+        if not samplers:
+            samplers.append(_sampler(how, folder, seed, place))
+        chosen = prompts[i * size : (i + 1) * size]
+        rows = sampled_rows(chosen, samplers[0], i * size)
+        place.say(f"{i * size + len(chosen):,} of {len(prompts):,} prompts{_rate(samplers[0])}")
+        return rows
+
+    count = math.ceil(len(prompts) / size)
+    write_parts(out, inputs, count, make, accept_changes=place.accept_changes)
+    return _of_answers(out) | _speed(samplers)
+
+
+def _sampler(how: Sample, folder: Path | None, seed: int, place: Place) -> Sampler:
+    if folder is None:
+        return Asked(how, seed)
+    template = read_template(how.chat_template)
+    base = base_folder(folder)
+    tokenizer = load_tokenizer(base)
+    stops = stop_tokens(base, tokenizer)
+    encoder = Encoder(tokenizer, stops=stops, template=template, now=place.now)
+    opened = place.opened(folder)
+    if opened is None:
+        opened = Opened(*open_weights(folder, place.mesh, dtype=place.dtype), tokenizer, stops)
+    return Drawn(opened, encoder, how, seed)
+
+
+def _rate(sampler: Sampler) -> str:
+    if not isinstance(sampler, Drawn) or not sampler.seconds:
+        return ""
+    return f", {sampler.tokens / sampler.seconds:,.0f} tokens/s"
+
+
+def _speed(samplers: Iterable[Sampler]) -> Summary:
+    """The tokens that this process has drawn, and its seconds for them."""
+    drawn = [sampler for sampler in samplers if isinstance(sampler, Drawn)]
+    return {k: v for s in drawn for k, v in (("drawn", s.tokens), ("seconds", s.seconds))}
+
+
+def _of_answers(file: Path) -> Summary:
+    """What a file of answers has."""
+    answers = tokens = cut = rows = 0
+    for _, raw in raw_records(str(file), ""):
+        rows += 1
+        answers += len(raw["responses"])
+        tokens += sum(raw.get("tokens", ()))
+        cut += raw["finishes"].count("length")
+    return {"prompts": rows, "answers": answers, "tokens": tokens, "without_end": cut / answers}
+
+
+def score_file(how: Score, out: Path, place: Place) -> Summary:
+    """Score the answers of a file.
+
+    Args:
+      how: the settings, with paths that exist.
+      out: the file to write.
+      place: the devices.
+
+    Raises:
+      UserError: a row, a scorer and the settings do not fit together.
+      RunError: a scorer failed.
+    """
+    rows = read_rows(how.data)
+    records = read_scorers(how.by)
+    scorers = open_scorers(records, place.mesh, place.dtype)
+    prints = [scorer.fingerprint for scorer in scorers]
+    settings = [
+        how.combine,
+        [[repr(record), dict(p)] for record, p in zip(records, prints, strict=True)],
+    ]
+    inputs = {"rows": _digest(how.data, place), "scorers": _sha256(settings)}
+
+    def make(i: int) -> list[dict[str, Any]]:
+        chosen = rows[i * SCORED : (i + 1) * SCORED]
+        scored = score_rows(chosen, records, scorers, how.combine)
+        place.say(f"{i * SCORED + len(chosen):,} of {len(rows):,} rows scored")
+        return scored
+
+    count = math.ceil(len(rows) / SCORED)
+    write_parts(out, inputs, count, make, accept_changes=place.accept_changes)
+    reports = {k: v for scorer in scorers for k, v in scorer.report().items()}
+    return _of_scores(out) | reports
+
+
+def _of_scores(file: Path) -> Summary:
+    """The distribution of the scores of a file."""
+    found: list[float] = []
+    for _, raw in raw_records(str(file), ""):
+        names = ("score", "score_chosen", "score_rejected")
+        found += raw["scores"] if "scores" in raw else [raw[n] for n in names if n in raw]
+    values = np.array(found)
+    numbers = {"mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max()}
+    return {"scores": len(found)} | {name: float(value) for name, value in numbers.items()}
+
+
+def pair_file(how: Pair, out: Path, seed: int) -> Counts:
+    """Make training data of the scored answers of a file.
+
+    Args:
+      how: the settings, with paths that exist.
+      out: the file to write.
+      seed: seed of the random choices.
+
+    Raises:
+      UserError: a row and the settings do not fit together.
+    """
+    rows, counts = pair_rows(raw_records(how.data, "train"), how, seed)
+    write_whole(out, "".join(map(line, rows)))
+    return counts
+
+
+def _digest(path: str, place: Place) -> str:
+    files = local_files(path)
+    return (
+        hub_fingerprint(path, "train") if files is None else _sha256(list(map(place.digest, files)))
+    )
+
+
+def _sha256(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else str(value)
