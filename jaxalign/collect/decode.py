@@ -16,6 +16,7 @@ import numpy as np
 from ..core.sharding import batch_shards
 from ..data.rows import round_up
 from ..errors import UserError
+from ..models.cache import only
 from ..models.decoder import Model, Params
 from ..models.spec import Spec
 from .draw import How
@@ -28,10 +29,13 @@ COLUMNS, RINGS = 32, 8
 """Columns of the first ring: at least 32, and at least one in 8 of the tokens of an answer."""
 DRAWN = 8
 """Tokens of an answer between two calls of `drawn`."""
-ENDED = 16
+ENDED = 32
 """One of so many slots must end before new answers begin."""
-WAVES = 2
-"""Answers that a slot of a group draws to a prompt, if each prompt gets more than that."""
+SHARED = 4
+"""Slots share prompts if the keys and values of a prompt for each are more numbers than this, per
+parameter of the model."""
+MEMBERS, WAVES = 2, 2
+"""Slots that share a prompt, and answers to it that each of them draws."""
 WORTH = 4
 """Answers a slot for which prompts of their own width are worth further programs."""
 
@@ -92,7 +96,7 @@ def generate(
     found: dict[int, Answer] = {}
     with jax.set_mesh(model.mesh):
         for width, numbers in _by_width([len(p) for p in prompts], WORTH * batch_size // n):
-            sizes = _sizes(width, len(numbers), n, max_new, batch_size, batch_shards(model.mesh))
+            sizes = _sizes(model, width, len(numbers), n, max_new, batch_size)
             own = {i: prompts[i] for i in numbers}
             found |= _Drawing(model, how, params, sizes, own, n, seed).answers(drawn)
     return [found[a] for a in range(len(prompts) * n)]
@@ -115,16 +119,31 @@ def _by_width(lengths: Sequence[int], worth: int) -> Iterator[tuple[int, list[in
         yield round_up(lengths[group[0]], PROMPT_STEP), group
 
 
-def _sizes(width: int, count: int, n: int, max_new: int, batch_size: int, shards: int) -> Sizes:
-    """Slots for `n` answers to each of `count` prompts, on a mesh of so many shards of a batch."""
-    members = min(n if n <= WAVES else math.ceil(n / WAVES), batch_size)
-    groups = max(min(count, batch_size // members), 1)
+def _sizes(model: Model, width: int, count: int, n: int, max_new: int, batch_size: int) -> Sizes:
+    """Slots for `n` answers to each of `count` prompts.
+
+    Slots that share a prompt read its keys once a step, but wait for one another before the next.
+    """
+    prompt = only(jax.eval_shape(lambda: model.init_cache(1, width)), columned=True)
+    numbers, params = (sum(x.size for x in jax.tree.leaves(t)) for t in (prompt, model.abstract))
+    shared = min(n, batch_size) >= MEMBERS and batch_size * numbers > SHARED * params
+    members = MEMBERS if shared else 1
+    groups = max(min(count * n, batch_size) // members, 1)
+    shards = batch_shards(model.mesh)
     columns = min(max(COLUMNS, math.ceil(max_new / RINGS)), max_new)
     return Sizes(-(-groups // shards) * shards, members, width, columns)
 
 
+class _Work(NamedTuple):
+    """Answers that one group draws to one prompt."""
+
+    row: int  # of the prompt among those that have been read
+    first: int  # number of the first answer
+    end: int  # after the last
+
+
 class _Drawing:
-    """The answers to prompts of one width: which prompt each group has, which answer each slot."""
+    """The answers to prompts of one width: what each group works at, which answer each slot has."""
 
     def __init__(
         self,
@@ -138,11 +157,10 @@ class _Drawing:
     ):
         self.model, self.how, self.params, self.sizes = model, how, params, sizes
         self.n, self.seed = n, seed
-        self.prompt = np.full(sizes.groups, -1)
-        self.begun = np.full(sizes.groups, n)  # answers to the prompt
+        self.next, self.end = np.zeros((2, sizes.groups), int)  # answers of a group not begun
         self.inside = np.full((sizes.groups, sizes.members), -1)
-        self.waiting = self._parts(prompts)
-        self.read, self.rows = next(self.waiting)
+        self.waiting, self.unread = self._parts(prompts), len(prompts)
+        self.read, self.work = next(self.waiting)
 
     def answers(self, drawn: Callable[[np.ndarray], object] | None) -> dict[int, Answer]:
         """The answers by their numbers: prompt i has i n to i n + n - 1."""
@@ -163,13 +181,13 @@ class _Drawing:
                 tokens = np.asarray(slots.tokens)[0]
                 drawn(tokens[tokens >= 0])
 
-    def _parts(
-        self, prompts: dict[int, np.ndarray]
-    ) -> Iterator[tuple[Prompts, list[tuple[int, int]]]]:
-        """The prompts, read as many at a time as fit, and the row and number of each."""
+    def _parts(self, prompts: dict[int, np.ndarray]) -> Iterator[tuple[Prompts, list[_Work]]]:
+        """The prompts, read as many at a time as fit, and the work for groups."""
         order, width = list(prompts), self.sizes.width
+        each = 1 if self.sizes.members == 1 else self.sizes.members * WAVES
         shards = batch_shards(self.model.mesh)
-        count = -(-min(self.sizes.groups, max(READ // width, 1)) // shards) * shards
+        fit = min(math.ceil(self.sizes.groups * each / self.n), max(READ // width, 1))
+        count = -(-fit // shards) * shards
         for start in range(0, len(order), count):
             numbers = order[start : start + count]
             # The last ones have the same shape: the first is repeated.
@@ -178,18 +196,25 @@ class _Drawing:
             for row, prompt in enumerate(filled):
                 ids[row, width - len(prompt) :] = prompt
             length = np.array([len(prompt) for prompt in filled], np.int32)
-            yield read(self.model, self.params, ids, length), list(enumerate(numbers))
+            work = [
+                _Work(row, i * self.n + j, i * self.n + min(j + each, self.n))
+                for row, i in enumerate(numbers)
+                for j in range(0, self.n, each)
+            ]
+            self.unread -= len(numbers)
+            yield read(self.model, self.params, ids, length), work
 
     def _begin(self, slots: Slots) -> Slots:
-        """Give idle groups the next prompts, and free slots the next answers."""
+        """Give idle groups the next work, and free slots the next answers."""
         while True:
-            free = np.flatnonzero((self.begun == self.n) & (self.inside < 0).all(1))
-            if free.size and not self.rows:
-                self.read, self.rows = next(self.waiting, (self.read, []))
-            given, self.rows = self.rows[: free.size], self.rows[free.size :]
+            free = np.flatnonzero((self.next == self.end) & (self.inside < 0).all(1))
+            if free.size and not self.work:
+                self.read, self.work = next(self.waiting, (self.read, []))
+            given, self.work = self.work[: free.size], self.work[free.size :]
             source = np.full(self.sizes.groups, -1, np.int32)
-            for group, (row, number) in zip(free, given, strict=False):
-                source[group], self.prompt[group], self.begun[group] = row, number, 0
+            for group, work in zip(free, given, strict=False):
+                source[group] = work.row
+                self.next[group], self.end[group] = work.first, work.end
             new, seeds = self._next_answers()
             if not new.any():
                 return slots
@@ -200,9 +225,9 @@ class _Drawing:
         new = np.zeros(self.inside.shape, bool)
         seeds = np.zeros(self.inside.shape, np.uint32)
         for group, slot in zip(*np.nonzero(self.inside < 0), strict=True):
-            if self.begun[group] < self.n:
-                number = int(self.prompt[group]) * self.n + int(self.begun[group])
-                self.begun[group] += 1
+            if self.next[group] < self.end[group]:
+                number = int(self.next[group])
+                self.next[group] += 1
                 self.inside[group, slot] = number
                 new[group, slot], seeds[group, slot] = True, (self.seed + number) % 2**32
         return new.reshape(-1), seeds.reshape(-1)
@@ -210,7 +235,7 @@ class _Drawing:
     def _least(self) -> int:
         """How many slots are done when it is time for new answers; all, if there are none."""
         done, size = int((self.inside < 0).sum()), self.inside.size
-        more = bool(self.rows) or (self.begun < self.n).any()
+        more = bool(self.work) or (self.next < self.end).any() or self.unread
         return min(done + max(size // ENDED, 1), size) if more else size
 
     def _collect(self, slots: Slots, found: dict[int, Answer]) -> int:

@@ -1,9 +1,9 @@
 """The programs that draw answers: a prompt is read once, and its answers are drawn in slots.
 
-There are G groups of slots, each with a prompt, and m slots in a group, S = G m in all. A slot has
-the keys and values of its own answer alone; those of the prompt belong to the group. The columns of
-the answers are a ring: all slots write their next token into the same column, so the keys of a slot
-are the newest ones of its row, as many as it has drawn tokens.
+There are G groups of slots, each with a prompt, and m slots in a group, S = G m in all. The group
+has the keys and values of its prompt, a slot the keys and values of its own answer alone. The
+columns of the answers are a ring: all slots write their next token into the same column, so the
+keys of a slot are the newest ones of its row, as many as it has drawn tokens.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def only(cache: Cache, *, columned: bool) -> Cache:
 
 
 def widened(cache: Cache, at: Array, columns: int) -> Cache:
-    """A cache of more columns, the first of which are those of a ring, the oldest before `at`.
+    """A cache of more columns, whose first columns are a ring cut open at its oldest column.
 
     Args:
       cache: a cache whose columns are a ring.

@@ -350,6 +350,7 @@ class Model:
         return self._bind(params).readout(self.dtype)
 
 
+@functools.lru_cache(maxsize=64)
 def build(
     spec: Spec,
     mesh: Mesh,
@@ -361,6 +362,8 @@ def build(
     lora: LowRank | None = None,
 ) -> Model:
     """Place a decoder on a mesh. Uses no memory: parameters come from `init` or a checkpoint.
+
+    Equal arguments give the same object, so that what is compiled for it is used again.
 
     Args:
       spec: the mathematics of the decoder.

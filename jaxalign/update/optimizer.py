@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,8 +48,9 @@ def decayed(params: Any) -> Any:
     )
 
 
+@functools.lru_cache(maxsize=64)
 def optimizer(settings: Optimizer, total: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then the update rule.
+    """Clipping by the global norm, then the update rule; equal arguments give the same object.
 
     Args:
       settings: the recipe's values.

@@ -99,6 +99,7 @@ def test_plain_output_has_a_line_for_a_phase_without_results_of_its_own(tmp_path
         with measured(name):
             pass
     assert console.file.getvalue().splitlines() == [
+        "dpo: making data",
         "dpo: reading data",
         "dpo: compiling",
         "dpo: exporting",
