@@ -114,8 +114,8 @@ class LanguageModel:
           temperature: divisor of the logits; 0 takes the most likely token.
           top_k: sample from this many most likely tokens; 0: from all.
           top_p: sample from the most likely tokens with this total probability.
-          seed: seed of all draws.
-          batch_size: prompts continued at a time.
+          seed: seed of the first answer; answer i has this number plus i.
+          batch_size: answers drawn at a time.
 
         Raises:
           UserError: the model gives scores, or a prompt or a value does not fit.

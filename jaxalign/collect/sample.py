@@ -51,7 +51,7 @@ class Draws:
     top_p: float = 1.0
     """Draw from the most likely tokens that together have this probability."""
     seed: int = 0
-    """Seed of all draws."""
+    """Seed of the first answer; answer i has this number plus i."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of parameters and matrix products."""
     mesh: settings.Mesh = dataclasses.field(default_factory=settings.Mesh)
@@ -79,7 +79,7 @@ class Sampling(Draws):
     out: str | None = None
     """File to write; default: standard output."""
     batch_size: int = 64
-    """Number of prompts per batch."""
+    """Number of answers drawn at a time."""
     diversity: bool = False
     """Also print the shares of distinct n-grams of the answers, to standard error."""
 
