@@ -66,14 +66,20 @@ def show(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
         world.reward,
     )
     last = read_metrics(folder / names[-1] / "metrics.jsonl")[-1]
-    accuracy = share(last["eval/rewards/accuracies"], len(prompts))
+    accuracy = last.get("eval/rewards/accuracies")  # not of demonstrations
     rankings = ranking(recipe, before, mesh), ranking(recipe, after, mesh)
     change = rankings[1].mean - rankings[0].mean
-    measures = (
-        # The reward is measured from the model before: for that model every pair is a tie.
-        Measure("reward accuracy, pairs", "all ties", str(accuracy), ""),
-        Measure("same, by logp per token", str(rankings[0]), str(rankings[1]), f"{change:+.3f}"),
+    ranked = Measure(
+        "ranking of pairs by logp per token" if accuracy is None else "same, by logp per token",
+        str(rankings[0]),
+        str(rankings[1]),
+        f"{change:+.3f}",
     )
+    measures = (ranked,)
+    if accuracy is not None:
+        # The reward is measured from the model before: for that model every pair is a tie.
+        shown = str(share(accuracy, len(prompts)))
+        measures = (Measure("reward accuracy, pairs", "all ties", shown, ""), ranked)
     seconds = time.monotonic() - began
     if first_process():
         write_samples(folder, Comparison(names[0], names[-1], samples, measures, seconds))
