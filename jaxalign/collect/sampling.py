@@ -67,6 +67,10 @@ class Sampler(Protocol):
         """The answer columns of each prompt; `first` is the number of the first prompt."""
         ...
 
+    def report(self) -> dict[str, float]:
+        """Numbers about the answers so far, by name."""
+        ...
+
 
 class Drawn:
     """A model on the devices as a sampler."""
@@ -85,7 +89,7 @@ class Drawn:
         """
         refuse_scores(opened.model.spec)
         self._opened, self._encoder, self._how, self._seed = opened, encoder, how, seed
-        self.tokens, self.seconds = 0, 0.0
+        self._tokens, self._seconds = 0, 0.0
 
     def __call__(self, prompts: Sequence[Prompted], first: int) -> list[dict[str, list[Any]]]:
         """The answer columns of each prompt."""
@@ -110,9 +114,9 @@ class Drawn:
             seed=seed,
             batch_size=how.batch_size,
         )
-        self.seconds += time.monotonic() - began
+        self._seconds += time.monotonic() - began
         counts = [len(answer.tokens) + answer.stopped for answer in answers]
-        self.tokens += sum(counts)
+        self._tokens += sum(counts)
         texts = [self._encoder.text(answer.tokens) for answer in answers]
         columns = {
             "responses": texts,
@@ -127,6 +131,10 @@ class Drawn:
             {name: column[i * n : (i + 1) * n] for name, column in columns.items()}
             for i in range(len(prompts))
         ]
+
+    def report(self) -> dict[str, float]:
+        """Tokens drawn, and tokens per second."""
+        return {"drawn": self._tokens, "tokens/s": self._tokens / max(self._seconds, 1e-9)}
 
 
 class Asked:
@@ -167,6 +175,10 @@ class Asked:
                     f"{how.n}; does it support several answers (n)?"
                 )
         return [{"responses": reply.texts, "finishes": reply.finishes} for reply in replies]
+
+    def report(self) -> dict[str, float]:
+        """Requests, tokens and price."""
+        return self._client.report()
 
 
 def _messages(row: PromptRow) -> list[Any]:

@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,23 @@ from jax.sharding import Mesh
 from ..data.encode import Encoder
 from ..data.sources import hub_fingerprint, local_files, raw_records
 from ..digests import sha256
+from ..errors import UserError
 from ..files import write_whole
 from ..hf.load import Digest
 from ..hf.open import Opened, fingerprints, open_config, open_weights
 from ..hf.peft import base_folder
 from ..hf.tokenizer import load_tokenizer, read_template, stop_tokens
-from ..recipe.scorers import read_scorers
+from ..recipe.scorers import name_of, read_scorers
 from ..settings.pair import Pair
 from ..settings.sample import Sample
 from ..settings.score import Score
+from ..settings.score import Scorer as Record
 from .decode import refuse_scores
 from .pair import Counts, pair_rows
 from .parts import line, write_parts
 from .sampling import Asked, Drawn, Sampler, read_prompted, sampled_rows
 from .score import open_scorers, read_rows, score_rows
+from .scorers.answers import Scorer
 
 SCORED = 256
 """Rows of a part of a scored file."""
@@ -93,7 +96,7 @@ def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: P
 
     count = math.ceil(len(prompts) / size)
     write_parts(out, inputs, count, make, accept_changes=place.accept_changes)
-    return _of_answers(out) | _speed(samplers)
+    return _of_answers(out) | (samplers[0].report() if samplers else {})
 
 
 def _sampler(how: Sample, folder: Path | None, seed: int, place: Place) -> Sampler:
@@ -111,15 +114,8 @@ def _sampler(how: Sample, folder: Path | None, seed: int, place: Place) -> Sampl
 
 
 def _rate(sampler: Sampler) -> str:
-    if not isinstance(sampler, Drawn) or not sampler.seconds:
-        return ""
-    return f", {sampler.tokens / sampler.seconds:,.0f} tokens/s"
-
-
-def _speed(samplers: Iterable[Sampler]) -> Summary:
-    """The tokens that this process has drawn, and its seconds for them."""
-    drawn = [sampler for sampler in samplers if isinstance(sampler, Drawn)]
-    return {k: v for s in drawn for k, v in (("drawn", s.tokens), ("seconds", s.seconds))}
+    rate = sampler.report().get("tokens/s")
+    return "" if rate is None else f", {rate:,.0f} tokens/s"
 
 
 def _of_answers(file: Path) -> Summary:
@@ -163,8 +159,16 @@ def score_file(how: Score, out: Path, place: Place) -> Summary:
 
     count = math.ceil(len(rows) / SCORED)
     write_parts(out, inputs, count, make, accept_changes=place.accept_changes)
-    reports = {k: v for scorer in scorers for k, v in scorer.report().items()}
-    return _of_scores(out) | reports
+    return _of_scores(out) | _reports(records, scorers)
+
+
+def _reports(records: Sequence[Record], scorers: Sequence[Scorer]) -> Summary:
+    """The reports of scorers; of several, each under its name."""
+    found: Summary = {}
+    for record, scorer in zip(records, scorers, strict=True):
+        begin = f"{name_of(record)}/" if len(records) > 1 else ""
+        found |= {f"{begin}{name}": value for name, value in scorer.report().items()}
+    return found
 
 
 def _of_scores(file: Path) -> Summary:
@@ -184,12 +188,19 @@ def pair_file(how: Pair, out: Path, seed: int) -> Counts:
     Args:
       how: the settings, with paths that exist.
       out: the file to write.
-      seed: seed of the random choices.
+      seed: seed of the random choices, 0 or more.
 
     Raises:
-      UserError: a row and the settings do not fit together.
+      UserError: a row and the settings do not fit together, or no row is made; the message has the
+        counts.
     """
     rows, counts = pair_rows(raw_records(how.data, "train"), how, seed)
+    if not rows:
+        found = "\n".join(f"  {text}" for text in counts.lines())
+        raise UserError(
+            f"{how.data}: no row is left for `how: {how.how}`\n{found}\nloosen the options, or "
+            "sample more answers"
+        )
     write_whole(out, "".join(map(line, rows)))
     return counts
 
