@@ -23,7 +23,10 @@ if TYPE_CHECKING:
         inspect,
         inspect_row,
         open,
+        pair,
         reference,
+        sample,
+        score,
         train,
     )
     from .core.objective import Objective, objective
@@ -53,8 +56,11 @@ _HOME = {
     "inspect_row": "api",
     "objective": "core.objective",
     "open": "api",
+    "pair": "api",
     "reference": "api",
     "response": "core.stats",
+    "sample": "api",
+    "score": "api",
     "train": "api",
 }
 """Name -> the module that defines it."""
@@ -77,8 +83,11 @@ __all__ = [
     "inspect_row",
     "objective",
     "open",
+    "pair",
     "reference",
     "response",
+    "sample",
+    "score",
     "train",
 ]
 

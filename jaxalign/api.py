@@ -19,14 +19,16 @@ from rich.console import Console
 from . import settings
 from .collect.chat import Chatting, converse, replier
 from .collect.density import Density, write_ratios
-from .collect.sample import Answers, Prompt, Sampling, sample
-from .console import Terminal
-from .core.sharding import make_mesh
+from .collect.sample import Answers, Prompt, Sampling
+from .collect.sample import sample as answer_each
 from .data.ask import PromptRow
 from .data.inspection import Inspection, RowInspection
 from .files import first_process
 from .hf.load import resolve
-from .language_model import LanguageModel, precision
+from .language_model import LanguageModel
+from .making import pair as pair
+from .making import sample as sample
+from .making import score as score
 from .quickstart.show import show
 from .quickstart.start import make_world, with_world
 from .recipe.overrides import AnyRecipe, Overrides, given_recipe, stage_name
@@ -34,6 +36,7 @@ from .recipe.schema import objective_settings
 from .report import write_report
 from .run import hosts, open_stage
 from .run import inspect as inspecting
+from .run.devices import devices
 from .run.dry_run import dry_run as plan_run
 from .run.folder import Run, compile_cache_folder
 from .run.lock import locked
@@ -214,8 +217,8 @@ def open(
       UserError: there is no such model, or it is of an unknown architecture.
     """
     path = resolve(str(folder), "model")
-    with _devices(mesh or settings.Mesh(), dtype) as (devices, _):
-        return LanguageModel(path, devices, dtype)
+    with _devices(mesh or settings.Mesh(), dtype) as (found, _):
+        return LanguageModel(path, found, dtype)
 
 
 def generate(
@@ -248,7 +251,7 @@ def sample_answers(how: Sampling, rows: Sequence[PromptRow]) -> Answers:
     folder = resolve(how.model, "model")
     with _devices(how.mesh, how.dtype) as (mesh, console):
         console.stderr = True
-        return sample(folder, how, mesh, rows, console)
+        return answer_each(folder, how, mesh, rows, console)
 
 
 def chat(how: Chatting, lines: Iterable[str], say: Callable[[str], None], *, patient: bool) -> None:
@@ -358,8 +361,8 @@ def _devices(
         _keep_programs(compile_cache_folder(run))
         if run.distributed:
             hosts.join(run.heartbeat)
-    with hosts.together(), precision(dtype):
-        yield make_mesh(sizes), Terminal(quiet=jax.process_index() != 0, soft_wrap=True)
+    with devices(sizes, dtype) as found:
+        yield found
 
 
 def _keep_programs(folder: str | None) -> None:

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -233,6 +233,42 @@ def _chat(argv: list[str]) -> int:
     return 0
 
 
+def _sample(argv: list[str]) -> int:
+    """Sample several answers to each prompt of a file, with their log-probabilities."""
+    import tyro
+
+    from . import api
+    from .collect.flags import SampleFlags
+
+    how = tyro.cli(SampleFlags, args=argv, prog="jaxalign sample", description=_sample.__doc__)
+    _say(_table(api.sample(**how.arguments())))
+    return 0
+
+
+def _score(argv: list[str]) -> int:
+    """Score every answer of a file: by rules, models, programs or a judge."""
+    import tyro
+
+    from . import api
+    from .collect.flags import ScoreFlags
+
+    how = tyro.cli(ScoreFlags, args=argv, prog="jaxalign score", description=_score.__doc__)
+    _say(_table(api.score(**how.arguments())))
+    return 0
+
+
+def _pair(argv: list[str]) -> int:
+    """Make training data of scored answers: pairs, demonstrations, labels, rankings."""
+    import tyro
+
+    from . import api
+    from .collect.flags import PairFlags
+
+    how = tyro.cli(PairFlags, args=argv, prog="jaxalign pair", description=_pair.__doc__)
+    _say("\n".join(api.pair(**how.arguments()).lines()))
+    return 0
+
+
 def _density(argv: list[str]) -> int:
     """Add to labeled data the density ratio of every prompt, which `bco_udm` reads."""
     import tyro
@@ -305,9 +341,10 @@ def _report(argv: list[str]) -> int:
     return 0
 
 
-def _table(metrics: dict[str, float]) -> str:
+def _table(metrics: Mapping[str, float]) -> str:
     """One line for each metric."""
-    return "\n".join(f"{name:<28} {value:.6g}" for name, value in metrics.items())
+    numbers = {k: f"{v:,}" if isinstance(v, int) else f"{v:.6g}" for k, v in metrics.items()}
+    return "\n".join(f"{name:<28} {number}" for name, number in numbers.items())
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -316,6 +353,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "generate": _generate,
     "chat": _chat,
+    "sample": _sample,
+    "score": _score,
+    "pair": _pair,
     "export": _export,
     "density": _density,
     "inspect": _inspect,

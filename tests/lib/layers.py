@@ -11,6 +11,6 @@ LAYERS = (
     ("hf", "update", "recipe"),
     ("collect",),
     ("run",),
-    ("quickstart", "language_model"),
+    ("quickstart", "language_model", "making"),
     ("api", "cli"),
 )
