@@ -20,6 +20,9 @@ from jaxalign.core.types import Pairs
 from jaxalign.diagnostics import DIAGNOSTICS
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.recipe.read import parse, resolved
+from jaxalign.recipe.scorers import kind_of, read_scorers
+from jaxalign.settings.pair import READS
+from jaxalign.settings.score import KINDS
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -125,6 +128,46 @@ def test_every_flag_shown_is_one_of_the_recipe_above_it(path):
         for key in flag.replace("-", "_").split("."):
             assert key in value, flag
             value = value[key]
+
+
+MAKING = ROOT / "docs" / "making-data.md"
+
+
+def test_the_page_about_data_lists_every_scorer_and_every_method():
+    tables = re.split(r"^## ", MAKING.read_text(), flags=re.M)
+    scorers, methods = (
+        {name for name in re.findall(r"^\| `(\w+)` \|", table, re.M)}
+        for table in tables
+        if table.startswith(("Score\n", "Pair\n"))
+    )
+    assert set(KINDS) <= scorers
+    assert set(READS) <= methods
+
+
+def test_every_scorer_shown_is_one():
+    shown, *_ = blocks(MAKING, "yaml")
+    found = read_scorers(yaml.safe_load(shown))
+    assert [kind_of(record) for record in found] == [
+        kind for one in yaml.safe_load(shown) for kind in ([one] if isinstance(one, str) else one)
+    ]
+    assert {kind_of(record) for record in found} == set(KINDS)
+
+
+def test_the_options_of_a_scorer_listed_are_those_it_has():
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", MAKING.read_text(), re.M)
+    common = {"name", "weight"}
+    for kind, said in rows:
+        if kind in KINDS:
+            named = set(re.findall(r"`(\w+)`", said)) - common
+            own = {name for name in KINDS[kind].__annotations__ if name not in common}
+            assert own <= named, kind
+            assert named <= {f.name for f in dataclasses.fields(KINDS[kind])}, kind
+
+
+def test_the_rounds_shown_are_a_recipe():
+    shown = yaml.safe_load(blocks(MAKING, "yaml")[1])
+    given = {"run": {"dir": "runs/x"}, "model": {"path": "x"}}
+    assert list(parse(given | shown).stages)[-1] == "round-3/dpo"
 
 
 def test_the_readme_counts_the_objectives():
