@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxalign: {message(str(e))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("jaxalign: interrupted; the last checkpoint is intact", file=sys.stderr)
+        parts = argv[:1] in (["sample"], ["score"])
+        kept = "the finished parts are kept" if parts else "the last checkpoint is intact"
+        print(f"jaxalign: interrupted; {kept}", file=sys.stderr)
         return 130
 
 

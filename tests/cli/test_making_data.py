@@ -171,6 +171,18 @@ def test_an_interrupted_call_resumes_to_the_same_file(interrupted, sampled, inpu
     assert 0 < found["drawn"] < found["tokens"]
 
 
+def test_an_interrupt_exits_with_130_and_says_that_parts_are_kept(
+    answers, jaxalign_command, tmp_path, monkeypatch
+):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verbs, "score_rows", stop)
+    flags = ("--by", "length", "--out", tmp_path / "out.jsonl")
+    code, _, err = jaxalign_command("score", answers, *flags)
+    assert (code, err) == (130, "jaxalign: interrupted; the finished parts are kept\n")
+
+
 def test_parts_from_other_inputs_are_one_error_until_the_change_is_accepted(
     interrupted, inputs, jaxalign_command
 ):
