@@ -26,7 +26,7 @@ _MODELS = re.compile(
 
 
 def is_rounds(given: Any) -> bool:
-    """Whether the plain values under the name of a stage describe rounds."""
+    """Whether the plain values of a stage describe rounds."""
     return isinstance(given, Mapping) and "repeat" in given
 
 
@@ -73,7 +73,7 @@ def written_out(recipe: Recipe) -> tuple[Recipe, Complaints]:
             continue
         for number in range(1, stage.repeat + 1):
             if (folder := f"{name}-{number}") in recipe.stages:
-                said = f"round {number} of '{name}' has this folder too; rename one of them"
+                said = f"round {number} of '{name}' has the same folder; rename one of them"
                 complaints[f"stages.{folder}"] = said
             for inner, repeated in stage.stages.items():
                 add(f"{folder}/{inner}", inner, repeated, f"stages.{name}.stages.{inner}")

@@ -196,7 +196,7 @@ class _Reader:
         return _mapping(found)
 
     def is_folder(self, name: str) -> bool:
-        """Whether a stage may have this name; a stage of a round has the round's name before its own."""
+        """Whether a stage may have this name; a stage of a round has the name of the round first."""
         parts = name.split("/")
         fits = len(parts) <= 2 and all(
             p not in ("", ".", "..") and Path(p).name == p for p in parts

@@ -176,7 +176,7 @@ def test_a_hostile_name_of_a_metric_can_be_drawn(tmp_path):
     assert (run / "report" / "stage_2_dpo_rewards.png").exists()
 
 
-@pytest.mark.parametrize("name", ["../outside", "..", "/tmp/outside", "a/b/c", "a/", "a/.."])
+@pytest.mark.parametrize("name", ["../outside", "..", "/tmp/outside", "a/b/c", "a/../b", "a/"])
 def test_a_stage_name_cannot_leave_the_folder(run, name):
     (run / "recipe.yaml").write_text(yaml.safe_dump({"stages": {name: {}}}))
     folders.write_stage(run.parent / "outside", "dpo")
