@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pydantic
-import typing_extensions
 
 from ..core.objective import Objective
 from ..diagnostics import problem
-from ..errors import UserError, near_miss
-from ..settings import Data, PairStage, Recipe, Reference, Sample, SampleStage, Stage
+from ..settings import Data, PairStage, Recipe, Reference, Sample, SampleStage, ScoreStage, Stage
 from ..settings.pair import problems
 from ..shown import shown
 from .diff import leaves
-from .renamed import new_name
+from .record import complaints_of, refused
 from .rounds import Complaints, written, written_out
-from .schema import STRICT, objective_settings, reference_mode
-
-Record = TypeVar("Record")
+from .schema import objective_settings, reference_mode
+from .scorers import scorers_of
 
 SHARE_ERROR = 1e-6
 """How far from 1 the shares of all sources of a mixture may sum to."""
@@ -46,37 +42,12 @@ def validate(
     try:
         recipe = pydantic.TypeAdapter(schema).validate_python(values)
     except pydantic.ValidationError as e:
-        complaints = _complaints(schema, e) | complaints
+        complaints = complaints_of(schema, e) | complaints
     if recipe is not None:
         complaints = _truths(values, recipe) | _misfits(recipe) | complaints
     if recipe is None or complaints:
-        raise _refused(complaints, place)
+        raise refused(complaints, place)
     return recipe
-
-
-def validate_record(kind: type[Record], values: Mapping[str, Any], where: str) -> Record:
-    """Check the values of a record by itself, outside a recipe.
-
-    Args:
-      kind: a dataclass.
-      values: its values by name.
-      where: the name of the record in messages.
-
-    Raises:
-      UserError: a value is wrong; the message lists every complaint.
-    """
-    names = {"__doc__": kind.__doc__, "__pydantic_config__": STRICT}
-    strict = dataclasses.make_dataclass(
-        kind.__name__, (), bases=(kind,), frozen=True, kw_only=True, namespace=names
-    )
-    try:
-        return pydantic.TypeAdapter(strict).validate_python(values)
-    except pydantic.ValidationError as e:
-        raise _refused(_complaints(kind, e), lambda path: f"{where}: {path}") from None
-
-
-def _refused(complaints: Complaints, place: Callable[[str], str]) -> UserError:
-    return UserError("\n".join(f"{place(path)}: {what}" for path, what in complaints.items()))
 
 
 def _truths(values: Any, recipe: Recipe) -> Complaints:
@@ -117,6 +88,8 @@ def _misfits(recipe: Recipe) -> Complaints:
     for where, stage in every.items():
         if isinstance(stage, SampleStage):
             found |= _misfit_sample(f"{where}.sample", stage.sample)
+        elif isinstance(stage, ScoreStage):
+            found |= scorers_of(stage.score.by, f"{where}.score.by")[1]
         elif isinstance(stage, PairStage):
             wrong = problems(stage.pair)
             found |= {f"{where}.pair.{name}": said for name, said in wrong.items()}
@@ -279,51 +252,3 @@ def _misfit_heads(stages: Mapping[str, Stage]) -> Complaints:
             )
         before = scores
     return found
-
-
-def _complaints(schema: type, error: pydantic.ValidationError) -> Complaints:
-    """The errors of pydantic in our words, one for each setting."""
-    wanted: dict[str, list[str]] = {}
-    got: dict[str, str] = {}
-    for e in error.errors():
-        path, siblings = _locate(schema, e["loc"])
-        got[path] = f" (got {shown(e['input'])})"
-        match e["type"]:
-            case "unexpected_keyword_argument" | "extra_forbidden":
-                new = new_name(path)
-                said = f"unknown; {near_miss(str(e['loc'][-1]), siblings)}"
-                said = f"renamed; write {new}" if new else said
-            case "missing" | "missing_keyword_only_argument" | "missing_argument":
-                said, got[path] = "missing; it has no default", ""
-            case "dataclass_type" | "dict_type":
-                said = "Input should be a mapping"
-            case _:
-                said = e["msg"]
-        wanted.setdefault(path, []).append(said)  # the branches of a union complain one by one
-    return {
-        path: " or ".join(said).replace(" or Input should be", " or") + got[path]
-        for path, said in wanted.items()
-    }
-
-
-def _locate(schema: type, location: Sequence[int | str]) -> tuple[str, Mapping[str, Any]]:
-    """The dotted path of a location of pydantic, and the fields of the record that it is in."""
-    path: list[str] = []
-    siblings: Mapping[str, Any] = {}
-    fields = _fields(schema)
-    for key in location:
-        if not fields:
-            break  # what follows names a branch of a union
-        path.append(str(key))
-        if isinstance(key, int):
-            continue  # the place in a list of records
-        siblings = fields
-        fields = _fields(fields.get(key))
-    return ".".join(path), siblings
-
-
-def _fields(kind: Any) -> Mapping[str, Any]:
-    """The fields of a record, or of the record in `record | None` or in a list; else nothing."""
-    if dataclasses.is_dataclass(kind) or typing_extensions.is_typeddict(kind):
-        return typing.get_type_hints(kind)
-    return next(filter(None, map(_fields, typing.get_args(kind))), {})

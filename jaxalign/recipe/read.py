@@ -14,14 +14,13 @@ import yaml
 from ..documents import from_yaml
 from ..errors import UserError
 from ..objectives import OBJECTIVES
-from ..settings import Recipe, ScoreStage
+from ..settings import Recipe
 from ..shown import shown
 from .check import validate
 from .own import own_objectives
 from .renamed import refuse_renamed
 from .rounds import mapped, written_out
 from .schema import schema, with_mixtures
-from .scorers import read_scorers
 
 BUILT_IN = {"quickstart": Path(__file__).parents[1] / "quickstart" / "recipe.yaml"}
 """Name of a recipe of the package -> its file."""
@@ -118,15 +117,7 @@ def dump(recipe: Recipe) -> str:
 
 def _written_out(recipe: Recipe) -> Recipe:
     """A checked recipe whose stages are in the order of the run."""
-    return _checked(written_out(_plain(recipe))[0])
-
-
-def _checked(recipe: Recipe) -> Recipe:
-    """The recipe, once its scorers are known to be right."""
-    for name, stage in recipe.stages.items():
-        if isinstance(stage, ScoreStage):
-            read_scorers(stage.score.by, f"stages.{name}.score.by")
-    return recipe
+    return written_out(_plain(recipe))[0]
 
 
 def _plain(recipe: Recipe) -> Recipe:

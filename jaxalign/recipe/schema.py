@@ -118,7 +118,7 @@ _SCORE = dataclasses.make_dataclass(
     kw_only=True,
     namespace={"__doc__": Score.__doc__},
 )
-"""`Score`, whose scorers only the recipe can give; `scorers.read_scorers` checks them."""
+"""`Score`, whose scorers only the recipe can give; `scorers.scorers_of` checks them."""
 _SCORE_STAGE = dataclasses.make_dataclass(
     "ScoreStage",
     [("score", _SCORE)],

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import UserError, near_miss
+from ..errors import near_miss
 from ..settings.score import KINDS, Function, Judge, Length, Regex, Scorer
 from ..shown import shown
-from .check import validate_record
+from .record import checked_record, refused
+from .rounds import Complaints
 
 
 def read_scorers(by: Any, where: str = "by") -> tuple[Scorer, ...]:
@@ -31,25 +32,34 @@ def read_scorers(by: Any, where: str = "by") -> tuple[Scorer, ...]:
     Raises:
       UserError: a kind or an option is unknown or wrong; the message lists every complaint.
     """
+    found, complaints = scorers_of(by, where)
+    if complaints:
+        raise refused(complaints, lambda path: path)
+    return found
+
+
+def scorers_of(by: Any, where: str) -> tuple[tuple[Scorer, ...], Complaints]:
+    """The settings of the scorers that are right, and the complaints about the others.
+
+    Args:
+      by: a scorer or a list of scorers, plain values, as for `read_scorers`.
+      where: the dotted path of `by`.
+    """
     many = isinstance(by, list | tuple)
     if many and not by:
-        raise UserError(f"{where}: give at least one scorer, such as numeric (got [])")
+        return (), {where: "give at least one scorer, such as numeric (got [])"}
     found: list[Scorer] = []
-    complaints: list[str] = []
+    complaints: Complaints = {}
     for i, one in enumerate(by if many else [by]):
-        try:
-            found.append(_read(one, f"{where}.{i}" if many else where))
-        except UserError as error:
-            complaints.append(str(error))
+        record, wrong = _read(one, f"{where}.{i}" if many else where)
+        complaints |= wrong
+        if record is not None:
+            found.append(record)
     names = Counter(name_of(record) for record in found)
-    complaints += [
-        f"{where}: {count} scorers have the name '{name}'; give each its own name"
-        for name, count in names.items()
-        if count > 1
-    ]
-    if complaints:
-        raise UserError("\n".join(complaints))
-    return tuple(found)
+    repeated = [f"{n} scorers have the name '{name}'" for name, n in names.items() if n > 1]
+    if repeated:
+        complaints[where] = f"{', and '.join(repeated)}; give each its own name"
+    return tuple(found), complaints
 
 
 def kind_of(record: Scorer) -> str:
@@ -62,36 +72,32 @@ def name_of(record: Scorer) -> str:
     return record.name or kind_of(record)
 
 
-def _read(one: Any, where: str) -> Scorer:
+def _read(one: Any, where: str) -> tuple[Scorer | None, Complaints]:
+    """One scorer, or None where its values are no scorer, and the complaints about it."""
     one = {one: {}} if isinstance(one, str) else one
     if not isinstance(one, Mapping) or len(one) != 1:
-        raise UserError(
-            f"{where}: wanted a mapping with the kind of a scorer as its only key, such as "
+        said = (
+            "wanted a mapping with the kind of a scorer as its only key, such as "
             f"{{numeric: {{answer: answer}}}} (got {shown(one)})"
         )
+        return None, {where: said}
     (kind, options), *_ = one.items()
     if kind not in KINDS:
-        raise UserError(f"{where}: no scorer {shown(kind)}; {near_miss(str(kind), KINDS)}")
+        return None, {where: f"no scorer {shown(kind)}; {near_miss(str(kind), KINDS)}"}
     made = KINDS[kind]
     if not isinstance(options, Mapping):
         own = [f.name for f in dataclasses.fields(made) if f.name in made.__annotations__]
         options = {} if options is None else {own[0]: options}
-    at = f"{where}.{kind}"
     types = {f.name: f.type for f in dataclasses.fields(made)}
-    wrong = [
-        f"{at}.{key}: Input should be a number (got {value})"
+    wrong = {
+        key: f"Input should be a number (got {value})"
         for key, value in options.items()
         if isinstance(value, bool) and types.get(key, "bool") != "bool"
-    ]
-    try:
-        record = _plain(made, validate_record(made, options, at))
-    except UserError as error:
-        lines = [line.replace(f"{at}: ", f"{at}.", 1) for line in str(error).split("\n")]
-        raise UserError("\n".join(lines)) from None
-    wrong += [f"{at}.{key}: {said}" for key, said in _misfits(record).items()]
-    if wrong:
-        raise UserError("\n".join(wrong))
-    return record
+    }
+    checked, complaints = checked_record(made, options)
+    record = None if checked is None else _plain(made, checked)
+    wrong |= complaints if record is None else _misfits(record)
+    return record, {f"{where}.{kind}.{key}": said for key, said in wrong.items()}
 
 
 def _plain(made: type[Scorer], record: Any) -> Scorer:

@@ -28,9 +28,9 @@ from ..hf.peft import base_folder
 from ..hf.tokenizer import load_tokenizer, read_template, stop_tokens
 from ..models.families import FAMILIES, read_config
 from ..objectives import OBJECTIVES
-from ..recipe.check import validate_record
 from ..recipe.overrides import AnyRecipe, Overrides, given_recipe, stage_name
 from ..recipe.read import is_recipe
+from ..recipe.record import validate_record
 from ..recipe.schema import objective_settings
 from .check_data import check_columns, check_ids
 from .read_data import store_folder
