@@ -49,9 +49,11 @@ def write_parts(
       UserError: parts are there that were made from other inputs.
       RunError: a part cannot be written.
     """
-    if out.exists():
-        return
     folder = out.with_name(f"{out.name}.parts")
+    if out.exists():
+        if first_process():
+            shutil.rmtree(folder, ignore_errors=True)  # a kill may have left it
+        return
     _begin(folder, inputs, accept_changes=accept_changes)
     files = [folder / f"{i:06d}.jsonl" for i in range(count)]
     missing = [i for i, file in enumerate(files) if not file.exists()]
@@ -74,7 +76,8 @@ def line(row: Mapping[str, Any]) -> str:
 
 def _begin(folder: Path, inputs: Inputs, *, accept_changes: bool) -> None:
     file = folder / "inputs.json"
-    held = read_own(file, dict[str, str]) if file.exists() else None
+    remedy = f"delete {folder} to make its parts again"
+    held = read_own(file, dict[str, str], remedy) if file.exists() else None
     changed = [k for k in {**(held or {}), **inputs} if held and held.get(k) != inputs.get(k)]
     if changed and not accept_changes:
         table = "\n".join(
@@ -85,11 +88,13 @@ def _begin(folder: Path, inputs: Inputs, *, accept_changes: bool) -> None:
             "folder, or add --accept-changes to make the parts again"
         )
     multihost_utils.sync_global_devices(f"inputs of {folder.name}")
-    if changed and first_process():
-        with writing(folder):
-            shutil.rmtree(folder)
     if changed or held is None:
+        # Parts go before the record of their inputs: a kill in between leaves none without it.
+        for part in folder.glob("*.jsonl") if first_process() else ():
+            with writing(part):
+                part.unlink()
         write_whole(file, sealed(dict(inputs)))
+    multihost_utils.sync_global_devices(f"begun {folder.name}")
 
 
 def _short(fingerprint: str | None) -> str:
