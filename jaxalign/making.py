@@ -17,7 +17,7 @@ from .collect.verbs import Place, Summary, pair_file, sample_file, score_file
 from .errors import UserError
 from .files import check_out
 from .hf.load import resolve
-from .recipe.check import validate_record
+from .recipe.record import validate_record
 from .run.devices import devices
 from .settings.pair import Pair
 from .settings.sample import Sample

@@ -196,7 +196,7 @@ class _Reader:
         return _mapping(found)
 
     def is_folder(self, name: str) -> bool:
-        """Whether a stage may have this name; a stage of a round has the name of the round first."""
+        """Whether a stage may have this name, which begins with the name of its round, if any."""
         parts = name.split("/")
         fits = len(parts) <= 2 and all(
             p not in ("", ".", "..") and Path(p).name == p for p in parts
