@@ -282,10 +282,21 @@ def _check(model: Model, prompts: Sequence[np.ndarray], how: How, n: int, batch_
     need(0 <= top_k <= model.spec.vocab, "top_k", top_k, f"0 (all) to {model.spec.vocab}")
     need(0 < how.top_p <= 1, "top_p", how.top_p, "more than 0, at most 1")
     for i, prompt in enumerate(prompts):
-        _check_prompt(model.spec, prompt, f"generate: prompt {i}", how.max_new)
+        check_prompt(model.spec, prompt, f"generate: prompt {i}", how.max_new)
 
 
-def _check_prompt(spec: Spec, prompt: np.ndarray, where: str, max_new: int) -> None:
+def check_prompt(spec: Spec, prompt: np.ndarray, where: str, max_new: int) -> None:
+    """Refuse a prompt that a model cannot continue.
+
+    Args:
+      spec: the model.
+      prompt: token ids, [length].
+      where: its place, for messages.
+      max_new: maximum number of new tokens.
+
+    Raises:
+      UserError: the prompt is empty, too long or of unknown ids.
+    """
     if not len(prompt):
         raise UserError(f"{where} is empty; give it at least one token")
     if min(prompt) < 0 or max(prompt) >= spec.vocab:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,13 +17,17 @@ from ..data.records import template_columns
 from ..data.sources import raw_records
 from ..errors import RunError, UserError
 from ..hf.open import Opened
+from ..hf.peft import base_folder
+from ..hf.tokenizer import load_tokenizer, read_template, stop_tokens
+from ..models.spec import Spec
 from ..settings.sample import Sample
-from .decode import generate, refuse_scores
+from .answers import SCORER, SINGULAR
+from .decode import check_prompt, generate, refuse_scores
 from .endpoint import Ask, Client
 from .sample import prompt_ids
 
 GIVEN = "given_"
-"""Beginning of a column of the prompts that would make another kind of record of the row."""
+"""Beginning of a column of the prompts that would be read as one of the new answers."""
 
 
 class Prompted(NamedTuple):
@@ -31,33 +37,99 @@ class Prompted(NamedTuple):
     columns: dict[str, Any]
 
 
-def read_prompted(path: str, limit: int | None, seed: int) -> list[Prompted]:
+def read_prompted(how: Sample, seed: int) -> list[Prompted]:
     """The prompts of a data file, in its order.
 
     Args:
-      path: the file, or a data set of the hub.
-      limit: the number of prompts to choose; None: all.
-      seed: seed of the choice, 0 or more.
+      how: the settings, with a path of prompts that exists.
+      seed: seed of the choice of `how.limit` prompts, 0 or more.
 
     Raises:
-      UserError: the file is missing or broken, has too few rows, or a row has no prompt.
+      UserError: the file is missing or broken, has too few rows, or a row has no prompt, or a
+        prompt that the endpoint cannot get.
     """
+    path, limit = how.prompts, how.limit
     found = [_prompted(raw, where) for where, raw in raw_records(path, "train")]
+    if not found:
+        raise UserError(f"{path}: has no prompts; give it at least one")
     if len(found) < (limit or 1):
-        raise UserError(
-            f"{path}: has {len(found)} prompts; got limit {limit or 1}; lower it, or add prompts"
-        )
-    if limit is None:
-        return found
-    return [found[i] for i in sorted(np.random.default_rng(seed).permutation(len(found))[:limit])]
+        raise UserError(f"{path}: has {len(found)} prompts, fewer than limit {limit}; lower it")
+    if limit is not None:
+        order = np.random.default_rng(seed).permutation(len(found))
+        found = [found[i] for i in sorted(order[:limit])]
+    for row in (prompt.row for prompt in found) if how.endpoint else ():
+        for name in template_columns(row.tools, row.variables):
+            raise UserError(
+                f"{row.where}: has '{name}', which is for a chat template and not sent to an "
+                "endpoint; drop the column, or sample with a model"
+            )
+    return found
 
 
 def _prompted(raw: Raw, where: str) -> Prompted:
     row = prompt_row(raw, where)
     taken = ("prompt", *CHATS, "tools", "chat_template_kwargs")
     others = {k: v for k, v in raw.items() if k not in taken and v is not None}
-    columns = {f"{GIVEN}{k}" if k in COLUMNS else k: v for k, v in others.items()}
+    columns = {f"{GIVEN}{k}" if _of_answers(k) else k: v for k, v in others.items()}
+    if len(columns) < len(others):
+        twice = next(k for k in others if f"{GIVEN}{k}" in others)
+        raise UserError(f"{where}: has both '{twice}' and '{GIVEN}{twice}'; drop one of them")
     return Prompted(row, template_columns(row.tools, row.variables) | columns)
+
+
+def _of_answers(column: str) -> bool:
+    """Whether a column is about the answers of its row, which are other ones now."""
+    return column in (*COLUMNS, *SINGULAR) or column.startswith(SCORER)
+
+
+def open_prompter(how: Sample, folder: Path, now: datetime.datetime | None) -> Encoder:
+    """What makes tokens of the prompts of a model.
+
+    Args:
+      how: the settings; the chat template is read.
+      folder: folder of a checkpoint or of an adapter.
+      now: the time that the clock of chat templates shows; None: the time of this call.
+
+    Raises:
+      UserError: a file of the tokenizer or of the template is missing or damaged.
+    """
+    base = base_folder(folder)
+    tokenizer = load_tokenizer(base)
+    template = read_template(how.chat_template)
+    return Encoder(tokenizer, stops=stop_tokens(base, tokenizer), template=template, now=now)
+
+
+def ids_of(prompts: Sequence[Prompted], encoder: Encoder, how: Sample) -> list[np.ndarray]:
+    """The token ids of every prompt, [length] int32 each.
+
+    Args:
+      prompts: the prompts.
+      encoder: the tokenizer and its chat template.
+      how: the settings; the values for the chat template are read.
+
+    Raises:
+      UserError: there is no chat template for a chat, or a prompt does not fit.
+    """
+    rows = [prompt.row for prompt in prompts]
+    return prompt_ids(encoder, rows, chat=False, variables=how.chat_template_kwargs)
+
+
+def check_prompts(prompts: Sequence[Prompted], encoder: Encoder, how: Sample, spec: Spec) -> None:
+    """Refuse prompts that a model cannot answer, before it is read.
+
+    Args:
+      prompts: the prompts.
+      encoder: its tokenizer and its chat template.
+      how: the settings of the draws.
+      spec: the model.
+
+    Raises:
+      UserError: the model gives scores, or a prompt is empty, too long, or a chat without a
+        template.
+    """
+    refuse_scores(spec)
+    for prompt, ids in zip(prompts, ids_of(prompts, encoder, how), strict=True):
+        check_prompt(spec, ids, prompt.row.where, how.max_new)
 
 
 class Sampler(Protocol):
@@ -94,12 +166,7 @@ class Drawn:
     def __call__(self, prompts: Sequence[Prompted], first: int) -> list[dict[str, list[Any]]]:
         """The answer columns of each prompt."""
         how, seed = self._how, self._seed + first * self._how.n
-        ids = prompt_ids(
-            self._encoder,
-            [prompt.row for prompt in prompts],
-            chat=False,
-            variables=how.chat_template_kwargs,
-        )
+        ids = ids_of(prompts, self._encoder, how)
         began = time.monotonic()
         answers = generate(
             self._opened.model,
@@ -152,8 +219,6 @@ class Asked:
     def __call__(self, prompts: Sequence[Prompted], first: int) -> list[dict[str, list[Any]]]:
         """The answer columns of each prompt: texts and how they ended."""
         how = self._how
-        if how.top_k:
-            raise UserError("sample.top_k: an endpoint has no such option; leave it out")
         requests = [
             Ask(
                 {

@@ -14,24 +14,28 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from ..data.encode import Encoder
 from ..data.sources import hub_fingerprint, local_files, raw_records
 from ..digests import sha256
 from ..errors import UserError
 from ..files import write_whole
 from ..hf.load import Digest
-from ..hf.open import Opened, fingerprints, open_config, open_weights
-from ..hf.peft import base_folder
-from ..hf.tokenizer import load_tokenizer, read_template, stop_tokens
+from ..hf.open import Opened, fingerprints, open_config, open_model
 from ..recipe.scorers import name_of, read_scorers
 from ..settings.pair import Pair
-from ..settings.sample import Sample
+from ..settings.sample import Sample, problems
 from ..settings.score import Score
 from ..settings.score import Scorer as Record
-from .decode import refuse_scores
 from .pair import Counts, pair_rows
 from .parts import line, write_parts
-from .sampling import Asked, Drawn, Sampler, read_prompted, sampled_rows
+from .sampling import (
+    Asked,
+    Drawn,
+    Sampler,
+    check_prompts,
+    open_prompter,
+    read_prompted,
+    sampled_rows,
+)
 from .score import open_scorers, read_rows, score_rows
 from .scorers.answers import Scorer
 
@@ -75,12 +79,15 @@ def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: P
       UserError: the prompts, the model and the settings do not fit together.
       RunError: the endpoint failed.
     """
-    prompts = read_prompted(how.prompts, how.limit, seed)
+    if wrong := problems(how):
+        raise UserError("\n".join(f"sample.{name}: {said}" for name, said in wrong.items()))
+    prompts = read_prompted(how, seed)
     size = max(how.part // how.n, 1)
     settings = dataclasses.asdict(dataclasses.replace(how, prompts="-", model=None))
     inputs = {"prompts": _digest(how.prompts, place), "settings": _sha256([settings, seed])}
     if folder is not None:
-        refuse_scores(open_config(folder))
+        encoder = open_prompter(how, folder, place.now)
+        check_prompts(prompts, encoder, how, open_config(folder))
         inputs |= fingerprints(folder, place.digest) | {"dtype": place.dtype}
     if how.chat_template is not None:
         inputs["chat template"] = place.digest(Path(how.chat_template))
@@ -102,15 +109,8 @@ def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: P
 def _sampler(how: Sample, folder: Path | None, seed: int, place: Place) -> Sampler:
     if folder is None:
         return Asked(how, seed)
-    template = read_template(how.chat_template)
-    base = base_folder(folder)
-    tokenizer = load_tokenizer(base)
-    stops = stop_tokens(base, tokenizer)
-    encoder = Encoder(tokenizer, stops=stops, template=template, now=place.now)
-    opened = place.opened(folder)
-    if opened is None:
-        opened = Opened(*open_weights(folder, place.mesh, dtype=place.dtype), tokenizer, stops)
-    return Drawn(opened, encoder, how, seed)
+    opened = place.opened(folder) or open_model(folder, place.mesh, dtype=place.dtype)
+    return Drawn(opened, open_prompter(how, folder, place.now), how, seed)
 
 
 def _rate(sampler: Sampler) -> str:

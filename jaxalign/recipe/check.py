@@ -11,8 +11,17 @@ import pydantic
 
 from ..core.objective import Objective
 from ..diagnostics import problem
-from ..settings import Data, PairStage, Recipe, Reference, Sample, SampleStage, ScoreStage, Stage
-from ..settings.pair import problems
+from ..settings import (
+    Data,
+    PairStage,
+    Recipe,
+    Reference,
+    SampleStage,
+    ScoreStage,
+    Stage,
+    pair,
+    sample,
+)
 from ..shown import shown
 from .diff import leaves
 from .record import complaints_of, refused
@@ -87,11 +96,12 @@ def _misfits(recipe: Recipe) -> Complaints:
             found[f"{where}.diagnostics"] = wrong
     for where, stage in every.items():
         if isinstance(stage, SampleStage):
-            found |= _misfit_sample(f"{where}.sample", stage.sample)
+            wrong = sample.problems(stage.sample)
+            found |= {f"{where}.sample.{name}": said for name, said in wrong.items()}
         elif isinstance(stage, ScoreStage):
             found |= scorers_of(stage.score.by, f"{where}.score.by")[1]
         elif isinstance(stage, PairStage):
-            wrong = problems(stage.pair)
+            wrong = pair.problems(stage.pair)
             found |= {f"{where}.pair.{name}": said for name, said in wrong.items()}
     found |= _misfit_heads(flat.training) if named else {}
     if not training:
@@ -103,13 +113,6 @@ def _misfits(recipe: Recipe) -> Complaints:
             if "{world}" in str(value):
                 found[path] = f"only a recipe with a `world` has that folder (got {shown(value)})"
     return found
-
-
-def _misfit_sample(where: str, sample: Sample) -> Complaints:
-    """Complaints about the model that answers."""
-    if sample.endpoint is not None and sample.model is not None:
-        return {f"{where}.model": f"give a model or an endpoint, not both (got {sample.model!r})"}
-    return {}
 
 
 def _misfit_sources(where: str, data: Data) -> Complaints:

@@ -14,9 +14,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.text import Text
 
-from ..collect.decode import refuse_scores
 from ..collect.endpoint import Client
-from ..collect.sampling import read_prompted
+from ..collect.sampling import check_prompts, open_prompter, read_prompted
 from ..collect.score import open_scorers
 from ..collect.verbs import Place, Summary, pair_file, sample_file, score_file
 from ..digests import kept_sha256
@@ -24,7 +23,7 @@ from ..files import write_whole
 from ..hf.load import resolve
 from ..hf.open import open_config
 from ..recipe.scorers import read_scorers
-from ..settings import PairStage, Recipe, SampleStage, ScoreStage
+from ..settings import PairStage, Recipe, Sample, SampleStage, ScoreStage
 from .read_data import began, store_folder
 from .stage import in_stage
 
@@ -63,16 +62,18 @@ def make_data(
 
 
 def _made(recipe: Recipe, name: str, source: Path, out: Path, place: Place) -> Summary:
-    stage, seed = recipe.stages[name], seed_of(recipe, name)
+    stage = recipe.stages[name]
     if isinstance(stage, SampleStage):
-        how = dataclasses.replace(stage.sample, prompts=recipe.locate(stage.sample.prompts))
+        how, seed = _sampling(recipe, name)
         folder = None if how.endpoint else sampled_model(recipe, name, source)
-        return sample_file(how, folder, out, seed if how.seed is None else how.seed, place)
+        return sample_file(how, folder, out, seed, place)
     if isinstance(stage, ScoreStage):
         return score_file(located(recipe, stage), out, place)
     assert isinstance(stage, PairStage)
     counts = pair_file(
-        dataclasses.replace(stage.pair, data=recipe.locate(stage.pair.data)), out, seed
+        dataclasses.replace(stage.pair, data=recipe.locate(stage.pair.data)),
+        out,
+        seed_of(recipe, name),
     )
     for text in counts.lines():
         place.say(text)
@@ -125,15 +126,28 @@ def check_data_stage(recipe: Recipe, name: str, source: Path, mesh: Mesh) -> Non
     stage = recipe.stages[name]
     with in_stage(name):
         if isinstance(stage, SampleStage):
-            sample = stage.sample
-            if not _waits(recipe, sample.prompts):
-                read_prompted(recipe.locate(sample.prompts), sample.limit, 0)
-            if sample.endpoint is not None:
-                Client(sample.endpoint)
-            elif sample.model is None or not _waits(recipe, sample.model):
-                refuse_scores(open_config(sampled_model(recipe, name, source)))
+            _check_sample(recipe, name, source)
         elif isinstance(stage, ScoreStage) and not _waits(recipe, str(stage.score.by)):
             open_scorers(read_scorers(located(recipe, stage).by), mesh, recipe.model.dtype)
+
+
+def _check_sample(recipe: Recipe, name: str, source: Path) -> None:
+    """Check the prompts, and the model or the endpoint that answers them."""
+    how, seed = _sampling(recipe, name)
+    if how.endpoint is not None:
+        Client(how.endpoint)
+    prompts = [] if _waits(recipe, recipe.stages[name].sample.prompts) else read_prompted(how, seed)
+    if how.endpoint is None and (how.model is None or not _waits(recipe, how.model)):
+        folder = sampled_model(recipe, name, source)
+        encoder = open_prompter(how, folder, began(Path(recipe.run.dir)))
+        check_prompts(prompts, encoder, how, open_config(folder))
+
+
+def _sampling(recipe: Recipe, name: str) -> tuple[Sample, int]:
+    """The settings of a stage that samples, with the path of its prompts, and its seed."""
+    how = recipe.stages[name].sample
+    seed = seed_of(recipe, name) if how.seed is None else how.seed
+    return dataclasses.replace(how, prompts=recipe.locate(how.prompts)), seed
 
 
 def _waits(recipe: Recipe, text: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -48,3 +49,24 @@ class Sample:
     """Number of answers drawn at a time."""
     part: Count = 1024
     """Answers of a part of the file; a killed process resumes at the first missing part."""
+
+
+LOCAL = ("top_k", "chat_template", "chat_template_kwargs")
+"""The options of a model on the devices that an endpoint does not have."""
+
+
+def problems(sample: Sample) -> dict[str, str]:
+    """Complaints about options that do not fit an endpoint, by the name of the option.
+
+    Args:
+      sample: the settings, each valid by itself.
+    """
+    if sample.endpoint is None:
+        return {}
+    found: dict[str, str] = {}
+    if sample.model is not None:
+        found["model"] = f"give a model or an endpoint, not both (got {sample.model!r})"
+    for option in dataclasses.fields(sample):
+        if option.name in LOCAL and getattr(sample, option.name):
+            found[option.name] = "an endpoint has no such option; leave it out"
+    return found
