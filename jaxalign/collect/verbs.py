@@ -19,7 +19,7 @@ from ..digests import sha256
 from ..errors import UserError
 from ..files import write_whole
 from ..hf.load import Digest
-from ..hf.open import Opened, fingerprints, open_config, open_model
+from ..hf.open import fingerprints, open_config, open_model
 from ..recipe.scorers import name_of, read_scorers
 from ..settings.pair import Pair
 from ..settings.sample import Sample, problems
@@ -61,8 +61,6 @@ class Place:
     """The time that the clock of chat templates shows; none: the time of this call."""
     accept_changes: bool = False
     """Whether parts that were made from other inputs are made again."""
-    opened: Callable[[Path], Opened | None] = lambda folder: None
-    """A model that is on the devices already, by its folder."""
 
 
 def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: Place) -> Summary:
@@ -109,7 +107,7 @@ def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: P
 def _sampler(how: Sample, folder: Path | None, seed: int, place: Place) -> Sampler:
     if folder is None:
         return Asked(how, seed)
-    opened = place.opened(folder) or open_model(folder, place.mesh, dtype=place.dtype)
+    opened = open_model(folder, place.mesh, dtype=place.dtype)
     return Drawn(opened, open_prompter(how, folder, place.now), how, seed)
 
 
