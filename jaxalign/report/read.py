@@ -123,7 +123,7 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the folder of a run, its run.dir")
-    metrics = sorted(folder.glob("*/metrics.jsonl"))
+    metrics = sorted([*folder.glob("*/metrics.jsonl"), *folder.glob("*/*/metrics.jsonl")])
     if not (folder / "recipe.yaml").exists() and not metrics:
         raise UserError(
             f"{folder}: holds no run (no recipe.yaml, and no stage with a metrics.jsonl); "
@@ -133,7 +133,9 @@ def read_run(folder: Path) -> Run:
     text = reader.text("recipe.yaml")
     recipe = reader.recipe(text)
     asked = _mapping(recipe.get("stages"))
-    names = [str(name) for name in asked] or [path.parent.name for path in metrics]
+    names = [str(name) for name in asked] or [
+        str(path.parent.relative_to(folder)) for path in metrics
+    ]
     environment = reader.json("environment.json", expected=True)
     comparison = None
     if raw := reader.json(FILE):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.text import Text
@@ -19,7 +20,8 @@ from ..collect.sampling import check_prompts, open_prompter, read_prompted
 from ..collect.score import open_scorers
 from ..collect.verbs import Place, Summary, pair_file, sample_file, score_file
 from ..digests import kept_sha256
-from ..files import write_whole
+from ..errors import writing
+from ..files import first_process, write_whole
 from ..hf.load import resolve
 from ..hf.open import open_config
 from ..recipe.scorers import read_scorers
@@ -28,6 +30,8 @@ from .read_data import began, store_folder
 from .stage import in_stage
 
 SUMMARY = "summary.json"
+MADE = "made.jsonl"
+"""The data until their summary is written, so that a finished stage has both."""
 
 
 def make_data(
@@ -56,9 +60,14 @@ def make_data(
         now=began(Path(recipe.run.dir)),
         accept_changes=accept_changes,
     )
+    made = out.with_name(MADE)
     with in_stage(name):
-        summary = _made(recipe, name, source, out, place)
+        summary = _made(recipe, name, source, made, place)
     write_whole(out.with_name(SUMMARY), json.dumps(summary, indent=1))
+    if first_process():
+        with writing(out):
+            made.replace(out)
+    multihost_utils.sync_global_devices(f"data of {name}")
 
 
 def _made(recipe: Recipe, name: str, source: Path, out: Path, place: Place) -> Summary:
