@@ -322,7 +322,10 @@ WRONG = {
     "negative temperature": (("sample", "--temperature", -1), r"sample: temperature: .*\(got -1"),
     "a negative seed": (("sample", "--seed", -1), r"sample: seed: .*\(got -1\)"),
     "a mesh": (("sample", "--mesh.data", 3), r"mesh: .*'data': 3.* does not fit 8 devices"),
-    "too many prompts": (("sample", "--limit", 50), r"has 2 prompts, fewer than limit 50; lower it"),
+    "too many prompts": (
+        ("sample", "--limit", 50),
+        r"has 2 prompts, fewer than limit 50; lower it",
+    ),
     "another kind": (("score", "--by", "numerik"), r"no scorer .*did you mean 'numeric'\?"),
     "another option": (
         ("score", "--by", "numeric: {anwser: a}"),
