@@ -1,6 +1,7 @@
 """Data files that are made part by part."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -148,6 +149,25 @@ def test_no_kill_gives_old_parts_new_inputs(out, monkeypatch):
     maker = Maker()
     write_parts(out, other, COUNT, maker, accept_changes=True)
     assert maker.made == list(range(COUNT))
+
+
+def test_a_kill_while_old_parts_are_deleted_leaves_the_record_of_their_inputs(out, monkeypatch):
+    killed_at(out, 2)
+    delete, deleted = Path.unlink, []
+
+    def killed(file):
+        if deleted:
+            raise Kill
+        deleted.append(file)
+        delete(file)
+
+    other = {"prompts": "other"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(Kill):
+            write_parts(out, other, COUNT, Maker(), accept_changes=True)
+    with pytest.raises(UserError, match="its parts were made from other inputs"):
+        write_parts(out, other, COUNT, Maker())
 
 
 def test_parts_without_the_record_of_their_inputs_are_made_again(out):
