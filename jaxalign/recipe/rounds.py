@@ -25,6 +25,11 @@ _MODELS = re.compile(
 """Dotted paths of the settings of a stage that name data, or a model."""
 
 
+def names_model(path: str) -> bool:
+    """Whether a setting of a stage, by its dotted path, is the path of a model."""
+    return _MODELS.fullmatch(path) is not None
+
+
 def is_rounds(given: Any) -> bool:
     """Whether the plain values of a stage describe rounds."""
     return isinstance(given, Mapping) and "repeat" in given

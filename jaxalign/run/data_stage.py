@@ -24,6 +24,7 @@ from ..errors import writing
 from ..files import first_process, write_whole
 from ..hf.load import resolve
 from ..hf.open import open_config
+from ..recipe.rounds import names_model
 from ..recipe.scorers import read_scorers
 from ..settings import PairStage, Recipe, Sample, SampleStage, ScoreStage
 from .read_data import began, store_folder
@@ -102,15 +103,15 @@ def sampled_model(recipe: Recipe, name: str, source: Path) -> Path:
 def located(recipe: Recipe, stage: ScoreStage) -> Any:
     """The settings of a stage of scores, the names of stages in it replaced by their results."""
 
-    def found(value: Any) -> Any:
+    def found(value: Any, path: str) -> Any:
         if isinstance(value, str):
-            return recipe.locate(value)
+            return recipe.locate(value) if names_model(path) else value
         if isinstance(value, Mapping):
-            return {key: found(entry) for key, entry in value.items()}
-        return [found(entry) for entry in value] if isinstance(value, list | tuple) else value
+            return {key: found(entry, f"{path}.{key}") for key, entry in value.items()}
+        return [found(x, path) for x in value] if isinstance(value, list | tuple) else value
 
     return dataclasses.replace(
-        stage.score, data=recipe.locate(stage.score.data), by=found(stage.score.by)
+        stage.score, data=recipe.locate(stage.score.data), by=found(stage.score.by, "score.by")
     )
 
 

@@ -13,6 +13,7 @@ from ..errors import UserError, near_miss
 from ..recipe.read import recipe_values
 from ..report import write_report
 from ..report.metrics import read_metrics
+from ..report.read import KINDS
 
 
 def compile_cache_folder(run: settings.Run) -> str | None:
@@ -42,7 +43,9 @@ class Run:
         path = self.folder / "recipe.yaml"
         if not path.is_file():
             raise UserError(f"{self.folder}: no run is here (no recipe.yaml); train first")
-        self._stages = tuple(recipe_values(str(path)).get("stages", {}))
+        stages = recipe_values(str(path)).get("stages", {})
+        self._stages = tuple(stages)
+        self._training = [n for n, values in stages.items() if not {*KINDS} & {*values}]
 
     def __repr__(self) -> str:
         return f"<Run {self.folder}: {', '.join(self.stages)}>"
@@ -71,12 +74,12 @@ class Run:
         return found
 
     def model(self, stage: str | None = None) -> Path:
-        """The Hugging Face folder of the model of a stage; none: of the last stage.
+        """The Hugging Face folder of the model of a stage; none: of the last one that trains.
 
         Raises:
           UserError: the run has no such stage, or the stage has not finished.
         """
-        return self._file(stage or self._stages[-1], "model")
+        return self._file(stage or self._training[-1], "model")
 
     def report(self) -> Path:
         """Write the report of the run; returns the path of its page."""

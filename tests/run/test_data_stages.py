@@ -73,6 +73,12 @@ def test_the_files_of_a_round_follow_from_one_another(finished, number):
     assert counts["train"]["kept"] == len(rows(run, f"{at}/pairs")) >= h.BATCH
 
 
+def test_the_model_of_a_run_is_that_of_the_last_stage_that_trains(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("stages: {dpo: {}, more: {sample: {}}}")
+    (tmp_path / "dpo" / "model").mkdir(parents=True)
+    assert jaxalign.Run(tmp_path).model() == tmp_path / "dpo" / "model"
+
+
 def test_the_summaries_count_answers_scores_and_pairs(finished):
     run, count = finished[1], rounds.PROMPTS * rounds.N
     answers, scores = (summary(run, f"round-1/{name}") for name in ("answers", "scores"))
@@ -248,6 +254,14 @@ def test_a_scorer_may_name_a_model_that_is_still_to_be_trained(inputs, tmp_path)
     assert data_stage.located(recipe, recipe.stages["after"]).by["log_ratio"]["model"] == (
         f"{tmp_path}/run/round-2/dpo/model"
     )
+
+
+def test_braces_of_a_pattern_are_no_name_of_a_stage(inputs, tmp_path):
+    by = {"regex": {"pattern": "{answers}"}}
+    values = rounds.values(inputs, tmp_path)
+    after = {"score": {"data": "{answers}", "by": by}}
+    recipe = parse(values | {"stages": values["stages"] | {"after": after}})
+    assert data_stage.located(recipe, recipe.stages["after"]).by == by
 
 
 def test_a_mistake_in_the_data_is_named_with_its_stage(inputs, tmp_path):
