@@ -137,7 +137,7 @@ def check_data_stage(recipe: Recipe, name: str, source: Path, mesh: Mesh) -> Non
     with in_stage(name):
         if isinstance(stage, SampleStage):
             _check_sample(recipe, name, source)
-        elif isinstance(stage, ScoreStage) and not _waits(recipe, str(stage.score.by)):
+        elif isinstance(stage, ScoreStage) and not waits(recipe, str(stage.score.by)):
             open_scorers(read_scorers(located(recipe, stage).by), mesh, recipe.model.dtype)
 
 
@@ -146,21 +146,23 @@ def _check_sample(recipe: Recipe, name: str, source: Path) -> None:
     how, seed = _sampling(recipe, name)
     if how.endpoint is not None:
         Client(how.endpoint)
-    prompts = [] if _waits(recipe, recipe.stages[name].sample.prompts) else read_prompted(how, seed)
-    if how.endpoint is None and (how.model is None or not _waits(recipe, how.model)):
+    prompts = [] if waits(recipe, recipe.stages[name].sample.prompts) else read_prompted(how, seed)
+    if how.endpoint is None and (how.model is None or not waits(recipe, how.model)):
         folder = sampled_model(recipe, name, source)
         encoder = open_prompter(how, folder, began(Path(recipe.run.dir)))
         check_prompts(prompts, encoder, how, open_config(folder))
 
 
 def _sampling(recipe: Recipe, name: str) -> tuple[Sample, int]:
-    """The settings of a stage that samples, with the path of its prompts, and its seed."""
+    """The settings of a stage that samples, with the paths of its files, and its seed."""
     how = recipe.stages[name].sample
     seed = seed_of(recipe, name) if how.seed is None else how.seed
-    return dataclasses.replace(how, prompts=recipe.locate(how.prompts)), seed
+    template = how.chat_template and recipe.locate(how.chat_template)
+    prompts = recipe.locate(how.prompts)
+    return dataclasses.replace(how, prompts=prompts, chat_template=template), seed
 
 
-def _waits(recipe: Recipe, text: str) -> bool:
+def waits(recipe: Recipe, text: str) -> bool:
     """Whether a path, or values that hold paths, names a stage that is not finished."""
     pending = [n for n in recipe.stages if not Path(recipe.product(n)).exists()]
     return any(f"{{{name}}}" in text for name in pending)
@@ -170,4 +172,4 @@ def waits_for_data(recipe: Recipe, name: str) -> bool:
     """Whether a stage that trains reads data of a stage that is not finished."""
     data = recipe.stages[name].data
     paths = [source.path for source in data.sources] + [data.eval_path or ""]
-    return any(_waits(recipe, path) for path in paths)
+    return any(waits(recipe, path) for path in paths)

@@ -20,7 +20,7 @@ from ..hf import load
 from ..hf.reward import lacks_head
 from ..models.quantized import is_quantized
 from ..settings import Recipe
-from .data_stage import check_data_stage, waits_for_data
+from .data_stage import check_data_stage, waits, waits_for_data
 from .phases import Phases
 from .reference import reference_model
 from .room import check_room, need
@@ -101,8 +101,8 @@ def check_stage(stage: StageRun) -> None:
         leaves: dict[tuple[str, ...], Any] = flatten_dict(stage.model.abstract)
         for path, leaf in leaves.items():
             is_quantized(path, leaf.shape, stage.quantized)
-    if stage.reference_mode is None:
-        return
+    if stage.reference_mode is None or waits(stage.recipe, stage.settings.reference.path or ""):
+        return  # a model that is still to be trained is of the architecture that it starts from
     source = reference_source(stage)
     live = stage.reference_mode == "live"
     model = stage.model if live else reference_model(stage, source)

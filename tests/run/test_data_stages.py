@@ -22,6 +22,8 @@ from jaxalign.recipe.read import parse
 from jaxalign.run import data_stage
 from jaxalign.run.data_stage import make_data, seed_of
 from jaxalign.run.dry_run import dry_run
+from jaxalign.run.phases import Phases
+from jaxalign.run.preflight import checked_stages, pending
 from jaxalign.settings import Mesh
 
 MESH = h.one_device()
@@ -254,6 +256,22 @@ def test_a_scorer_may_name_a_model_that_is_still_to_be_trained(inputs, tmp_path)
     assert data_stage.located(recipe, recipe.stages["after"]).by["log_ratio"]["model"] == (
         f"{tmp_path}/run/round-2/dpo/model"
     )
+
+
+@pytest.mark.parametrize("mode", ["cached", "live"])
+def test_a_reference_may_be_a_model_that_is_still_to_be_trained(inputs, tmp_path, mode):
+    reference = {"mode": mode, "path": "{sft}"}
+    values = h.values(inputs, tmp_path / "run", "sft", "dpo", stages__dpo__reference=reference)
+    recipe = parse(values)
+    waiting = {name: Phases(tmp_path, name, h.QUIET) for name in pending(recipe)}
+    assert [s.name for s in checked_stages(recipe, MESH, h.QUIET, waiting)] == ["sft", "dpo"]
+
+
+def test_the_template_of_a_stage_may_be_in_the_world(inputs, tmp_path):
+    values = rounds.values(inputs, tmp_path) | {"world": {}}
+    values["stages"]["round"]["stages"]["answers"]["sample"]["chat_template"] = "{world}/t.jinja"
+    how, _ = data_stage._sampling(parse(values), "round-1/answers")
+    assert how.chat_template == f"{tmp_path}/run/world/t.jinja"
 
 
 def test_braces_of_a_pattern_are_no_name_of_a_stage(inputs, tmp_path):
