@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..files import write_whole
 from ..hf.load import Digest
 from ..hf.open import fingerprints, open_config, open_model
-from ..recipe.scorers import name_of, read_scorers
+from ..recipe.scorers import kind_of, name_of, read_scorers
 from ..settings.pair import Pair
 from ..settings.sample import Sample, problems
 from ..settings.score import Score
@@ -82,6 +82,7 @@ def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: P
     prompts = read_prompted(how, seed)
     size = max(how.part // how.n, 1)
     settings = dataclasses.asdict(dataclasses.replace(how, prompts="-", model=None))
+    settings |= {"chat_template": None, "endpoint": how.endpoint and how.endpoint.answers}
     inputs = {"prompts": _digest(how.prompts, place), "settings": _sha256([settings, seed])}
     if folder is not None:
         encoder = open_prompter(how, folder, place.now)
@@ -142,11 +143,8 @@ def score_file(how: Score, out: Path, place: Place) -> Summary:
     rows = read_rows(how.data)
     records = read_scorers(how.by)
     scorers = open_scorers(records, place.mesh, place.dtype)
-    prints = [scorer.fingerprint for scorer in scorers]
-    settings = [
-        how.combine,
-        [[repr(record), dict(p)] for record, p in zip(records, prints, strict=True)],
-    ]
+    named = zip(records, scorers, strict=True)
+    settings = [how.combine, [[kind_of(r), dict(scorer.fingerprint)] for r, scorer in named]]
     inputs = {"rows": _digest(how.data, place), "scorers": _sha256(settings)}
 
     def make(i: int) -> list[dict[str, Any]]:

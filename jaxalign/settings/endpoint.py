@@ -32,3 +32,8 @@ class Endpoint:
     """Price of a million tokens of input, for the report."""
     price_out: Rate = 0.0
     """Price of a million tokens of output, for the report."""
+
+    @property
+    def answers(self) -> tuple[str, str]:
+        """What its replies depend on: the endpoint and the model."""
+        return self.endpoint, self.model

@@ -219,3 +219,12 @@ def test_the_fingerprint_of_a_program_changes_with_its_files(tmp_path):
     before = opened(program(tmp_path, LENGTH)).fingerprint
     assert opened(program(tmp_path, LENGTH)).fingerprint == before
     assert opened(program(tmp_path, LENGTH + "\n")).fingerprint != before
+
+
+@pytest.mark.parametrize("bound", [{"timeout": 99}, {"memory": 2**12}])
+def test_the_fingerprint_has_the_bounds_of_a_program_where_failures_get_a_score(tmp_path, bound):
+    def of(**options):
+        return opened(program(tmp_path, LENGTH, **options)).fingerprint
+
+    assert of(**bound) == of()
+    assert of(failed=0, **bound) != of(failed=0)

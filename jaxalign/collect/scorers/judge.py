@@ -66,7 +66,7 @@ class Judge:
     @property
     def fingerprint(self) -> Mapping[str, Any]:
         """The options that the scores depend on, and the SHA-256 of the template."""
-        names = ("endpoint", "model", "mode", "against", "max_tokens", "name", "weight", "attempts")
+        names = ("answers", "mode", "against", "max_tokens", "name", "weight", "attempts")
         about = {name: getattr(self._record, name) for name in names}
         return about | {"template": hashlib.sha256(self._template.encode()).hexdigest()}
 

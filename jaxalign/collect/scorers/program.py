@@ -68,7 +68,10 @@ class Program:
         """The options, and the SHA-256 of the program and of the files among its arguments."""
         files = [Path(self._file), *map(Path, self._record.command[1:])]
         digests = [sha256(file) for file in files if file.is_file()]
-        return dataclasses.asdict(self._record) | {"files": digests}
+        options = dataclasses.asdict(self._record)
+        if self._record.failed is None:  # its bounds stop it, but change no score
+            options |= {"timeout": None, "memory": None}
+        return options | {"files": digests}
 
     def score(self, rows: Sequence[Answered]) -> Scored:
         """Score the answers of every row.
