@@ -67,8 +67,8 @@ def generate(
     """Continue every prompt, `n` times.
 
     Answer a, counted over all prompts, has the seed `seed` + a, and does not depend on the others
-    (up to rounding). Prompts are padded to 64 * (1, 2, 3, 4, 6, 8, 12, ...)
-    tokens; each such width compiles three programs, unless few prompts have it.
+    (up to rounding). Prompts are padded to 64 * (1, 2, 3, 4, 6, 8, 12, ...) tokens. Programs are
+    compiled for each such width, unless few prompts have it, and for each size of the ring.
 
     Args:
       model: the decoder.

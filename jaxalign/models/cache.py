@@ -84,6 +84,11 @@ def blank(kind: Kind, size: tuple[int, int, int], width: int, dtype: DTypeLike) 
     }
 
 
+def put(stack: Array, new: Array, layer: Array, at: Array) -> Array:
+    """A stack of keys or values with new ones of a layer, [K, L, Hk, C], from column `at` on."""
+    return jax.lax.dynamic_update_slice(stack, new.swapaxes(1, 2)[None], (layer, 0, 0, at, 0))
+
+
 def replaced(cache: Cache, new: Cache, source: Array) -> Cache:
     """A cache whose row k is row source[k] of `new` where source [K] is not negative."""
 

@@ -17,7 +17,7 @@ from ..core.sharding import RULES, check_divisible, constrain
 from ..core.types import Array
 from .attention.api import Part, attend, attend_cached
 from .attention.mask import KEPT, RowMask
-from .cache import Cache, Shared, blank, seen
+from .cache import Cache, Shared, blank, put, seen
 from .layers.block import Block, Mixer
 from .layers.delta import DeltaNet
 from .layers.head import Head
@@ -200,12 +200,8 @@ class Decoder(nnx.Module):
                 return Part(held["keys"][i], held["values"][i], seen(kind, back, positions))
 
             def cached(q: Array, k: Array, v: Array, sinks: Array | None) -> Any:
-                kept = {
-                    name: jax.lax.dynamic_update_slice(
-                        held[name], x.swapaxes(1, 2)[None], (i, 0, 0, at, 0)
-                    )
-                    for name, x in (("keys", k), ("values", v))
-                }
+                kept = {"keys": k, "values": v}
+                kept = {name: put(held[name], x, i, at) for name, x in kept.items()}
                 parts = [part(kept, back)]
                 if prompts is not None:
                     parts = [part(prompts.cache[name], prompts.back), *parts]

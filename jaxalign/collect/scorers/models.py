@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh
@@ -25,6 +25,7 @@ from ...settings import score
 from ..statistics import Measure
 from .answers import Answered, Scored
 
+Record = TypeVar("Record", bound=score.Scorer)
 OVER: Mapping[str, Callable[[Sequence[float]], float]] = {
     "min": min,
     "sum": sum,
@@ -121,18 +122,31 @@ def _spread(values: Any, row: Answered) -> list[Any]:
     return found * len(row.responses) if len(found) == 1 else found
 
 
-class LogRatio:
+class _ByModels(Generic[Record]):
+    """What scorers with models have in common."""
+
+    _record: Record
+    _models: Sequence[Judged]
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """The options and the models."""
+        paths = ("model", "reference")
+        options = {k: v for k, v in dataclasses.asdict(self._record).items() if k not in paths}
+        return options | {"models": [model.fingerprint for model in self._models]}
+
+    def report(self) -> dict[str, float]:
+        """Nothing: the scores say all."""
+        return {}
+
+
+class LogRatio(_ByModels[score.LogRatio]):
     """Implicit rewards: beta times the log-ratio of two models."""
 
     def __init__(self, record: score.LogRatio, mesh: Mesh, dtype: str):
         """Take the settings, the device mesh and the dtype of the models."""
         self._record = record
         self._models = _causal_models(record, mesh, dtype)
-
-    @property
-    def fingerprint(self) -> Mapping[str, Any]:
-        """The options and both models."""
-        return _fingerprint(self._record, self._models)
 
     def score(self, rows: Sequence[Answered]) -> Scored:
         """Score the answers of every row; see `Scorer`."""
@@ -147,12 +161,8 @@ class LogRatio:
         ratios = [beta * (of(a) - of(b)) for a, b in zip(own, reference, strict=True)]
         return Scored([_spread(x.tolist(), row) for x, row in zip(ratios, rows, strict=True)])
 
-    def report(self) -> dict[str, float]:
-        """Nothing: the scores say all."""
-        return {}
 
-
-class RewardModel:
+class RewardModel(_ByModels[score.RewardModel]):
     """The score of a reward head."""
 
     def __init__(self, record: score.RewardModel, mesh: Mesh, dtype: str):
@@ -162,21 +172,17 @@ class RewardModel:
           UserError: the model is missing, or does not give one score.
         """
         self._record = record
-        self._model = Judged(record.model, mesh, dtype, "reward_model.model")
-        if self._model.spec.scores != 1:
+        self._models = [Judged(record.model, mesh, dtype, "reward_model.model")]
+        if (count := self._models[0].spec.scores) != 1:
             raise UserError(
-                f"reward_model.model: {record.model} gives {self._model.spec.scores} scores; "
+                f"reward_model.model: {record.model} gives {count} scores; "
                 "wanted a reward model, whose head gives one"
             )
 
-    @property
-    def fingerprint(self) -> Mapping[str, Any]:
-        """The options and the model."""
-        return _fingerprint(self._record, [self._model])
-
     def score(self, rows: Sequence[Answered]) -> Scored:
         """Score the answers of every row; see `Scorer`."""
-        found = self._model.statistics(self._model.examples(rows, ended=True))
+        (model,) = self._models
+        found = model.statistics(model.examples(rows, ended=True))
         return Scored(
             [
                 _spread(np.asarray(stats.token["logit"][:, 0]).tolist(), row)
@@ -184,12 +190,8 @@ class RewardModel:
             ]
         )
 
-    def report(self) -> dict[str, float]:
-        """Nothing: the scores say all."""
-        return {}
 
-
-class Process:
+class Process(_ByModels[score.Process]):
     """Implicit process rewards of the steps of an answer; the column `steps` has all of them."""
 
     def __init__(self, record: score.Process, mesh: Mesh, dtype: str):
@@ -200,11 +202,6 @@ class Process:
         """
         self._record = record
         self._models = _causal_models(record, mesh, dtype)
-
-    @property
-    def fingerprint(self) -> Mapping[str, Any]:
-        """The options and both models."""
-        return _fingerprint(self._record, self._models)
 
     def score(self, rows: Sequence[Answered]) -> Scored:
         """Score the answers of every row; see `Scorer`."""
@@ -232,10 +229,6 @@ class Process:
             steps.append(_spread(found, row))
         values = [[float(OVER[how.over](rewards)) for rewards in row] for row in steps]
         return Scored(values, {"steps": steps})
-
-    def report(self) -> dict[str, float]:
-        """Nothing: the scores say all."""
-        return {}
 
 
 def step_ends(ids: np.ndarray, split: str, encoder: Encoder) -> list[int]:
@@ -277,12 +270,6 @@ def _causal_models(record: score.LogRatio | score.Process, mesh: Mesh, dtype: st
             )
         found.append(model)
     return found
-
-
-def _fingerprint(record: score.Scorer, models: Sequence[Judged]) -> Mapping[str, Any]:
-    paths = ("model", "reference")
-    options = {k: v for k, v in dataclasses.asdict(record).items() if k not in paths}
-    return options | {"models": [model.fingerprint for model in models]}
 
 
 OPEN: dict[type[score.Scorer], Callable[..., Any]] = {
