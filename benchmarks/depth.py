@@ -80,9 +80,9 @@ def compile_seconds(config: dict[str, Any], mesh: jax.sharding.Mesh) -> float:
         cached=CachedStats({s.name: known for s in objective.needs}),
     )
     batch: Any = put_batch(loader.batch(0), mesh)
-    step = jax.jit(functools.partial(train_step, Task(objective, {}, model.forward), tx))
+    step = jax.jit(functools.partial(train_step, [Task(objective, {}, model.forward)], tx))
     began = time.process_time()
-    step.lower(jax.eval_shape(state), batch, Fixed()).compile()
+    step.lower(jax.eval_shape(state), [batch], Fixed()).compile()
     return time.process_time() - began
 
 

@@ -128,7 +128,7 @@ def jaxalign_updates(stage: StageRun, loader: Loader, updates: int) -> Iterator[
     compiled = 0
     for batch in loader.batches(0, updates):
         began = time.perf_counter()
-        state, out = step(state, put_batch(batch, stage.mesh), Fixed())
+        state, out = step(state, [put_batch(batch, stage.mesh)], Fixed())
         loss, norm = float(out.loss), float(out.grad_norm)
         seconds = time.perf_counter() - began
         yield Update(loss, norm, seconds if len(loader.shapes_seen) == compiled else np.nan)

@@ -109,11 +109,11 @@ def make_update(sizes: Sizes, mesh: jax.sharding.Mesh) -> Callable[[], None]:
         ),
     )
     batch: Any = put_batch(loader.batch(0), mesh)
-    step = jax.jit(functools.partial(train_step, task, tx), donate_argnums=0)
+    step = jax.jit(functools.partial(train_step, [task], tx), donate_argnums=0)
 
     def update() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(step(state, batch, Fixed()))
+        state, _ = jax.block_until_ready(step(state, [batch], Fixed()))
 
     return update
 

@@ -170,7 +170,7 @@ def program(work: Work, mesh: Mesh) -> Program:
     forward: Any = trained.forward
     task = Task(objective, {}, forward)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-6, weight_decay=0.0))
-    abstract = abstract_state(trained, tx, objective)
+    abstract = abstract_state(trained, tx, [task])
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     @functools.partial(
@@ -180,12 +180,12 @@ def program(work: Work, mesh: Mesh) -> Program:
         compiler_options=repeatable(mesh),
     )
     def update(frozen: Params | None, state: TrainState, batch: Batch) -> Any:
-        return train_step(task, tx, state, batch, Fixed(base=frozen))
+        return train_step([task], tx, state, [batch], Fixed(base=frozen))
 
     def start() -> tuple[Params | None, TrainState]:
         keys = jax.random.split(jax.random.key(0))
         frozen = model.init(keys[0]) if work.lora else None
-        return frozen, initial_state(trained.init(keys[1]), objective, tx, abstract)
+        return frozen, initial_state(trained.init(keys[1]), [task], tx, abstract)
 
     frozen = model.abstract if isinstance(trained, Adapted) else None
     return Program(mesh, abstract, frozen, update, start)

@@ -77,7 +77,7 @@ def quickstart(folder: str, cache: str) -> None:
         clock.lap(PHASES[1])
         for phase in PHASES[2:]:
             batch = put_batch(next(batches), mesh)
-            state, _ = jax.block_until_ready(update(state, batch, Fixed()))
+            state, _ = jax.block_until_ready(update(state, [batch], Fixed()))
             clock.lap(phase)
     print(json.dumps(clock.laps))
 

@@ -14,9 +14,9 @@ from jaxalign.update.step import jitted_step
 def update_and_state(stage: StageRun, updates: int) -> tuple[Any, TrainState]:
     """The compiled update of a stage with that many updates, and its first state.
 
-    The update takes (state, which is donated; batch on the mesh, `Fixed` weights).
+    The update takes (state, which is donated; [batch on the mesh], `Fixed` weights).
     """
     settings = dataclasses.replace(stage.settings, steps=updates)
     stages = stage.recipe.stages | {stage.name: settings}
     stage = dataclasses.replace(stage, recipe=dataclasses.replace(stage.recipe, stages=stages))
-    return jitted_step(stage.task, stage.tx, stage.state_spec, stage.mesh), first_state(stage)
+    return jitted_step([stage.task], stage.tx, stage.state_spec, stage.mesh), first_state(stage)

@@ -82,8 +82,9 @@ def train(
     with _writing("train", chosen) as (mesh, console):
         make_world(chosen, mesh)
         train_stages(chosen, mesh, console, accept_changes=accept_changes)
-        last, _ = objective_settings(list(chosen.training.values())[-1])
-        if chosen.world is not None and last.scores is None:
+        last = list(chosen.training.values())[-1].goals().get("")
+        answers = last is not None and objective_settings(last)[0].scores is None
+        if chosen.world is not None and answers:
             show(chosen, mesh, console)
         elif first_process():
             console.print(f"report: {write_report(Path(chosen.run.dir))}")
@@ -301,7 +302,7 @@ def inspect(
 
     Args:
       data: the path or hub name of a data set, or a recipe, whose training data is read.
-      stage: the name of the stage of a recipe; none: the last.
+      stage: the name of the stage of a recipe, with terms "stage.term"; none: the last.
       examples: number of examples to show.
       overrides: values to use instead of those in the recipe.
       settings: without a recipe, the fields of `run.inspect.DataSet`: `model`, and if needed

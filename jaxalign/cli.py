@@ -292,7 +292,7 @@ def _inspect(argv: list[str]) -> int:
         own, recipe = _recipe(
             "inspect",
             argv,
-            STAGE,
+            ("--stage", {"help": "name of the stage, or stage.term; none: the last stage"}),
             ("--examples", {"type": int, "default": 2, "help": "number of examples to show"}),
             ("--row", {"type": int, "help": "show only this row of the file; none: all of it"}),
             ("--json", {"action": "store_true", "help": "print one JSON object"}),

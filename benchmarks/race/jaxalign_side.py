@@ -74,7 +74,7 @@ def make_step(stage: StageRun) -> Step:
     def step() -> tuple[float, float]:
         nonlocal state
         batch = put_batch(next(stream), stage.mesh)
-        state, out = jax.block_until_ready(update(state, batch, Fixed()))
+        state, out = jax.block_until_ready(update(state, [batch], Fixed()))
         return float(out.loss), float(out.grad_norm)
 
     return step

@@ -13,12 +13,14 @@ from ..core.objective import Objective
 from ..diagnostics import problem
 from ..settings import (
     Data,
+    Goal,
     PairStage,
     Recipe,
     Reference,
     SampleStage,
     ScoreStage,
     Stage,
+    TrainingStage,
     pair,
     sample,
 )
@@ -83,17 +85,14 @@ def _misfits(recipe: Recipe) -> Complaints:
     """Values that are valid by themselves and do not fit together."""
     flat, found = written_out(recipe)
     every = dict(written(recipe))
-    training = {where: stage for where, stage in every.items() if isinstance(stage, Stage)}
+    training = {where: stage for where, stage in every.items() if isinstance(stage, TrainingStage)}
     # Where an objective is wrong, the schema has said so, and no rule about objectives applies.
-    named = all(dataclasses.is_dataclass(stage.objective) for stage in training.values())
+    goals = [goal for stage in training.values() for goal in stage.goals().values()]
+    named = all(dataclasses.is_dataclass(goal.objective) for goal in goals)
     for where, stage in training.items():
-        found |= _misfit_sources(f"{where}.data", stage.data)
-        found |= _misfit_sizes(where, stage)
-        found |= _misfit_hyper(f"{where}.objective", stage) if named else {}
-        found |= _misfit_stream(where, stage, named) if stage.data.streaming else {}
-        found |= _misfit_reference(where, stage) if named else {}
-        if wrong := _wrong_diagnostics(stage, named):
-            found[f"{where}.diagnostics"] = wrong
+        for term, goal in stage.goals().items():
+            found |= _placed(where, term, _misfits_of(where, goal, named))
+        found |= _misfit_templates(f"{where}.terms", stage.goals())
     for where, stage in every.items():
         if isinstance(stage, SampleStage):
             wrong = sample.problems(stage.sample)
@@ -113,6 +112,40 @@ def _misfits(recipe: Recipe) -> Complaints:
             if "{world}" in str(value):
                 found[path] = f"only a recipe with a `world` has that folder (got {shown(value)})"
     return found
+
+
+def _misfits_of(where: str, stage: Stage, named: bool) -> Complaints:
+    """Complaints about a stage with one objective, or about a term as such a stage."""
+    found = _misfit_sources(f"{where}.data", stage.data)
+    found |= _misfit_sizes(where, stage)
+    found |= _misfit_hyper(f"{where}.objective", stage) if named else {}
+    found |= _misfit_stream(where, stage, named) if stage.data.streaming else {}
+    found |= _misfit_reference(where, stage) if named else {}
+    if wrong := _wrong_diagnostics(stage, named):
+        found[f"{where}.diagnostics"] = wrong
+    return found
+
+
+def _placed(where: str, term: str, complaints: Complaints) -> Complaints:
+    """Complaints about a term as a stage of its own, each at the place of its setting."""
+    if not term:
+        return complaints
+    own = tuple(f"{where}.{field.name}" for field in dataclasses.fields(Goal))
+    return {
+        f"{where}.terms.{term}{path.removeprefix(where)}" if path.startswith(own) else path: said
+        for path, said in complaints.items()
+    }
+
+
+def _misfit_templates(where: str, goals: Mapping[str, Stage]) -> Complaints:
+    """Complaints about terms with other chat templates than the first, which is exported."""
+    first = next(iter(goals.values())).data.chat_template if goals else None
+    said = "the terms of a stage have one chat template, which is exported with the model"
+    return {
+        f"{where}.{term}.data.chat_template": f"{said}; wanted {first!r} (got {file!r})"
+        for term, goal in goals.items()
+        if (file := goal.data.chat_template) != first
+    }
 
 
 def _misfit_sources(where: str, data: Data) -> Complaints:
@@ -240,18 +273,27 @@ def _misfits_of_scores(where: str, stage: Stage, chosen: Objective[...]) -> Comp
     return {}
 
 
-def _misfit_heads(stages: Mapping[str, Stage]) -> Complaints:
-    """Complaints about stages that cannot start from the model of the previous stage."""
+def _misfit_heads(stages: Mapping[str, TrainingStage]) -> Complaints:
+    """Complaints about heads that differ from the model of the previous stage, or between terms."""
     found: Complaints = {}
     before = 0
     for name, stage in stages.items():
-        chosen, hyper = objective_settings(stage)
-        scores = chosen.head(hyper)
-        if before and scores != before:
+        trained: int | None = None
+        for term, goal in stage.goals().items():
+            chosen, hyper = objective_settings(goal)
+            scores = chosen.head(hyper)
             wanted = f"{scores} scores" if scores else "a causal language model"
-            found[f"stages.{name}.objective"] = (
-                f"{chosen.name} reads {wanted}, and the previous stage trains a reward model with "
-                f"{before} scores; train it in a separate recipe"
-            )
-        before = scores
+            where = f"stages.{name}.terms.{term}.objective" if term else f"stages.{name}.objective"
+            if trained is not None and scores != trained:
+                found[where] = (
+                    f"{chosen.name} reads {wanted}, and the first term has another head; train it "
+                    "in a separate recipe"
+                )
+            elif before and scores != before:
+                found[where] = (
+                    f"{chosen.name} reads {wanted}, and the previous stage trains a reward model "
+                    f"with {before} scores; train it in a separate recipe"
+                )
+            trained = scores if trained is None else trained
+        before = trained or 0
     return found

@@ -21,7 +21,7 @@ from ..core.objective import Objective
 from ..errors import UserError, near_miss
 from ..objectives import OBJECTIVES
 from ..shown import shown
-from .rounds import Complaints, mapped
+from .rounds import Complaints, with_goals
 
 
 class Own(NamedTuple):
@@ -42,30 +42,29 @@ def own_objectives(
       folder: the folder that the paths of files are relative to.
 
     Returns:
-      The values, with plain names and absolute paths; the objectives by the dotted path of their
-      stage; complaints.
+      The values, with plain names and absolute paths; the objectives by the dotted path of the
+      stage or the term; complaints.
     """
     found: dict[str, Own] = {}
     complaints: Complaints = {}
 
-    def settled(where: str, stage: Any) -> Any:
-        section = stage.get("objective") if isinstance(stage, Mapping) else None
+    def settled(where: str, goal: Mapping[str, Any]) -> Mapping[str, Any]:
+        section = goal.get("objective")
         if not isinstance(section, Mapping):
-            return stage
+            return goal
         try:
             own = _own(section, folder)
         except UserError as e:
             complaints[f"{where}.objective"] = str(e)
-            return stage
+            return goal
         if own is None:
-            return stage
+            return goal
         found[where] = own
         plain = {"name": own.objective.name}
         plain |= {"file": own.file, "file_sha256": own.sha256} if own.file else {}
-        return {**stage, "objective": {**section, **plain}}
+        return {**goal, "objective": {**section, **plain}}
 
-    stages = mapped(values.get("stages"), settled)
-    return {**values, **({"stages": stages} if stages else {})}, found, complaints
+    return with_goals(values, settled), found, complaints
 
 
 def _own(section: Mapping[str, Any], folder: Path) -> Own | None:

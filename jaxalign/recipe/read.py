@@ -19,7 +19,7 @@ from ..shown import shown
 from .check import validate
 from .own import own_objectives
 from .renamed import refuse_renamed
-from .rounds import mapped, written_out
+from .rounds import with_goals, written_out
 from .schema import schema, with_mixtures
 
 BUILT_IN = {"quickstart": Path(__file__).parents[1] / "quickstart" / "recipe.yaml"}
@@ -89,16 +89,16 @@ def recorded(path: str) -> dict[str, Any]:
       UserError: the file is damaged, or has settings that no longer exist.
     """
     values = recipe_values(path)
+    # Objectives with a complaint get no section of their own.
     skipped: dict[str, str] = {}
 
-    def skip(where: str, stage: Any) -> Any:
-        section = stage.get("objective") if isinstance(stage, Mapping) else None
+    def look(where: str, goal: Mapping[str, Any]) -> Mapping[str, Any]:
+        section = goal.get("objective")
         if isinstance(section, Mapping) and str(section.get("name")) not in OBJECTIVES:
-            # A stage whose objective has a complaint gets no section of its own.
             skipped[f"{where}.objective"] = "not checked"
-        return stage
+        return goal
 
-    mapped(values.get("stages"), skip)
+    with_goals(values, look)
     kind, complaints = schema(values, {}, skipped)
     complaints = {path: said for path, said in complaints.items() if path not in skipped}
     checked = validate(kind, values, lambda where: f"{path}: {where}", complaints)

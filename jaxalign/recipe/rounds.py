@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import near_miss
-from ..settings import Recipe, Rounds, Stage
+from ..settings import Recipe, Rounds, TrainingStage
 
 Complaints = dict[str, str]
 """Dotted path -> what is wrong there."""
 _BEGINNING = re.compile(r"\{([^{}]*)\}")
 WORLD = "world"
-_DATA = re.compile(r"data\.(path|eval_path|mixture\.path)|sample\.prompts|score\.data|pair\.data")
+_TERM = r"(terms\.[^.]+\.)?"
+_DATA = re.compile(
+    rf"{_TERM}data\.(path|eval_path|mixture\.path)|sample\.prompts|score\.data|pair\.data"
+)
 _MODELS = re.compile(
-    r"(reference\.path|sample\.model|score\.by\.(reward_model|\w+\.(model|reference)))"
+    rf"{_TERM}reference\.path|sample\.model|score\.by\.(reward_model|\w+\.(model|reference))"
 )
 """Dotted paths of the settings of a stage that name data, or a model."""
 
@@ -35,19 +38,32 @@ def is_rounds(given: Any) -> bool:
     return isinstance(given, Mapping) and "repeat" in given
 
 
-def mapped(stages: Any, change: Callable[[str, Any], Any], where: str = "stages") -> Any:
-    """The plain values of stages, also of those in rounds, each changed by (path, values)."""
-    if not isinstance(stages, Mapping):
-        return stages
-    found = {}
-    for name, given in stages.items():
-        path = f"{where}.{name}"
-        if is_rounds(given):
-            inner = mapped(given.get("stages"), change, f"{path}.stages")
-            found[name] = {**given, "stages": inner}
-        else:
-            found[name] = change(path, given)
-    return found
+def with_goals(
+    values: Mapping[str, Any], change: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The plain values of a recipe, with every section that may have an objective changed.
+
+    Args:
+      values: the values; sections that are no mappings stay as they are.
+      change: maps the dotted path of a stage or a term, also in rounds, and its values, to new
+        values.
+    """
+
+    def each(where: str, sections: Any) -> Any:
+        if not isinstance(sections, Mapping):
+            return sections
+        return {name: one(f"{where}.{name}", section) for name, section in sections.items()}
+
+    def one(where: str, section: Any) -> Any:
+        if not isinstance(section, Mapping):
+            return section
+        for key, holds in (("stages", is_rounds(section)), ("terms", "terms" in section)):
+            if holds:
+                return {**section, key: each(f"{where}.{key}", section.get(key))}
+        return change(where, section)
+
+    stages = {"stages": each("stages", values["stages"])} if "stages" in values else {}
+    return {**values, **stages}
 
 
 def written(recipe: Recipe) -> Iterator[tuple[str, Any]]:
@@ -67,7 +83,7 @@ def written_out(recipe: Recipe) -> tuple[Recipe, Complaints]:
     complaints: Complaints = {}
 
     def add(name: str, short: str, stage: Any, path: str) -> None:
-        kinds = {n: isinstance(stages[full], Stage) for n, full in newest.items()}
+        kinds = {n: isinstance(stages[full], TrainingStage) for n, full in newest.items()}
         complaints.update(_unknown(stage, path, kinds))
         stages[name] = _renamed(stage, newest)
         newest[short] = newest[name] = name

@@ -8,7 +8,7 @@ import inspect
 import re
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import typing_extensions
@@ -17,18 +17,34 @@ import tyro
 from ..core.objective import Objective
 from ..errors import near_miss
 from ..objectives import OBJECTIVES
-from ..settings import PairStage, Recipe, Rounds, SampleStage, Score, ScoreStage, Stage
+from ..settings import (
+    Combined,
+    Goal,
+    PairStage,
+    Recipe,
+    Rounds,
+    SampleStage,
+    Score,
+    ScoreStage,
+    Stage,
+    Term,
+    TrainingStage,
+)
 from ..shown import shown
 from .own import Own
-from .rounds import Complaints, is_rounds, mapped, written
+from .rounds import Complaints, is_rounds, with_goals, written
 
 _typed_dict: Any = typing_extensions.TypedDict  # to a type checker its keys must be literals
 STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True)
 """How pydantic checks a record and the records in it."""
 _STAGE_NAME = re.compile(r"([a-z0-9]+([_-][a-z0-9]+)*-[1-9][0-9]*/)?[a-z0-9]+([_-][a-z0-9]+)*")
 """A stage of a round has the name and the number of the round before its own."""
-_OTHER_NAMES = ("lock", "report", "world")
-"""Names that the folder of a run has for something else."""
+_TERM_NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
+_OTHER_NAMES: dict[str, str] = dict.fromkeys(("lock", "report", "world"), "the folder of a run has")
+"""Names that no stage can have, each with what has it."""
+_OTHER_METRICS: dict[str, str] = dict.fromkeys(("eval", "time"), "the metrics of a stage have")
+"""Names that no term can have, each with what has it."""
+Kind = TypeVar("Kind", Stage, Term)
 
 
 def objective_settings(stage: Stage) -> tuple[Objective[...], dict[str, Any]]:
@@ -72,40 +88,54 @@ def section_of(own: Own) -> type:
 def with_objects(values: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Put the Python objects of a recipe's own objectives into its resolved values, for `parse`."""
     for path, stage in written(recipe):
-        if isinstance(stage, Stage):
+        for term, goal in stage.goals().items() if isinstance(stage, TrainingStage) else ():
             section: Any = values
-            for key in (*path.split("."), "objective"):
+            for key in (*path.split("."), *(("terms", term) if term else ()), "objective"):
                 section = section[key]
             if "file" not in section:
-                section["name"] = objective_settings(stage)[0]
+                section["name"] = objective_settings(goal)[0]
     return values
 
 
 def with_mixtures(values: Mapping[str, Any]) -> dict[str, Any]:
     """The plain values of a recipe; a list under `data` becomes a mixture."""
 
-    def full(where: str, stage: Any) -> Any:
-        listed = isinstance(stage, Mapping) and isinstance(stage.get("data"), list)
-        return {**stage, "data": {"mixture": stage["data"]}} if listed else stage
+    def full(_: str, goal: Mapping[str, Any]) -> Mapping[str, Any]:
+        return (
+            {**goal, "data": {"mixture": data}}
+            if isinstance(data := goal.get("data"), list)
+            else goal
+        )
 
-    if not isinstance(values.get("stages"), Mapping):
-        return dict(values)
-    return {**values, "stages": mapped(values["stages"], full)}
+    return with_goals(values, full)
 
 
 @functools.cache
-def _stage(own: Own) -> type:
-    """`Stage` with the section of one objective; cached, so that equal stages compare equal."""
+def _with_section(kind: type[Kind], own: Own) -> type[Kind]:
+    """A record with the section of one objective; cached, so that equal records compare equal."""
     record = section_of(own)
     # The whole docstring before `Args`: the parser of tyro moves the first line of an equation.
     about = tyro.conf.arg(help=(record.__doc__ or "").partition("\nArgs:")[0].rstrip())
     return dataclasses.make_dataclass(
-        "Stage",
+        kind.__name__,
         [("objective", Annotated[record, about])],
-        bases=(Stage,),
+        bases=(kind,),
         frozen=True,
         kw_only=True,
-        namespace={"__doc__": Stage.__doc__},
+        namespace={"__doc__": kind.__doc__},
+    )
+
+
+@functools.cache
+def _combined(kinds: tuple[tuple[str, type[Term]], ...]) -> type[Combined]:
+    """`Combined` with these terms; cached, so that equal stages compare equal."""
+    return dataclasses.make_dataclass(
+        "Combined",
+        [("terms", _typed_dict("Terms", dict(kinds)))],
+        bases=(Combined,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": Combined.__doc__},
     )
 
 
@@ -130,53 +160,101 @@ _SCORE_STAGE = dataclasses.make_dataclass(
 _DATA_STAGES = {"sample": SampleStage, "score": _SCORE_STAGE, "pair": PairStage}
 
 
-def _stage_kind(where: str, given: Any, own: Own | None, complaints: Complaints) -> type:
-    """The schema of one stage, chosen by its kind or by the name of its objective."""
-    if own is not None:
-        return _stage(own)
-    if not isinstance(given, Mapping) or f"{where}.objective" in complaints:
-        return Stage  # validation reports it, or its complaint is there already
+def _stage_kind(where: str, given: Any, own: Mapping[str, Own], complaints: Complaints) -> type:
+    """The schema of one stage, chosen by its kind or by the names of its objectives."""
     for key, kind in _DATA_STAGES.items():
-        if key in given:
+        if isinstance(given, Mapping) and key in given:
             return kind
+    if not isinstance(given, Mapping) or "terms" not in given:
+        return _goal_kind(Stage, where, given, own, complaints)
+    terms = given["terms"]
+    for key in (field.name for field in dataclasses.fields(Goal)):
+        if key in given:
+            complaints[f"{where}.{key}"] = f"a stage with `terms` has none; give {key} in each term"
+    if not isinstance(terms, Mapping) or not terms:
+        complaints[f"{where}.terms"] = (
+            "give at least one, such as dpo: {objective: {name: dpo}, ...}"
+        )
+        return Combined
+    _check_names(f"{where}.terms", terms, _TERM_NAME, _OTHER_METRICS, complaints)
+    return _combined(
+        tuple(
+            (name, _goal_kind(Term, f"{where}.terms.{name}", term, own, complaints))
+            for name, term in terms.items()
+        )
+    )
+
+
+def _goal_kind(
+    kind: type[Kind], where: str, given: Any, own: Mapping[str, Own], complaints: Complaints
+) -> type[Kind]:
+    """The schema of a stage with one objective, or of a term, chosen by its name."""
+    if where in own:
+        return _with_section(kind, own[where])
+    if not isinstance(given, Mapping) or f"{where}.objective" in complaints:
+        return kind  # validation reports it, or its complaint is there already
     match given.get("objective"):
         case {"name": str(name)} if name in OBJECTIVES:
-            return _stage(Own(OBJECTIVES[name]))
+            return _with_section(kind, Own(OBJECTIVES[name]))
         case {"name": name}:
             hint = near_miss(str(name), OBJECTIVES)
             own_file = "; for one of your own also give its `file`"
             complaints[f"{where}.objective.name"] = f"no objective {shown(name)}; {hint}{own_file}"
         case {}:
             complaints[f"{where}.objective.name"] = f"missing; {near_miss('', OBJECTIVES)}"
-        case None:
+        case None if kind is Stage:
             kinds = ", ".join(_DATA_STAGES)
             complaints[f"{where}.objective"] = (
-                f"missing; give a mapping with a name, or make it a stage of {kinds} or of rounds "
-                f"(repeat, stages) (got {shown(None)})"
+                "missing; give objective and data, or `terms`, or make it a stage of "
+                f"{kinds} or of rounds (repeat, stages) (got {shown(None)})"
             )
         case other:
             complaints[f"{where}.objective"] = f"give a mapping with a name (got {shown(other)})"
-    return Stage
+    return kind
+
+
+def _check_names(
+    where: str,
+    sections: Mapping[Any, Any],
+    pattern: re.Pattern[str],
+    others: Mapping[str, str],
+    complaints: Complaints,
+) -> None:
+    """Complain about names of stages or terms that are no names of folders and flags.
+
+    Args:
+      where: the dotted path of the sections.
+      sections: the sections by name.
+      pattern: what a name looks like.
+      others: names that mean something else, each with what has it.
+      complaints: where to add complaints.
+    """
+    before: list[str] = []
+    for name in map(str, sections):
+        if not pattern.fullmatch(name):
+            said = "the name is a folder and a flag; use a-z, 0-9, - and _"
+        elif name in others:
+            said = f"{others[name]} something of this name; choose another"
+        elif name.replace("_", "-") in before:
+            said = "flags do not distinguish - and _; choose another name"
+        else:
+            said = ""
+        if said:
+            complaints[f"{where}.{name}"] = said
+        before.append(name.replace("_", "-"))
 
 
 def _stage_kinds(
     where: str, stages: Any, own: Mapping[str, Own], complaints: Complaints
 ) -> dict[str, type]:
     """The schema of each stage, by its name."""
+    if not isinstance(stages, Mapping):
+        return {}
+    _check_names(where, stages, _STAGE_NAME, _OTHER_NAMES, complaints)
     kinds: dict[str, type] = {}
-    for name, given in stages.items() if isinstance(stages, Mapping) else ():
-        path = f"{where}.{name}"
-        if not isinstance(name, str) or not _STAGE_NAME.fullmatch(name):
-            complaints[path] = "the name is a folder and a flag; use a-z, 0-9, - and _"
-        if name in _OTHER_NAMES:
-            said = "the folder of a run has something of this name; choose another"
-            complaints[path] = said
-        if str(name).replace("_", "-") in (other.replace("_", "-") for other in kinds):
-            complaints[path] = "flags do not distinguish - and _; choose another name"
-        if is_rounds(given):
-            kinds[name] = _rounds(path, given, own, complaints)
-        else:
-            kinds[name] = _stage_kind(path, given, own.get(path), complaints)
+    for name, given in stages.items():
+        make = _rounds if is_rounds(given) else _stage_kind
+        kinds[name] = make(f"{where}.{name}", given, own, complaints)
     return kinds
 
 
@@ -209,7 +287,7 @@ def schema(
 
     Args:
       values: the plain values of the recipe.
-      own: objectives from outside the package, by the dotted path of their stage.
+      own: objectives from outside the package, by the dotted path of the stage or the term.
       complaints: complaints that were found before.
 
     Returns:

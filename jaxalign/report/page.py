@@ -75,7 +75,29 @@ def write_report(folder: Path) -> Path:
 def _draw(run: Run) -> dict[str, dict[str, bytes]]:
     """The figures of the comparison and of each stage: {group: {panel: PNG}}."""
     drawn = {"answers": figures.answers(run.comparison) if run.comparison else {}}
-    return drawn | {_group(i, s): figures.curves(s.metrics) for i, s in enumerate(run.stages, 1)}
+    return drawn | {_group(i, s): _curves(s) for i, s in enumerate(run.stages, 1)}
+
+
+def _curves(stage: Stage) -> dict[str, bytes]:
+    """The figures of a stage, and of each of its terms."""
+    drawn = figures.curves(stage.metrics)
+    for term in stage.terms:
+        own = [_of_term(line, f"{term}/") for line in stage.metrics]
+        drawn |= {f"{term}_{panel}": png for panel, png in figures.curves(own).items()}
+    return drawn
+
+
+def _of_term(line: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The metrics of a term in a line of metrics.jsonl, without its name."""
+    found = {"step": line["step"]}
+    for begin in ("", "eval/"):
+        own = {
+            k.removeprefix(begin + prefix): v
+            for k, v in line.items()
+            if k.startswith(begin + prefix)
+        }
+        found |= {begin + name: value for name, value in own.items()}
+    return found
 
 
 def _group(number: int, stage: Stage) -> str:
@@ -162,15 +184,24 @@ def _asked(run: Run) -> str:
 
 def _settings(asked: Mapping[str, Any]) -> dict[str, str]:
     """The settings of a stage that a reader asks for first; all of them are in the recipe."""
+    terms = asked.get("terms")
+    found = _goal(asked)
+    for term, goal in terms.items() if isinstance(terms, dict) else ():
+        own = {"weight": _at(goal, "weight")} | _goal(goal) if isinstance(goal, dict) else {}
+        found |= {f"{term}: {name}": value for name, value in own.items()}
+    if asked.get("steps") is not None:
+        found.pop("epochs")
+    return {name: value for name, value in found.items() if value}
+
+
+def _goal(asked: Mapping[str, Any]) -> dict[str, str]:
+    """The objective, its hyper-parameters and its data."""
     objective = asked.get("objective")
     hyper = dict(objective) if isinstance(objective, dict) else {}
     found = {"objective": str(hyper.pop("name", ""))}
     found |= {f"objective: {name}": setting(value) for name, value in hyper.items()}
     found["data"] = _at(asked, "data.path") or _at(asked, "data.mixture")
-    found |= {name: _at(asked, place) for name, place in SETTINGS.items()}
-    if asked.get("steps") is not None:
-        found.pop("epochs")
-    return {name: value for name, value in found.items() if value}
+    return found | {name: _at(asked, place) for name, place in SETTINGS.items()}
 
 
 def _at(values: Mapping[str, Any], place: str) -> str:
@@ -191,7 +222,7 @@ def _stage(number: int, stage: Stage, pictures: Mapping[str, bytes]) -> str:
     parts.append(html.paragraph("; ".join(dict.fromkeys(facts)) + "."))
     if stage.counts:
         names = dict.fromkeys(name for counts in stage.counts.values() for name in counts)
-        head = ("examples", *(("training", "held out")[k == "held_out"] for k in stage.counts))
+        head = ("examples", *map(_data_set, stage.counts))
         rows = [(n, *(_count(c.get(n)) for c in stage.counts.values())) for n in names]
         parts += [html.heading(3, "Data"), html.table(head, rows, "numbers right")]
     if stage.metrics:
@@ -205,6 +236,12 @@ def _stage(number: int, stage: Stage, pictures: Mapping[str, bytes]) -> str:
     if stage.held_out:
         parts += [html.heading(3, "Held-out data"), _held_out(stage)]
     return "".join(parts)
+
+
+def _data_set(name: str) -> str:
+    """The heading of a data set: `dpo/held_out` is `dpo: held out`."""
+    *term, which = name.split("/")
+    return ": ".join([*term, "held out" if which == "held_out" else "training"])
 
 
 def _made(run: Run) -> str:

@@ -25,7 +25,8 @@ class Stage:
     name: str
     asked: Mapping[str, Any]  # its settings in the recipe
     metrics: Lines
-    counts: Mapping[str, Mapping[str, int]]  # {"train" | "held_out": {what: examples}}
+    counts: Mapping[str, Mapping[str, int]]
+    """{"train" | "held_out": {what: examples}}; of a stage with terms, "dpo/train"."""
     updates: int | None  # updates asked for
     timings: Mapping[str, float]  # {phase: seconds}
     held_out: Mapping[str, Estimate]  # the last evaluation; the error is nan if unknown
@@ -50,6 +51,11 @@ class Stage:
             return "not started"
         total = "" if self.updates is None else f" of {self.updates:,}"
         return f"unfinished: {self.done:,}{total} updates recorded"
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of the terms of a stage with several objectives; else none."""
+        return tuple(map(str, _mapping(self.asked.get("terms"))))
 
     def evaluations(self, name: str) -> list[float]:
         """The held-out values of a metric, oldest first."""
@@ -219,10 +225,12 @@ class _Reader:
             return None
         own = self.folder / name
         data = self.json(f"{name}/data.json")
-        # Of data that are streamed, data.json counts the first part alone.
-        streamed = self.json(f"{name}/stream.json").get("counts")
-        rows = {k: data[k] for k in ("train", "held_out") if k in data}
-        rows |= {"train": streamed} if streamed else {}
+        rows = {k: data[k] for k in data if k.rpartition("/")[2] in ("train", "held_out")}
+        for key in [k for k in rows if k.endswith("train")]:
+            # Of data that are streamed, data.json counts the first part alone.
+            term = "".join(f"-{part}" for part in key.split("/")[:-1])
+            if streamed := self.json(f"{name}/stream{term}.json").get("counts"):
+                rows[key] = streamed
         metrics = self._metrics(f"{name}/metrics.jsonl")
         held_out = self.json(f"{name}/held_out.json")
         timings = self.json(f"{name}/timings.json")

@@ -170,6 +170,7 @@ def waits(recipe: Recipe, text: str) -> bool:
 
 def waits_for_data(recipe: Recipe, name: str) -> bool:
     """Whether a stage that trains reads data of a stage that is not finished."""
-    data = recipe.stages[name].data
-    paths = [source.path for source in data.sources] + [data.eval_path or ""]
+    sets = [goal.data for goal in recipe.training[name].goals().values()]
+    paths = [source.path for data in sets for source in data.sources]
+    paths += [data.eval_path or "" for data in sets]
     return any(waits(recipe, path) for path in paths)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from .plan import memory_words, settled
 from .preflight import checked_stages, model_folder, pending
 from .room import check_room, free, need, peak, size, words
 from .stage import StageRun
+from .term import TermRun
 from .train import check_folder
 
 
@@ -48,16 +48,18 @@ def dry_run(
     clocks = {name: Phases(folder / name, name, Console(quiet=True)) for name in waiting}
     needs, before = {}, None
     for opened in checked_stages(readable, mesh, console, clocks):
-        stage = dataclasses.replace(opened, recipe=recipe)
+        stage = opened.with_recipe(recipe)
         if (stage.folder / ledger.FILE).exists() and not accept_changes:
             ledger.settle(stage, console, accept_changes=False)  # it is there, so none is written
         needs[stage.name] = need(opened)
         with jax.set_mesh(mesh):
             lines = {"start": before or _start(recipe, stage.name), **_lines(stage, console)}
         lines["disk"] = words(needs[stage.name])
-        console.print(Text(f"\n{stage.name}: {stage.task.objective.name}"), soft_wrap=True)
+        named = ", ".join(_objective(term) for term in stage.terms)
+        console.print(Text(f"\n{stage.name}: {named}"), soft_wrap=True)
+        width = max(10, *map(len, lines))
         for what, said in lines.items():
-            console.print(Text(f"  {what:<10} {said}"), soft_wrap=True)
+            console.print(Text(f"  {what:<{width}} {said}"), soft_wrap=True)
         before = f"the model of {stage.name}"
     for name in waiting:
         if name not in needs:
@@ -76,32 +78,52 @@ def _start(recipe: Recipe, name: str) -> str:
 
 def _lines(stage: StageRun, console: Console) -> dict[str, str]:
     """The plan of a stage, by what each line is about."""
-    settings, auto = stage.settings, stage.settings.microbatches == "auto"
+    auto = stage.settings.microbatches == "auto"
     if auto:
         stage = settled(stage, console, keep=False)
     found: dict[str, str] = {}
-    paths = ", ".join(source.path for source in settings.data.sources)
-    if stage.stream is None:
-        found["data"] = f"{paths}: {_rows(stage.train.counts)}"
-    else:
-        found["data"] = f"{paths}, streamed; its first rows: {_rows(stage.train.counts)}"
-    if stage.held_out is not None:
-        found["held out"] = f"{settings.data.eval_path}: {_rows(stage.held_out.counts)}"
+    for term in stage.terms:
+        found |= _named(term, _data(term))
     begun = _saved(stage)
     done = f", {begun} of them done" if begun else ""
+    sizes = " + ".join(f"{term.settings.batch_size:,}" for term in stage.terms)
     found["updates"] = (
-        f"{stage.updates:,}{done}, of {settings.batch_size:,} examples in "
+        f"{stage.updates:,}{done}, of {sizes} examples in "
         f"{stage.settings.microbatches} microbatches"
     )
     found["trains"] = _trained(stage)
-    if stage.reference_mode is not None:
-        found["reference"] = f"{stage.reference_mode}, {settings.reference.path or 'the start'}"
+    for term in stage.terms:
+        if term.reference_mode is not None:
+            of = f"{term.reference_mode}, {term.settings.reference.path or 'the start'}"
+            found |= _named(term, {"reference": of})
     if not auto:
         found["memory"] = memory_words(stage)
     written = ["inputs.json, metrics.jsonl, checkpoints/, model/"]
     written += [] if stage.adapted is None else ["adapter/"]
-    written += ["reference/"] if stage.reference_mode == "cached" else []
+    cached = any(term.reference_mode == "cached" for term in stage.terms)
+    written += ["reference/"] if cached else []
     found["writes"] = f"{stage.folder}: {', '.join(written)}"
+    return found
+
+
+def _objective(term: TermRun) -> str:
+    """The name of an objective; of a term also its weight and its own name."""
+    name = term.task.objective.name
+    return f"{term.task.weight:g} {name} ({term.term})" if term.term else name
+
+
+def _named(term: TermRun, lines: dict[str, str]) -> dict[str, str]:
+    """Lines about a term, with its name."""
+    return {f"{k} of {term.term}" if term.term else k: said for k, said in lines.items()}
+
+
+def _data(term: TermRun) -> dict[str, str]:
+    """The data of a term."""
+    paths = ", ".join(source.path for source in term.settings.data.sources)
+    streamed = "" if term.stream is None else ", streamed; its first rows"
+    found = {"data": f"{paths}{streamed}: {_rows(term.train.counts)}"}
+    if term.held_out is not None:
+        found["held out"] = f"{term.settings.data.eval_path}: {_rows(term.held_out.counts)}"
     return found
 
 

@@ -21,6 +21,7 @@ from ..hf.rounding import Rounding, rounding
 from ..hf.save import save_checkpoint
 from ..models.decoder import Params
 from ..recipe.read import dump
+from ..update.forward import Task
 from ..update.state import TrainState
 from .checkpoint import Checkpoints
 from .ledger import accepted_changes
@@ -153,6 +154,15 @@ def _pad(stage: StageRun) -> tuple[str, int] | None:
     return str(stage.tokenizer.pad_token), cast(int, stage.tokenizer.pad_token_id)
 
 
+def _with_hyper(task: Task) -> str:
+    """An objective with its hyper-parameters, and as a term with its weight."""
+    values = [f"{k} = {v}" for k, v in task.hyper.items()]
+    if not task.term:
+        return ", ".join([f"`{task.objective.name}`", *values])
+    hyper = f" ({', '.join(values)})" if values else ""
+    return f"{task.weight:g} x `{task.objective.name}`{hyper}"
+
+
 def model_card(
     stage: StageRun,
     metrics: dict[str, float],
@@ -168,8 +178,9 @@ def model_card(
       library: name of the library that loads it.
       rounded: effect of the dtype of the export; None: no effect.
     """
-    objective = stage.task.objective
-    hyper = "".join(f", {k} = {v}" for k, v in stage.task.hyper.items())
+    tasks = [term.task for term in stage.terms]
+    made = " + ".join(map(_with_hyper, tasks))
+    sources = "; ".join(dict.fromkeys(task.objective.source for task in tasks))
     rows = "".join(f"| {k} | {v:.6g} |\n" for k, v in metrics.items())
     note = f"The export in {rounded}.\n" if rounded else ""
     if library == "peft":
@@ -179,8 +190,8 @@ def model_card(
         note += f"Continued on {entry.when} with changed inputs: {names}.\n"
     held_out = f"\n## Held-out metrics\n\n| metric | value |\n|---|---|\n{rows}" if rows else ""
     about = environment()
-    tags = ["jaxalign", objective.name]
-    if stage.train.counts.noted.get(RENDERED):
+    tags = ["jaxalign", *dict.fromkeys(task.objective.name for task in tasks)]
+    if any(term.train.counts.noted.get(RENDERED) for term in stage.terms):
         tags.append(CONVERSATIONAL)
     versions = ", ".join(f"{k} {v}" for k, v in about["packages"].items())
     return f"""---
@@ -189,8 +200,8 @@ tags: [{", ".join(tags)}]
 ---
 # {Path(stage.recipe.run.dir).name}: {stage.name}
 
-Made by jaxalign from `{stage.recipe.model.path}` with `{objective.name}`{hyper}.
-Source of the objective: {objective.source}.
+Made by jaxalign from `{stage.recipe.model.path}` with {made}.
+Source of the objective: {sources}.
 {note}{held_out}
 ## Recipe
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ..data.loader import Loader
@@ -11,8 +12,9 @@ from ..models.decoder import Encoded, Params
 from ..update.forward import Forward
 from ..update.state import TrainState
 from ..update.step import Fixed
-from .evaluate import HeldOut, evaluator
+from .evaluate import Evaluate, HeldOut, evaluator
 from .stage import StageRun
+from .term import TermRun
 
 
 class Evaluation(Protocol):
@@ -23,7 +25,7 @@ class Evaluation(Protocol):
         ...
 
 
-def evaluation(stage: StageRun, fixed: Fixed, held_out: Loader | None) -> Evaluation:
+def evaluation(stage: StageRun, fixed: Fixed, held_out: Sequence[Loader | None]) -> Evaluation:
     """The evaluation of a stage.
 
     The last one rounds the weights to the dtypes of the export, so that its metrics are true of
@@ -32,26 +34,56 @@ def evaluation(stage: StageRun, fixed: Fixed, held_out: Loader | None) -> Evalua
     Args:
       stage: the stage.
       fixed: the weights that training reads and never changes.
-      held_out: batches of the held-out data; none: there are none.
+      held_out: batches of the held-out data of each term; none: there are none.
     """
     dtype, adapted = stage.recipe.model.export_dtype, stage.adapted is not None
     kinds = lossy(stage.model, source=stage.source, dtype=dtype, merged=adapted)
-    task = stage.policy
-    exact = evaluator(task, stage.mesh, fixed, stage.settings.diagnostics)
-    rounded = exact
-    if kinds and adapted:
+
+    def evaluators(term: TermRun, own: Fixed) -> tuple[Evaluate, Evaluate]:
+        """The evaluation of a term by the weights in training, and by the exported weights."""
+        task, names = term.policy, term.settings.diagnostics
+        exact = evaluator(task, stage.mesh, own, names)
+        if not (kinds and adapted):
+            return exact, exact
         task = dataclasses.replace(task, forward=_merged_forward(stage, kinds))
-        rounded = evaluator(task, stage.mesh, fixed, stage.settings.diagnostics)
+        return exact, evaluator(task, stage.mesh, own, names)
+
+    runs = [evaluators(*each) for each in zip(stage.terms, fixed.of_terms(), strict=True)]
 
     def evaluate(state: TrainState, *, last: bool) -> HeldOut:
-        if held_out is None:
-            return HeldOut({}, {})
-        params, run = state.params, rounded if last else exact
+        params = state.params
         if last and not adapted:
             params = exported(params, kinds)
-        return run(params, state.objective_state, held_out.sequential(), state.ref_params)
+        found: dict[str, HeldOut] = {}
+        for term, run, own, loader in zip(stage.terms, runs, state.terms, held_out, strict=True):
+            if loader is not None:
+                batches = loader.sequential()
+                found[term.term] = run[last](params, own.objective_state, batches, own.ref_params)
+        return joined(stage, found)
 
     return evaluate
+
+
+def joined(stage: StageRun, found: Mapping[str, HeldOut]) -> HeldOut:
+    """The held-out metrics of the terms of a stage, under their names in it.
+
+    `loss` is the weighted sum of the losses of all terms; it is left out if a term of several has
+    no held-out data.
+
+    Args:
+      stage: the stage.
+      found: the metrics of each term that has held-out data.
+    """
+    together: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    tasks = [term.task for term in stage.terms]
+    if stage.others and len(found) == len(tasks):
+        together["loss"] = sum(task.weight * found[task.term]["loss"] for task in tasks)
+    for task in tasks:
+        if task.term in found:
+            together |= task.named(found[task.term])
+            errors |= task.named(found[task.term].standard_errors)
+    return HeldOut(together, errors)
 
 
 def _merged_forward(stage: StageRun, kinds: dict[tuple[str, ...], str]) -> Forward:

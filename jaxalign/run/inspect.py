@@ -32,6 +32,7 @@ from ..recipe.overrides import AnyRecipe, Overrides, given_recipe, stage_name
 from ..recipe.read import is_recipe
 from ..recipe.record import validate_record
 from ..recipe.schema import objective_settings
+from ..shown import shown as show_value
 from .check_data import check_columns, check_ids
 from .read_data import store_folder
 
@@ -113,7 +114,8 @@ def open_given(
             f"inspect: a recipe has its own settings; got {', '.join(values)}; use overrides"
         )
     recipe = given_recipe(given, overrides)
-    return open_stage_data(recipe, stage_name(recipe, stage))
+    name, _, term = (stage or "").partition(".")
+    return open_stage_data(recipe, stage_name(recipe, name or None), term)
 
 
 def open_data(given: DataSet) -> Opened:
@@ -133,18 +135,30 @@ def open_data(given: DataSet) -> Opened:
     return _opened(plain, folder, objective, given.batch_size, given.seed)
 
 
-def open_stage_data(recipe: settings.Recipe, name: str) -> Opened:
+def open_stage_data(recipe: settings.Recipe, name: str, term: str = "") -> Opened:
     """Open the training data of a stage, for the tokenizer that the stage will have.
 
+    Args:
+      recipe: the recipe.
+      name: the name of the stage.
+      term: the name of the term of a stage with several; "": the stage has one objective.
+
     Raises:
-      UserError: the checkpoint or the chat template is not there.
+      UserError: the checkpoint or the chat template is not there, or the stage has no such term.
     """
     if recipe.world is not None and not Path(recipe.world_dir).is_dir():
         raise UserError(f"{recipe.world_dir}: `jaxalign train` makes this data; train first")
-    stage = recipe.stages[name]
+    goals = recipe.stages[name].goals()
+    if term not in goals:
+        wanted = ", ".join(f"{name}.{k}" if k else name for k in goals)
+        raise UserError(
+            f"inspect: got stage {show_value(f'{name}.{term}' if term else name)}; give {wanted}"
+        )
+    stage = goals[term]
     # The model of a stage keeps its chat template, for the stages that start from it.
     names = list(recipe.training)
-    before = [recipe.training[n].data.chat_template for n in names[: names.index(name) + 1]]
+    firsts = [next(iter(recipe.training[n].goals().values())) for n in names]
+    before = [goal.data.chat_template for goal in firsts[: names.index(name) + 1]]
     template = next((file for file in reversed(before) if file is not None), None)
     located: dict[str, Any] = {"chat_template": template and recipe.locate(template)}
     if stage.data.mixture is None:

@@ -27,6 +27,7 @@ from ..hf.tokenizer import tokenizer_fingerprint
 from ..models.families import read_config
 from ..sealed import read_own, sealed
 from .stage import StageRun
+from .term import TermRun
 from .weights import kept_digest, reference_source
 
 FILE = "inputs.json"
@@ -147,20 +148,36 @@ def inputs_of(stage: StageRun) -> dict[str, Input]:
 
 
 def _inputs_of(stage: StageRun) -> dict[str, Input]:
-    data, recipe = stage.settings.data, stage.recipe
+    found: dict[str, Input] = {}
+    for term in stage.terms:
+        found |= _of_term(term, _data_of(term))
     digest = kept_digest(stage)
-    train = ", ".join(source.path for source in data.sources)
-    found = {"tokens of the training data": Input(train, stage.train.fingerprint)}
-    if stage.stream is not None and (files := local_files(recipe.locate(data.path or ""))):
-        found["files of the training data"] = Input(train, _sha256([digest(f) for f in files]))
-    if stage.held_out is not None:
-        found["tokens of the held-out data"] = _tokens(data.eval_path, stage.held_out)
     found |= _checkpoint("start", stage.source, digest)
     found["tokenizer"] = Input(str(stage.source), tokenizer_fingerprint(stage.source))
     about = [stage.encoder.templates, stage.encoder.all_stops()]
-    found["chat template"] = Input(data.chat_template or str(stage.source), _sha256(about))
-    if stage.reference_mode is not None and reference_source(stage) != stage.source:
-        found |= _checkpoint("reference", reference_source(stage), digest)
+    template = stage.settings.data.chat_template
+    found["chat template"] = Input(template or str(stage.source), _sha256(about))
+    for term in stage.terms:
+        if term.reference_mode is not None and reference_source(term) != stage.source:
+            found |= _of_term(term, _checkpoint("reference", reference_source(term), digest))
+    return found
+
+
+def _of_term(term: TermRun, inputs: dict[str, Input]) -> dict[str, Input]:
+    """The inputs of a term under their names in the ledger of its stage."""
+    return {f"{term.term}: {k}" if term.term else k: v for k, v in inputs.items()}
+
+
+def _data_of(term: TermRun) -> dict[str, Input]:
+    """The data of a term."""
+    data = term.settings.data
+    train = ", ".join(source.path for source in data.sources)
+    found = {"tokens of the training data": Input(train, term.train.fingerprint)}
+    if term.stream is not None and (files := local_files(term.recipe.locate(data.path or ""))):
+        digests = [kept_digest(term)(file) for file in files]
+        found["files of the training data"] = Input(train, _sha256(digests))
+    if term.held_out is not None:
+        found["tokens of the held-out data"] = _tokens(data.eval_path, term.held_out)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,16 +15,18 @@ from ..hf.load import resolve
 from ..hf.peft import load_merged
 from ..recipe.schema import objective_settings, reference_mode
 from ..settings import Recipe, Stage
+from ..update.state import TermState
 from ..update.step import Fixed
 from . import ledger
-from .evaluate import evaluator
+from .evaluate import HeldOut, evaluator
 from .export import newest_state, write_checkpoint
+from .held_out import joined
 from .plan import settled
 from .preflight import model_folder
-from .reference import cached_reference
+from .reference import cached_reference, held_out_loader
 from .stage import StageRun, prepare
 from .train import claim
-from .weights import live_reference
+from .weights import fixed_references
 
 
 def open_stage(
@@ -85,9 +87,17 @@ def evaluate_stage(
     Raises:
       UserError: a name, a checkpoint or the data does not fit, or the stage is not trained yet.
     """
-    stage = recipe.stages[name]
-    measured = stage.diagnostics if diagnostics is None else diagnostics
-    _check_evaluation(name, stage, measured, against)
+    goals = recipe.stages[name].goals()
+    if diagnostics is not None and "" not in goals:
+        raise UserError(
+            f"diagnostics: each term of stage {name} has its own; give them in the recipe"
+        )
+    if all(goal.data.eval_path is None for goal in goals.values()):
+        where = f"stages.{name}" if "" in goals else f"stages.{name}.terms.{next(iter(goals))}"
+        raise UserError(f"{where}.data.eval_path: give data to evaluate on")
+    measured = {k: g.diagnostics if diagnostics is None else diagnostics for k, g in goals.items()}
+    for term, goal in goals.items():
+        _check_evaluation(goal, measured[term], against)
     # Before the data, which may take long to read.
     trained = model_folder(recipe, name)
     if checkpoint is None and not trained.exists():
@@ -95,27 +105,46 @@ def evaluate_stage(
     folder = resolve(checkpoint or str(trained), "checkpoint")
     other = None if against is None else resolve(against, "against")
     ready = open_stage(recipe, name, mesh, console, accept_changes=accept_changes)
-    assert ready.held_out is not None  # `_check_evaluation` refused a stage without
     with jax.set_mesh(mesh):
-        if other is None:
-            cached = cached_reference(ready, "held_out", console)
-            reference = None if ready.moving else live_reference(ready)
-        else:
-            cached, reference = None, load_merged(other, ready.model)
-        batches = ready.loader(ready.held_out, cached).sequential()
-        params = load_merged(folder, ready.model)
-        objective_state = moved = None
-        if ready.task.objective.init_state is not None or ready.moving:
-            # The state of the objective and a moving reference are not in a Hugging Face folder.
-            state = newest_state(ready)[1]
-            objective_state, moved = state.objective_state, state.ref_params
-        run = evaluator(ready.task, mesh, Fixed(None, reference), measured)
-        return run(params, objective_state, batches, None if other else moved)
+        return _evaluated(ready, folder, other, measured, console)
 
 
-def _check_evaluation(
-    name: str, stage: Stage, measured: Sequence[str], against: str | None
-) -> None:
+def _evaluated(
+    ready: StageRun,
+    folder: Path,
+    against: Path | None,
+    measured: Mapping[str, Sequence[str]],
+    console: Console,
+) -> HeldOut:
+    """The metrics of a checkpoint on the held-out data of a stage.
+
+    Args:
+      ready: the stage.
+      folder: the checkpoint.
+      against: the checkpoint of the reference; None: each term has its own.
+      measured: the diagnostics of each term.
+      console: where to print progress.
+    """
+    states = [TermState() for _ in ready.terms]
+    if any(term.moving or term.task.objective.init_state is not None for term in ready.terms):
+        # The state of the objective and a moving reference are not in a Hugging Face folder.
+        states = newest_state(ready)[1].terms
+    references = fixed_references(ready) if against is None else []
+    if against is not None:
+        references = [load_merged(against, ready.model)] * len(states)
+    params = load_merged(folder, ready.model)
+    found: dict[str, HeldOut] = {}
+    for term, state, reference in zip(ready.terms, states, references, strict=True):
+        if term.held_out is not None:
+            cached = cached_reference(term, "held_out", console) if against is None else None
+            batches = term.loader(term.held_out, cached).sequential()
+            run = evaluator(term.task, ready.mesh, Fixed(None, reference), measured[term.term])
+            moved = state.ref_params if against is None else None
+            found[term.term] = run(params, state.objective_state, batches, moved)
+    return joined(ready, found)
+
+
+def _check_evaluation(stage: Stage, measured: Sequence[str], against: str | None) -> None:
     """Refuse an evaluation that the objective or the data of a stage does not allow."""
     objective, _ = objective_settings(stage)
     mode = reference_mode(stage) if against is None else "live"
@@ -123,8 +152,6 @@ def _check_evaluation(
         raise UserError(f"diagnostics: {wrong}")
     if against is not None and objective.scores is not None:
         raise UserError(f"against: '{objective.name}' trains a reward head and has no reference")
-    if stage.data.eval_path is None:
-        raise UserError(f"stages.{name}.data.eval_path: give data to evaluate on")
 
 
 def compute_reference(
@@ -139,11 +166,12 @@ def compute_reference(
     """
     ready = open_stage(recipe, name, mesh, console, accept_changes=accept_changes)
     with jax.set_mesh(mesh):
-        if cached_reference(ready, "train", console) is None:
-            objective = ready.task.objective.name
-            raise UserError(f"stage {name}: '{objective}' reads no cached reference")
-        if ready.held_out is not None:
-            cached_reference(ready, "held_out", console)
+        found = [cached_reference(term, "train", console) for term in ready.terms]
+        if not any(found):
+            objectives = ", ".join(f"'{term.task.objective.name}'" for term in ready.terms)
+            raise UserError(f"stage {name}: {objectives} reads no cached reference")
+        for term in ready.terms:
+            held_out_loader(term, console)
     return ready.folder / "reference"
 
 

@@ -7,6 +7,7 @@ folder, so that a run that goes on does the same and compiles nothing for it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
@@ -27,6 +28,8 @@ from ..models.quantized import Quantized, quantize
 from ..sealed import read_own, sealed
 from ..update.step import Fixed, jitted_step
 from .stage import StageRun
+from .term import TermRun
+from .weights import reference_source
 
 SHARE = 0.9
 """Part of a device's memory that an update may take; the rest is for unplanned memory."""
@@ -76,7 +79,8 @@ def _where(mesh: Mesh) -> str:
 
 def _plan(stage: StageRun, console: Console) -> Plan:
     limit = _limit()
-    per_shard = cell_size(stage.settings.batch_size, 1, batch_shards(stage.mesh))
+    shards = batch_shards(stage.mesh)
+    per_shard = math.gcd(*(cell_size(t.settings.batch_size, 1, shards) for t in stage.terms))
     tried: dict[int, int | None] = {}
 
     def fits(microbatches: int) -> bool:
@@ -138,17 +142,17 @@ def update_bytes(stage: StageRun) -> int | None:
     """
     mesh = stage.mesh
     base = None if stage.adapted is None else _base(stage)
-    reference = None
-    if stage.reference_mode == "live" and not stage.moving:
-        reference = stage.model.abstract if base is None else {}
+    live = [term.reference_mode == "live" and not term.moving for term in stage.terms]
+    frozen = stage.model.abstract if base is None else {}
+    fixed = Fixed.of(base, [frozen if one else None for one in live])
     layout = batch_layout(mesh)
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), costliest_batch(stage)
+    batches = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+        tuple(map(costliest_batch, stage.terms)),
     )
     with jax.set_mesh(mesh):
         spec = stage.state_spec
-        step = jitted_step(stage.policy, stage.tx, spec, mesh, stage.settings.reference)
-        lowered = step.lower(spec, batch, Fixed(base, reference))
+        lowered = jitted_step(stage.policies, stage.tx, spec, mesh).lower(spec, batches, fixed)
         try:
             used = cast(Any, lowered.compile().memory_analysis())
         except jax.errors.JaxRuntimeError as e:
@@ -159,10 +163,21 @@ def update_bytes(stage: StageRun) -> int | None:
     if mesh.devices.flat[0].platform == "tpu" and used.peak_memory_in_bytes > 0:
         return used.peak_memory_in_bytes
     kept = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+    kept -= _shared_bytes(stage)
     return kept + used.temp_size_in_bytes
 
 
-def costliest_batch(stage: StageRun) -> Batch:
+def _shared_bytes(stage: StageRun) -> int:
+    """Bytes on each device of live references that terms share: as arguments they count twice."""
+    live = [reference_source(t) for t in stage.terms if t.reference_mode == "live" and not t.moving]
+    if stage.adapted is not None:
+        return 0
+    leaves = jax.tree.leaves(stage.model.abstract)
+    sizes = (math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+    return (len(live) - len(set(live))) * sum(sizes)
+
+
+def costliest_batch(stage: TermRun) -> Batch:
     """A batch of the costliest shape, with zeros for cached statistics."""
     objective = stage.task.objective
     zeros = {s.name: np.zeros(stage.train.offsets[-1], np.float32) for s in objective.needs}

@@ -25,6 +25,7 @@ from .phases import Phases
 from .reference import reference_model
 from .room import check_room, need
 from .stage import StageRun, in_stage, prepare
+from .term import TermRun
 from .tracking import import_wandb
 from .weights import reference_source
 
@@ -93,7 +94,9 @@ def check_stage(stage: StageRun) -> None:
     Raises:
       UserError: names the mistake.
     """
-    stage.training_loader()  # the batch is cut evenly
+    for term in stage.terms:
+        with in_stage(stage.name, term.term):
+            term.training_loader()  # the batch is cut evenly
     assert stage.state_spec is not None  # the optimizer reads its settings
     head = ("head",) if lacks_head(stage.source, stage.model.spec) else ()
     load.check_weights(stage.source, stage.model, head)
@@ -101,10 +104,17 @@ def check_stage(stage: StageRun) -> None:
         leaves: dict[tuple[str, ...], Any] = flatten_dict(stage.model.abstract)
         for path, leaf in leaves.items():
             is_quantized(path, leaf.shape, stage.quantized)
-    if stage.reference_mode is None or waits(stage.recipe, stage.settings.reference.path or ""):
+    for term in stage.terms:
+        if term.reference_mode is not None:
+            with in_stage(stage.name, term.term):
+                _check_reference(term)
+
+
+def _check_reference(term: TermRun) -> None:
+    if waits(term.recipe, term.settings.reference.path or ""):
         return  # a model that is still to be trained is of the architecture that it starts from
-    source = reference_source(stage)
-    live = stage.reference_mode == "live"
-    model = stage.model if live else reference_model(stage, source)
-    if source != stage.source:
+    source = reference_source(term)
+    live = term.reference_mode == "live"
+    model = term.model if live else reference_model(term, source)
+    if source != term.source:
         load.check_weights(source, model)

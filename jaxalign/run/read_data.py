@@ -79,7 +79,6 @@ def make_encoder(
 def read_data(
     recipe: settings.Recipe,
     stage: settings.Stage,
-    objective: Objective[...],
     encoder: Encoder,
     console: Console,
 ) -> tuple[list[Examples], Examples | None]:
@@ -90,6 +89,7 @@ def read_data(
     Raises:
       UserError: the data, the limits and the tokenizer do not fit together.
     """
+    objective, _ = objective_settings(stage)
     store = Store(
         store_folder(recipe.run),
         host=jax.process_index(),
@@ -138,7 +138,8 @@ def _first_part(
 
 def open_stream(
     recipe: settings.Recipe,
-    name: str,
+    stage: settings.Stage,
+    file: Path,
     encoder: Encoder,
     first: Examples,
     model: Model,
@@ -148,16 +149,15 @@ def open_stream(
 
     Args:
       recipe: the recipe.
-      name: name of the stage.
+      stage: the settings of the stage.
+      file: the file that keeps the number of examples of each part.
       encoder: the tokenizer and its chat template.
       first: the examples of the first part.
       model: the model, which each part is checked against.
       source: folder of the checkpoint of the model, for messages.
     """
-    data = recipe.stages[name].data
-    objective, _ = objective_settings(recipe.stages[name])
+    data, (objective, _) = stage.data, objective_settings(stage)
     path = recipe.locate(data.path or "")
-    file = Path(recipe.run.dir) / name / "stream.json"
 
     def check(examples: Examples) -> None:
         check_ids(examples, model.spec, source)

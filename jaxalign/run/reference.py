@@ -32,7 +32,8 @@ from ..models.decoder import Model, Params
 from ..models.families import read_config
 from ..update.forward import sequence_stats
 from .check_data import check_ids
-from .stage import StageRun, describe_model
+from .stage import describe_model
+from .term import TermRun
 from .weights import kept_digest, reference_source, starting_params
 
 PART = 1024  # examples per part, rounded up to whole batches
@@ -130,7 +131,7 @@ def _read(path: Path, fingerprint: bytes, tokens: int) -> dict[str, OnDisk] | No
     return found if same and all(len(x) == tokens for x in found.values()) else None
 
 
-def cached_reference(stage: StageRun, split: str, console: Console) -> CachedStats | None:
+def cached_reference(stage: TermRun, split: str, console: Console) -> CachedStats | None:
     """The cached statistics of a data set, computed now if they are not on disk.
 
     Args:
@@ -152,8 +153,20 @@ def cached_reference(stage: StageRun, split: str, console: Console) -> CachedSta
     return CachedStats(found, start) if found or start else None
 
 
+def held_out_loader(term: TermRun, console: Console) -> Loader | None:
+    """Batches of the held-out data with their cached statistics; None if there are no such data.
+
+    Args:
+      term: the term.
+      console: where to print progress.
+    """
+    if term.held_out is None:
+        return None
+    return term.loader(term.held_out, cached_reference(term, "held_out", console))
+
+
 def _pass(
-    stage: StageRun, split: str, source: Path, name: str, console: Console
+    stage: TermRun, split: str, source: Path, name: str, console: Console
 ) -> dict[str, Joined]:
     """The statistics of a data set under a checkpoint, kept in the stage's folder `name`."""
     examples = stage.train if split == "train" else stage.held_out
@@ -171,17 +184,17 @@ def _pass(
         fingerprint["quantized"] = stage.quantized
 
     def compute() -> Compute:
-        console.print(f"{stage.name}: {name} pass over {split} data with {source}")
+        console.print(f"{stage.label}: {name} pass over {split} data with {source}")
         return reference_forward(stage, source)
 
     def progress(done: int, total: int) -> None:
-        console.print(f"{stage.name}: {name} {split} {done}/{total} examples")
+        console.print(f"{stage.label}: {name} {split} {done}/{total} examples")
 
-    folder = stage.folder / name / split
+    folder = stage.folder / name / stage.term / split
     return cached(folder, fingerprint, stage.loader(examples), compute, progress)
 
 
-def reference_model(stage: StageRun, source: Path) -> Model:
+def reference_model(stage: TermRun, source: Path) -> Model:
     """The decoder of a frozen checkpoint, without its weights.
 
     Raises:
@@ -194,7 +207,7 @@ def reference_model(stage: StageRun, source: Path) -> Model:
     return model
 
 
-def reference_forward(stage: StageRun, source: Path) -> Compute:
+def reference_forward(stage: TermRun, source: Path) -> Compute:
     """Load a reference and compile its forward pass over packed batches."""
     model = reference_model(stage, source)
     own = source == stage.source

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ..errors import RunError, UserError
 from ..hf.load import weight_files
 from .stage import StageRun
+from .term import TermRun
 
 
 class Need(NamedTuple):
@@ -47,20 +48,25 @@ class Need(NamedTuple):
 
 def need(stage: StageRun) -> Need:
     """The bytes that a stage writes, without its logs, which are small."""
-    settings, objective = stage.settings, stage.task.objective
+    settings = stage.settings
     saves = math.ceil(stage.updates / settings.save_every) if settings.save_every else 1
-    scored = int(stage.train.offsets[-1])
-    scored += int(stage.held_out.offsets[-1]) if stage.held_out else 0
-    passes = (stage.reference_mode == "cached") + objective.uses_start
     state = _bytes(stage.state_spec)
     return Need(
         checkpoint=state,
         most=min(saves, settings.keep + 1),
         left=min(saves, settings.keep),
-        reference=4 * scored * len(objective.needs) * passes,
+        reference=sum(map(_reference_bytes, stage.terms)),
         model=_model_bytes(stage),
         there=_there(stage.folder),
     )
+
+
+def _reference_bytes(term: TermRun) -> int:
+    """Bytes of the statistics of frozen models."""
+    objective = term.task.objective
+    scored = sum(int(examples.offsets[-1]) for examples in term.sets().values())
+    passes = (term.reference_mode == "cached") + objective.uses_start
+    return 4 * scored * len(objective.needs) * passes
 
 
 def peak(needs: Iterable[Need]) -> int:

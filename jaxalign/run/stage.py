@@ -7,6 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import optax
 from jax.sharding import Mesh
@@ -14,13 +15,9 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from .. import settings
-from ..core.sharding import batch_shards, held_shards
 from ..data.encode import Encoder
-from ..data.loader import Batches, Loader
 from ..data.mixture import Mixture, mix
-from ..data.pack import CachedStats, cell_size, head_chunks
-from ..data.store import ROWS, Examples
-from ..data.stream import Stream
+from ..data.store import Examples
 from ..errors import UserError
 from ..hf import load
 from ..hf.peft import low_rank
@@ -29,50 +26,35 @@ from ..hf.tokenizer import load_tokenizer, pad_token
 from ..models.adapted import Adapted, adapt
 from ..models.decoder import Model, build
 from ..models.families import read_config
-from ..models.quantized import Kind
 from ..models.spec import Spec
-from ..recipe.schema import objective_settings, reference_mode
+from ..recipe.schema import objective_settings
 from ..update.forward import Task
 from ..update.optimizer import optimizer
 from ..update.state import TrainState, abstract_state
 from .check_data import check_columns, check_ids
 from .read_data import make_encoder, open_stream, read_data, show_data
+from .term import TermRun
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StageRun:
-    """A stage with its data read and its model described; training and evaluation share it."""
+class StageRun(TermRun):
+    """A stage with its data read and its model described; training and evaluation share it.
 
-    recipe: settings.Recipe
-    name: str
-    mesh: Mesh
-    source: Path
-    """Folder of the checkpoint that the stage starts from."""
-    model: Model
-    adapted: Adapted | None
-    """The model with the stage's adapters; none: all parameters are trained."""
-    tokenizer: PreTrainedTokenizerFast
-    encoder: Encoder
-    """The tokenizer with its chat template and stop tokens."""
-    task: Task
-    train: Examples
-    read: tuple[Examples, ...]
-    """The sources of `train`."""
-    mixture: Mixture
-    """How many examples of each source of `train` an epoch has."""
-    held_out: Examples | None
-    stream: Stream | None = None
-    """All training data, if they are not kept; `train` is their first part then."""
+    It is the first of its terms, with the others.
+    """
+
+    others: tuple[TermRun, ...] = ()
+    """The other terms of a stage with several."""
 
     @property
-    def settings(self) -> settings.Stage:
-        """The stage's section of the recipe."""
-        return self.recipe.stages[self.name]
+    def terms(self) -> tuple[TermRun, ...]:
+        """All terms, the first one first."""
+        return (self, *self.others)
 
     @property
-    def folder(self) -> Path:
-        """The stage's folder in the folder of the run."""
-        return Path(self.recipe.run.dir) / self.name
+    def policies(self) -> list[Task]:
+        """The tasks of all terms as they are trained."""
+        return [term.policy for term in self.terms]
 
     @functools.cached_property
     def updates(self) -> int:
@@ -87,89 +69,24 @@ class StageRun:
     @property
     def state_spec(self) -> TrainState:
         """Shapes and shardings of the training state."""
-        model = self.adapted or self.model
-        return abstract_state(model, self.tx, self.task.objective, moving=self.moving)
-
-    @property
-    def quantized(self) -> Kind | None:
-        """How the frozen matrices under adapters are stored; none: as they are."""
-        return self.settings.lora and self.settings.lora.quantize
-
-    @property
-    def reference_mode(self) -> str | None:
-        """`cached` or `live`; none: the objective has no reference."""
-        return reference_mode(self.settings)
-
-    @property
-    def moving(self) -> bool:
-        """Whether the reference follows the policy, and so is part of the training state."""
-        return self.settings.reference.every > 0
-
-    @property
-    def policy(self) -> Task:
-        """The task as it is trained: with adapters, `forward` takes the base first."""
-        if self.adapted is None:
-            return self.task
-        return dataclasses.replace(self.task, forward=self.adapted.forward, trains_head=False)
+        return abstract_state(self.adapted or self.model, self.tx, self.policies)
 
     def show_data(self, console: Console) -> None:
         """Print what became of the rows of each data set, and the first examples."""
-        first = f", the first {ROWS:,} rows" if self.settings.data.streaming else ""
-        tables = [(f"training data{first}", self.train.counts)]
-        if len(self.read) > 1:
-            sources = zip(self.settings.data.sources, self.read, self.mixture.draws, strict=True)
-            tables = [
-                (f"training data, {source.path}, {count:,} examples an epoch", examples.counts)
-                for source, examples, count in sources
-            ]
-        if self.held_out is not None:
-            tables.append(("held out data", self.held_out.counts))
-        responses = self.task.objective.layout.responses
-        show_data(console, self.name, tables, self.train, self.encoder, responses)
+        for term in self.terms:
+            responses = term.task.objective.layout.responses
+            show_data(console, self.name, term.tables(), term.train, term.encoder, responses)
+
+    def with_recipe(self, recipe: settings.Recipe) -> StageRun:
+        """The same stage of another recipe."""
+        others = tuple(dataclasses.replace(term, recipe=recipe) for term in self.others)
+        return dataclasses.replace(self, recipe=recipe, others=others)
 
     def with_microbatches(self, count: int) -> StageRun:
         """The same stage with another number of microbatches."""
-        stage = dataclasses.replace(self.settings, microbatches=count)
-        recipe = dataclasses.replace(self.recipe, stages=self.recipe.stages | {self.name: stage})
-        return dataclasses.replace(self, recipe=recipe)
-
-    def training_loader(self, cached: CachedStats | None = None) -> Loader:
-        """Batches of the training data, in the epochs of their mixture."""
-        return self.loader(self.train, cached, self.mixture)
-
-    def batches(self, loader: Loader, start: int) -> Batches:
-        """The batches of the updates from `start` on, by the training loader."""
-        if self.stream is None:
-            return loader.batches(start, self.updates)
-        examples = self.stream.examples(start * self.settings.batch_size)
-        return loader.streamed(examples, start, self.updates)
-
-    def loader(
-        self,
-        examples: Examples,
-        cached: CachedStats | None = None,
-        mixture: Mixture | None = None,
-    ) -> Loader:
-        """Batches of a data set, cut for this stage's mesh, microbatches and vocabulary."""
-        size, microbatches = self.settings.batch_size, self.settings.microbatches
-        assert microbatches != "auto", "plan.settled comes first"
-        shards, spec = batch_shards(self.mesh), self.model.spec
-        cell = cell_size(size, microbatches, shards)
-        scored = examples.responses * spec.scores or examples.offsets[-1] / len(examples)
-        return Loader(
-            examples,
-            batch_size=size,
-            microbatches=microbatches,
-            shards=shards,
-            chunks=head_chunks(cell, scored, spec.scores or spec.vocab),
-            scores=spec.scores,
-            row_length=self.settings.data.row_length,
-            shapes=self.settings.data.shapes,
-            seed=self.recipe.run.seed,
-            cached=cached,
-            mixture=mixture,
-            held=held_shards(self.mesh),
-        )
+        stage = dataclasses.replace(self.recipe.stages[self.name], microbatches=count)
+        stages = self.recipe.stages | {self.name: stage}
+        return self.with_recipe(dataclasses.replace(self.recipe, stages=stages))
 
 
 def describe_model(
@@ -214,61 +131,112 @@ def prepare(
 
 
 @contextlib.contextmanager
-def in_stage(name: str) -> Iterator[None]:
-    """Name the stage, or the setting in it, in the message of a UserError."""
+def in_stage(name: str, term: str = "") -> Iterator[None]:
+    """Name the stage, and the term, or the setting in it, in the message of a UserError."""
     try:
         yield
     except UserError as error:
-        text = str(error)
-        settings_of = [field.name for field in dataclasses.fields(settings.Stage)]
-        if text.startswith((f"stages.{name}.", f"stage {name}:", "model.")):
+        text, own = str(error), f"stages.{name}."
+        if text.startswith((own, f"stage {name}:", f"stage {name},", "model.")):
             raise
-        relative = text.startswith(tuple(f"{key}{end}" for key in settings_of for end in ".: "))
-        where = f"stages.{name}." if relative else f"stage {name}: "
+        where = f"stage {name}, term {term}: " if term else f"stage {name}: "
+        of_term = f"{own}terms.{term}." if term else own
+        for place, kind in ((own, settings.Training), (of_term, settings.Goal)):
+            keys = [field.name for field in dataclasses.fields(kind)]
+            if text.startswith(tuple(f"{key}{end}" for key in keys for end in ".: ")):
+                where = place
         raise UserError(where + text) from error
+
+
+class _Read(NamedTuple):
+    """The data of a term, before there is a model."""
+
+    encoder: Encoder
+    sources: tuple[Examples, ...]
+    train: Examples
+    mixture: Mixture
+    held_out: Examples | None
+
+    @property
+    def both(self) -> list[Examples]:
+        """The training data, and the held-out data if there is any."""
+        return [examples for examples in (self.train, self.held_out) if examples]
 
 
 def _prepare(
     recipe: settings.Recipe, name: str, source: Path, mesh: Mesh, console: Console
 ) -> StageRun:
     stage = recipe.stages[name]
-    objective, hyper = objective_settings(stage)
-    tokenizer = load_tokenizer(source)
-    encoder = make_encoder(recipe, stage.data, source, tokenizer)
-    read, held_out = read_data(recipe, stage, objective, encoder, console)
-    train, mixture = mix(stage.data.sources, read)
-    both = [examples for examples in (train, held_out) if examples]
-    branches = max(examples.branches for examples in both)
+    goals, tokenizer = stage.goals(), load_tokenizer(source)
+    found: dict[str, _Read] = {}
+    for term, goal in goals.items():
+        with in_stage(name, term):
+            encoder = make_encoder(recipe, goal.data, source, tokenizer)
+            read, held_out = read_data(recipe, goal, encoder, console)
+            train, mixture = mix(goal.data.sources, read)
+            found[term] = _Read(encoder, tuple(read), train, mixture, held_out)
+    every = [examples for read in found.values() for examples in read.both]
+    objective, hyper = objective_settings(next(iter(goals.values())))
+    branches = max(examples.branches for examples in every)
     model = describe_model(source, recipe.model, mesh, branches, objective.head(hyper))
     if model.spec.scores:
-        tokenizer.pad_token = pad_token(tokenizer, both, model.spec)
+        tokenizer.pad_token = pad_token(tokenizer, every, model.spec)
     adapted = _adapted(recipe, name, model)
     check_balance(stage.router_balance, model.spec)
-    for examples in both:
+    terms: list[TermRun] = []
+    for term, read in found.items():
+        with in_stage(name, term):
+            terms.append(_term(recipe, name, term, read, model, source, adapted, tokenizer))
+    first, *others = terms
+    own = {field.name: getattr(first, field.name) for field in dataclasses.fields(TermRun)}
+    return StageRun(**own, others=tuple(others))
+
+
+def _term(
+    recipe: settings.Recipe,
+    name: str,
+    term: str,
+    read: _Read,
+    model: Model,
+    source: Path,
+    adapted: Adapted | None,
+    tokenizer: PreTrainedTokenizerFast,
+) -> TermRun:
+    """One term of a stage, whose data are checked against its objective and the model."""
+    stage = recipe.stages[name]
+    goal = stage.goals()[term]
+    objective, hyper = objective_settings(goal)
+    for examples in read.both:
         check_ids(examples, model.spec, source)
         check_columns(examples, objective)
-    streaming = stage.data.streaming
-    stream = open_stream(recipe, name, encoder, train, model, source) if streaming else None
-    return StageRun(
+    stream = None
+    if goal.data.streaming:
+        file = Path(recipe.run.dir) / name / (f"stream-{term}.json" if term else "stream.json")
+        stream = open_stream(recipe, goal, file, read.encoder, read.train, model, source)
+    return TermRun(
         recipe=recipe,
         name=name,
-        mesh=mesh,
+        term=term,
+        mesh=model.mesh,
         source=source,
         model=model,
         adapted=adapted,
         tokenizer=tokenizer,
-        encoder=encoder,
+        encoder=read.encoder,
         task=Task(
             objective,
             hyper,
             model.forward,
             seed=recipe.run.seed,
             router_balance=stage.router_balance,
+            weight=stage.terms[term].weight if isinstance(stage, settings.Combined) else 1.0,
+            term=term,
+            moves=goal.reference if goal.reference.every else None,
         ),
-        train=train,
-        read=tuple(read),
-        mixture=mixture,
-        held_out=held_out,
+        train=read.train,
+        read=read.sources,
+        mixture=read.mixture,
+        held_out=read.held_out,
         stream=stream,
     )
 

@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rich.console import Console
 
 from ..core.batch import Batch
 from ..core.sharding import put_batch
+from ..data.loader import Loader
 from ..data.pack import TokenCounts, token_counts
 from ..errors import RunError, UserError
 from ..files import first_process, write_whole
@@ -41,7 +42,7 @@ from .phases import Phases
 from .plan import settled
 from .preflight import check_stages, model_folder, pending
 from .read_data import begin
-from .reference import cached_reference
+from .reference import cached_reference, held_out_loader
 from .room import check_writable
 from .stage import StageRun, prepare
 from .tracking import Tracker
@@ -161,11 +162,11 @@ def _begun(stages: Iterable[str], folder: Path) -> list[str]:
 
 def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
     """Train one stage to its end and export its model."""
-    held_out = None
     with phases("reference pass"):
-        loader = stage.training_loader(cached_reference(stage, "train", console))
-        if stage.held_out is not None:
-            held_out = stage.loader(stage.held_out, cached_reference(stage, "held_out", console))
+        loaders = [
+            term.training_loader(cached_reference(term, "train", console)) for term in stage.terms
+        ]
+        held_out = [held_out_loader(term, console) for term in stage.terms]
     checkpoints = Checkpoints(stage.folder / "checkpoints", stage.settings.keep)
     with contextlib.closing(checkpoints):
         found = checkpoints.restore(stage.state_spec)
@@ -177,7 +178,7 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
         if start < stage.updates:
             _record_data(stage)
             log = tracker(stage, start, console, phases)
-            batches = stage.batches(loader, start)
+            batches = _batches(stage, loaders, start)
             state, metrics = _updates(
                 stage, start, state, fixed, batches, evaluate, checkpoints, log
             )
@@ -194,18 +195,31 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
 
 def _record_data(stage: StageRun) -> None:
     """Write data.json: the updates of the stage and the row counts of its data sets."""
-    sets = {"train": stage.train} | ({"held_out": stage.held_out} if stage.held_out else {})
     record: dict[str, Any] = {"updates": stage.updates}
-    record |= {name: dataclasses.asdict(examples.counts) for name, examples in sets.items()}
+    for term in stage.terms:
+        record |= {name: dataclasses.asdict(found.counts) for name, found in term.sets().items()}
     write_whole(stage.folder / "data.json", json.dumps(record, indent=1))
 
 
 def _record_errors(stage: StageRun, step: int, metrics: HeldOut) -> None:
     """Write held_out.json: the standard errors of the newest held-out metrics."""
-    if stage.held_out is not None:
-        record = {"step": step, "examples": len(stage.held_out)}
+    counts = {term.term: len(term.held_out) for term in stage.terms if term.held_out is not None}
+    if counts:
+        record = {"step": step, "examples": counts if stage.others else counts[""]}
         text = json.dumps(record | {"standard_errors": metrics.standard_errors}, indent=1)
         write_whole(stage.folder / "held_out.json", text)
+
+
+def _batches(
+    stage: StageRun, loaders: Sequence[Loader], start: int
+) -> Generator[tuple[Batch, ...]]:
+    """The batches of all terms of the updates from `start` on, by their training loaders."""
+    with contextlib.ExitStack() as closing:
+        each = [
+            closing.enter_context(contextlib.closing(term.batches(loader, start, stage.updates)))
+            for term, loader in zip(stage.terms, loaders, strict=True)
+        ]
+        yield from zip(*each, strict=True)
 
 
 def _updates(
@@ -213,7 +227,7 @@ def _updates(
     start: int,
     state: TrainState,
     fixed: Fixed,
-    batches: Generator[Batch],
+    batches: Generator[tuple[Batch, ...]],
     evaluate: Evaluation,
     checkpoints: Checkpoints,
     log: Tracker,
@@ -224,7 +238,7 @@ def _updates(
       The last state, and its held-out metrics.
     """
     every, total = stage.settings, stage.updates
-    update = jitted_step(stage.policy, stage.tx, stage.state_spec, stage.mesh, every.reference)
+    update = jitted_step(stage.policies, stage.tx, stage.state_spec, stage.mesh)
     read = _reader(stage)
     metrics = HeldOut({}, {})
     known: set[tuple[tuple[int, ...], ...]] = set()
@@ -232,9 +246,9 @@ def _updates(
         for step, batch in enumerate(batches, start + 1):
             shapes = _shapes(batch)
             with contextlib.nullcontext() if shapes in known else log.phases("compiling"):
-                state, reported = update(state, put_batch(batch, stage.mesh), fixed)
+                state, reported = update(state, _on_mesh(batch, stage.mesh), fixed)
             known.add(shapes)
-            tokens = token_counts(batch)
+            tokens = TokenCounts(*map(sum, zip(*map(token_counts, batch), strict=True)))
             # Metrics are read one update late, so that the device never waits for the host.
             values = functools.partial(read, step, batch, tokens, len(known), reported)
             log.update(step, values, tokens)
@@ -259,8 +273,12 @@ def _updates(
     return state, metrics
 
 
-def _shapes(batch: Batch) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a batch's arrays; a step is compiled once for each."""
+def _on_mesh(batch: tuple[Batch, ...], mesh: Mesh) -> tuple[Batch, ...]:
+    return tuple(put_batch(own, mesh) for own in batch)
+
+
+def _shapes(batch: tuple[Batch, ...]) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the arrays of all terms; a step is compiled once for each."""
     return tuple(x.shape for x in jax.tree.leaves(batch))
 
 
@@ -268,8 +286,8 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-Read = Callable[[int, Batch, TokenCounts, int, StepMetrics], dict[str, float]]
-"""(update, its batch, tokens, shapes compiled so far, metrics on the device) -> what to report."""
+Read = Callable[[int, tuple[Batch, ...], TokenCounts, int, StepMetrics], dict[str, float]]
+"""(update, its batches, tokens, shapes compiled so far, metrics on the device) -> the report."""
 
 
 def _reader(stage: StageRun) -> Read:
@@ -281,13 +299,17 @@ def _reader(stage: StageRun) -> Read:
     rates = np.asarray(jax.vmap(rate)(jnp.arange(stage.updates)))
 
     def read(
-        step: int, batch: Batch, tokens: TokenCounts, compiled: int, metrics: StepMetrics
+        step: int,
+        batch: tuple[Batch, ...],
+        tokens: TokenCounts,
+        compiled: int,
+        metrics: StepMetrics,
     ) -> dict[str, float]:
         # To the host first: any jax operation would wait in the device's queue for the next update.
         metrics = jax.device_get(metrics)
         loss, norm = float(metrics.loss), float(metrics.grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _not_finite(stage.folder, step, batch, metrics)
+            raise _not_finite(stage, step, batch, metrics)
         values = {"loss": loss, "grad_norm": norm, "learning_rate": float(rates[step - 1])}
         return (
             values
@@ -303,11 +325,14 @@ def _reader(stage: StageRun) -> Read:
     return read
 
 
-def _not_finite(folder: Path, step: int, batch: Batch, metrics: StepMetrics) -> RunError:
-    path = folder / f"not_finite-{step:08d}.json"
+def _not_finite(
+    stage: StageRun, step: int, batch: tuple[Batch, ...], metrics: StepMetrics
+) -> RunError:
+    path = stage.folder / f"not_finite-{step:08d}.json"
     loss, norm = float(metrics.loss), float(metrics.grad_norm)
     record = {"step": step, "loss": loss, "grad_norm": norm}
-    record |= {"example": batch.example.reshape(-1).tolist()}
+    for term, own in zip(stage.terms, batch, strict=True):
+        record |= term.task.named({"example": own.example.reshape(-1).tolist()})
     record |= {k: np.ravel(v).tolist() for k, v in metrics.examples.items()}
     write_whole(path, json.dumps(record))
     return RunError(

@@ -18,9 +18,10 @@ from ..update.state import TrainState, initial_state
 from ..update.step import Fixed
 from .read_data import store_folder
 from .stage import StageRun
+from .term import TermRun
 
 
-def starting_params(stage: StageRun) -> Params:
+def starting_params(stage: TermRun) -> Params:
     """The weights that the stage starts from, quantized where its adapters want them so."""
     kind = stage.quantized
     keep = functools.partial(quantize, kind=kind) if kind else None
@@ -34,15 +35,33 @@ def fixed_weights(stage: StageRun) -> Fixed:
       UserError: the live reference is another architecture than the policy.
     """
     base = None if stage.adapted is None else starting_params(stage)
-    return Fixed(base, None if stage.moving else live_reference(stage, base))
+    return Fixed.of(base, fixed_references(stage, base))
+
+
+def fixed_references(stage: StageRun, base: Params | None = None) -> list[Params | None]:
+    """The live reference of each term that does not move; terms with one checkpoint share it.
+
+    Raises:
+      UserError: a live reference is another architecture than the policy.
+    """
+    read: dict[Path, Params | None] = {}
+    found: list[Params | None] = []
+    for term in stage.terms:
+        if term.reference_mode != "live" or term.moving:
+            found.append(None)
+            continue
+        source = reference_source(term)
+        if source not in read:
+            read[source] = live_reference(term, base)
+        found.append(read[source])
+    return found
 
 
 def first_state(stage: StageRun) -> TrainState:
     """The training state before the first update; a moving reference starts as `reference.path`."""
-    ref_params = live_reference(stage) if stage.moving else None
-    return initial_state(
-        _first_params(stage), stage.task.objective, stage.tx, stage.state_spec, ref_params
-    )
+    references = [live_reference(term) if term.moving else None for term in stage.terms]
+    params, tasks = _first_params(stage), stage.policies
+    return initial_state(params, tasks, stage.tx, stage.state_spec, references)
 
 
 def _first_params(stage: StageRun) -> Params:
@@ -58,12 +77,12 @@ def _first_params(stage: StageRun) -> Params:
     return load.load_params(stage.source, stage.model, made=head)
 
 
-def kept_digest(stage: StageRun) -> load.Digest:
+def kept_digest(stage: TermRun) -> load.Digest:
     """The SHA-256 of a file, kept with the tokens, so that large weights are read once for it."""
     return functools.partial(kept_sha256, folder=store_folder(stage.recipe.run))
 
 
-def reference_source(stage: StageRun) -> Path:
+def reference_source(stage: TermRun) -> Path:
     """The folder of the reference's checkpoint: `reference.path`, or the start of the stage.
 
     Raises:
@@ -72,17 +91,17 @@ def reference_source(stage: StageRun) -> Path:
     path = stage.settings.reference.path
     if path is None:
         return stage.source
-    source = load.resolve(stage.recipe.locate(path), f"stages.{stage.name}.reference.path")
+    source = load.resolve(stage.recipe.locate(path), f"{stage.where}.reference.path")
     live = stage.reference_mode == "live"
     if live and read_config(load.load_config(source)) != stage.model.spec:
         raise UserError(
-            f"stages.{stage.name}.reference: {source} is another architecture than the policy; "
+            f"{stage.where}.reference: {source} is another architecture than the policy; "
             "a live reference must be the same, use mode: cached"
         )
     return source
 
 
-def live_reference(stage: StageRun, base: Params | None = None) -> Params | None:
+def live_reference(stage: TermRun, base: Params | None = None) -> Params | None:
     """The parameters of a live reference; None if the reference is not live.
 
     With adapters the reference is their frozen base, so this returns an empty adapter tree and

@@ -7,7 +7,7 @@ The records hold plain values and this module never imports jax, so that data co
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Interval
@@ -229,26 +229,42 @@ class Lora:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage of training; it starts from the model of the previous stage."""
+class Goal:
+    """An objective, its data and its reference."""
 
     objective: Any
     """Name and hyper-parameters of the objective, a record made by `recipe.schema.section`."""
     data: Data
-    optimizer: Optimizer = field(default_factory=Optimizer)
     reference: Reference = field(default_factory=Reference)
-    lora: Lora | None = None
-    """Train adapters only and merge them at the end of the stage; none: train all parameters."""
     batch_size: Count = 64
     """Examples per update, over all devices and microbatches."""
+    diagnostics: tuple[Text, ...] = ()
+    """Additional measurements on the held-out data, by name: ranking, calibration, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term(Goal):
+    """One of the objectives of a stage with several."""
+
+    weight: float = 1.0
+    """Factor of its loss in the loss of the stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The settings of a stage that do not depend on its objectives."""
+
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    lora: Lora | None = None
+    """Train adapters only and merge them at the end of the stage; none: train all parameters."""
     microbatches: Count | Literal["auto"] = 1
     """Gradient accumulation: forward and backward passes per update; the result does not depend on
     it. `auto`: the smallest number that fits in memory."""
     router_balance: Rate = 0.0
     """Weight of a loss that spreads tokens evenly over the experts of a mixture (transformers:
-    router_aux_loss_coef); the training loss includes it."""
+    router_aux_loss_coef); the training loss includes it, and so does the loss of each term."""
     epochs: Annotated[float, Gt(0)] = 1.0
-    """Passes over the data."""
+    """Passes over the data, of the first term if there are several."""
     steps: Count | None = None
     """Number of updates; none: computed from `epochs`."""
     eval_every: WholeNumber = 0
@@ -257,8 +273,31 @@ class Stage:
     """Save a checkpoint every this many updates; 0: only at the end."""
     keep: Count = 2
     """Number of checkpoints to keep."""
-    diagnostics: tuple[Text, ...] = ()
-    """Additional measurements on the held-out data, by name: ranking, calibration, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Training, Goal):
+    """One stage of training; it starts from the model of the previous stage."""
+
+    def goals(self) -> dict[str, Stage]:
+        """The objectives of the stage by name, each as a stage; the only one has the name ""."""
+        return {"": self}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combined(Training):
+    """A stage that trains a weighted sum of objectives, each on its own data."""
+
+    terms: dict[str, Term]
+    """The objectives by name; the data of the first one measure `epochs`."""
+
+    def goals(self) -> dict[str, Stage]:
+        """The objectives of the stage by name, each as a stage."""
+        common = {f.name: getattr(self, f.name) for f in fields(Training)}
+        return {
+            name: Stage(**common, **{f.name: getattr(term, f.name) for f in fields(Goal)})
+            for name, term in self.terms.items()
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,9 +331,11 @@ class Rounds:
     """The stages of a round by name, in order."""
 
 
+TrainingStage = Stage | Combined
+"""A stage that trains a model, `model` in its folder."""
 DataStage = SampleStage | ScoreStage | PairStage
 """A stage that makes data, `data.jsonl` in its folder."""
-AnyStage = Stage | DataStage
+AnyStage = TrainingStage | DataStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,9 +372,11 @@ class Recipe:
         return f"{self.run.dir}/world"
 
     @property
-    def training(self) -> dict[str, Stage]:
+    def training(self) -> dict[str, TrainingStage]:
         """The stages that train, by name, in order."""
-        return {name: stage for name, stage in self.stages.items() if isinstance(stage, Stage)}
+        return {
+            name: stage for name, stage in self.stages.items() if isinstance(stage, TrainingStage)
+        }
 
     def before(self, name: str) -> str | None:
         """The last stage before this one that trains; None: there is none."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from .. import settings
 from ..core.batch import Batch
 from ..core.objective import Objective
 from ..core.sharding import constrain
@@ -20,6 +21,7 @@ from ..models.layers.head import Head
 from ..models.layers.mixture import Routing
 from .head import token_stats
 
+T = TypeVar("T")
 Params = dict[str, Any]
 """A nested dict of arrays."""
 Forward = Callable[..., Encoded]
@@ -36,6 +38,9 @@ class Task:
     trains_head: bool = True  # whether the head depends on the parameters that are trained
     seed: int = 0  # of the objective's random numbers
     router_balance: float = 0.0  # weight of `balance_loss`, which is added to the loss
+    weight: float = 1.0  # factor of this loss in the loss of the stage
+    term: str = ""  # its name, with which its metrics begin; "": the only one of the stage
+    moves: settings.Reference | None = None  # how the reference in the state moves, if it does
 
     def __post_init__(self):
         _ = self.bound  # an unknown hyper-parameter raises here, not in a trace
@@ -54,6 +59,10 @@ class Task:
         if base is None:
             return self
         return dataclasses.replace(self, forward=functools.partial(self.forward, base))
+
+    def named(self, metrics: Mapping[str, T]) -> dict[str, T]:
+        """Metrics of this term under their names in the stage."""
+        return {f"{self.term}/{k}" if self.term else k: v for k, v in metrics.items()}
 
     @property
     def head_axis(self) -> str | None:

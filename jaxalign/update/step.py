@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -14,10 +15,10 @@ from ..core.batch import Batch
 from ..core.sharding import repeatable, replicated
 from ..core.types import Array, Metrics, SequenceStats
 from .forward import Params, Task, policy_and_reference
-from .gradient import value_and_grad
+from .gradient import Gradient, value_and_grad
 from .loss import LossInputs, evaluate_loss, weighted_sum
 from .routing import routing_sums
-from .state import TrainState
+from .state import TermState, TrainState
 
 Sums = dict[str, tuple[Array, Array]]
 """{metric: (sum of weight * value, sum of weight)} over the examples of a batch."""
@@ -30,6 +31,18 @@ class Fixed(NamedTuple):
     """The weights under adapters; none: all parameters are trained."""
     reference: Params | None = None
     """A live reference that does not move; none: it is cached, in the state, or not there."""
+    others: tuple[Params | None, ...] = ()
+    """The same of the other terms of a stage with several."""
+
+    @classmethod
+    def of(cls, base: Params | None, references: Sequence[Params | None]) -> Fixed:
+        """The weights under adapters, and the live reference of each term."""
+        first, *others = references
+        return cls(base, first, tuple(others))
+
+    def of_terms(self) -> list[Fixed]:
+        """The weights that each term reads."""
+        return [Fixed(self.base, reference) for reference in (self.reference, *self.others)]
 
 
 class StepMetrics(NamedTuple):
@@ -42,47 +55,96 @@ class StepMetrics(NamedTuple):
 
 
 def train_step(
-    task: Task,
+    tasks: Sequence[Task],
     tx: optax.GradientTransformation,
     state: TrainState,
-    batch: Batch,
+    batches: Sequence[Batch],
     fixed: Fixed,
-    reference: settings.Reference | None = None,
 ) -> tuple[TrainState, StepMetrics]:
-    """One update.
+    """One update by the weighted sum of the losses of all terms.
 
     Args:
-      task: the objective and the policy's forward pass; a base, if any, is its first argument.
+      tasks: the objective of each term and the policy's forward pass; a base, if any, is its first
+        argument.
       tx: the optimizer.
       state: the state before.
-      batch: leading axes [n, S].
+      batches: the batch of each term, leading axes [n, S].
       fixed: weights that do not change.
-      reference: when and how far the state's reference moves, if it has one.
 
     Returns:
       The next state, and what to report.
     """
-    gradient = value_and_grad(
-        task.with_base(fixed.base),
-        state.params,
-        batch,
-        state=state.objective_state,
-        ref_params=fixed.reference if state.ref_params is None else state.ref_params,
-        step=state.step,
-    )
+    found = weighted_gradient(tasks, state, batches, fixed)
     with jax.named_scope("optimizer"):
-        updates, opt_state = tx.update(gradient.grads, state.opt_state, state.params)
+        updates, opt_state = tx.update(found.grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
-    ref_params = state.ref_params
-    if ref_params is not None and reference is not None:
-        ref_params = moved_reference(ref_params, params, state.step + 1, reference)
-    sums = {k: weighted_sum(v, batch.weight) for k, v in gradient.metrics.items()}
-    sums |= routing_sums(gradient.routing)
-    norm = optax.tree.norm(gradient.grads)
+    terms = []
+    for task, gradient, (_, ref_params) in zip(tasks, found.terms, state.terms, strict=True):
+        if ref_params is not None and task.moves is not None:
+            ref_params = moved_reference(ref_params, params, state.step + 1, task.moves)
+        terms.append(TermState(gradient.state, ref_params))
+    norm = optax.tree.norm(found.grads)
     return (
-        TrainState(params, opt_state, state.step + 1, gradient.state, ref_params),
-        StepMetrics(gradient.loss, norm, sums, gradient.metrics),
+        TrainState.of(params, opt_state, state.step + 1, terms),
+        StepMetrics(found.loss, norm, *_reported(tasks, batches, found.terms)),
     )
+
+
+class WeightedGradient(NamedTuple):
+    """The weighted sum of the losses of all terms, its gradient, and the terms."""
+
+    loss: Array  # []
+    grads: Params
+    terms: list[Gradient]  # without their gradients
+
+
+def weighted_gradient(
+    tasks: Sequence[Task], state: TrainState, batches: Sequence[Batch], fixed: Fixed
+) -> WeightedGradient:
+    """The gradient of the sum of weight * loss, each loss over its own batch.
+
+    Arguments as for `train_step`.
+    """
+    total, terms = None, []
+    each = zip(tasks, batches, state.terms, fixed.of_terms(), strict=True)
+    for task, batch, own, frozen in each:
+        found = value_and_grad(
+            task.with_base(fixed.base),
+            state.params,
+            batch,
+            state=own.objective_state,
+            ref_params=frozen.reference if own.ref_params is None else own.ref_params,
+            step=state.step,
+        )
+        weighted = _scaled(task.weight, (found.loss, found.grads))
+        total = weighted if total is None else jax.tree.map(jnp.add, total, weighted)
+        terms.append(found._replace(grads={}))
+    assert total is not None
+    loss, grads = total
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
+    return WeightedGradient(loss, grads, terms)
+
+
+def _scaled(weight: float, tree: Any) -> Any:
+    """A weight times values, in float32."""
+    tree = jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+    return tree if weight == 1 else jax.tree.map(lambda x: weight * x, tree)
+
+
+def _reported(
+    tasks: Sequence[Task], batches: Sequence[Batch], terms: Sequence[Gradient]
+) -> tuple[Sums, Metrics]:
+    """The sums and the metrics of the examples of all terms, under their names."""
+    sums: Sums = {}
+    examples: Metrics = {}
+    for task, batch, found in zip(tasks, batches, terms, strict=True):
+        own = {k: weighted_sum(v, batch.weight) for k, v in found.metrics.items()}
+        own |= routing_sums(found.routing)
+        if task.term:
+            own["loss"] = (found.loss, jnp.ones(()))
+        sums |= task.named(own)
+        examples |= task.named(found.metrics)
+    return sums, examples
 
 
 def moved_reference(
@@ -99,25 +161,22 @@ def moved_reference(
 
 
 def jitted_step(
-    task: Task,
-    tx: optax.GradientTransformation,
-    abstract: TrainState,
-    mesh: Mesh,
-    reference: settings.Reference | None = None,
+    tasks: Sequence[Task], tx: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
 ) -> jax.stages.Wrapped:
-    """`train_step` compiled as a function of (state, batch, fixed); the state is donated.
+    """`train_step` compiled as a function of (state, batches, fixed); the state is donated.
 
     Args:
-      task: the objective and the policy's forward pass.
+      tasks: the objective of each term and the policy's forward pass.
       tx: the optimizer.
       abstract: shapes and shardings of the state.
       mesh: the device mesh.
-      reference: when and how far the state's reference moves, if it has one.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
-    def update(state: TrainState, batch: Batch, fixed: Fixed) -> tuple[TrainState, StepMetrics]:
-        return train_step(task, tx, state, batch, fixed, reference)
+    def update(
+        state: TrainState, batches: Sequence[Batch], fixed: Fixed
+    ) -> tuple[TrainState, StepMetrics]:
+        return train_step(tasks, tx, state, batches, fixed)
 
     return jax.jit(
         update,

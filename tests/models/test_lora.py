@@ -190,15 +190,15 @@ def trained(model, *, frozen=None, steps=3):
     objective, mesh = OBJECTIVES["dpo"], model.mesh
     items = some_examples(layouts.PAIRS, B)
     tx = optax.adamw(1e-2)
-    abstract = abstract_state(model, tx, objective)
+    task = Task(objective, {}, model.forward, trains_head=False)
+    abstract = abstract_state(model, tx, [task])
     with jax.set_mesh(mesh):
         frozen = helpers_step.parameters(model.base) if frozen is None else frozen
-        state = initial_state(model.init(jax.random.key(0)), objective, tx, abstract)
-        task = Task(objective, {}, model.forward, trains_head=False)
+        state = initial_state(model.init(jax.random.key(0)), [task], tx, abstract)
 
         @functools.partial(jax.jit, donate_argnums=0)
         def update(state, batch, frozen):
-            return train_step(task, tx, state, batch, Fixed(frozen, {}))
+            return train_step([task], tx, state, [batch], Fixed(frozen, {}))
 
         losses = []
         for _ in range(steps):

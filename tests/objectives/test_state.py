@@ -13,6 +13,7 @@ from jaxalign.objectives import OBJECTIVES
 from jaxalign.objectives.beta_dpo import add_batch, no_gaps
 from jaxalign.objectives.f_dpg import Baseline
 from jaxalign.objectives.spa import no_margins
+from jaxalign.update.forward import Task
 from jaxalign.update.state import abstract_state, initial_state
 
 VOCAB = 4
@@ -197,7 +198,8 @@ def test_beta_dpo_draws_in_proportion_to_the_weights():
 def test_nothing_in_the_first_state_is_donated_twice(name):
     model = small_model(one_device())
     tx, params = optax.sgd(1.0), parameters(model)
-    abstract = abstract_state(model, tx, OBJECTIVES[name])
-    state = initial_state(params, OBJECTIVES[name], tx, abstract)
+    tasks = [Task(OBJECTIVES[name], {}, model.forward)]
+    abstract = abstract_state(model, tx, tasks)
+    state = initial_state(params, tasks, tx, abstract)
     buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.objective_state)]
     assert len(set(buffers)) == len(buffers)

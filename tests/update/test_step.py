@@ -159,7 +159,7 @@ def trained(n, steps=3):
         tx = optax.adamw(1e-2)
         state = TrainState(params, tx.init(params), jnp.int32(0), None)
         task = Task(objective, {}, model.forward)
-        step = jax.jit(lambda s, b, r: train_step(task, tx, s, b, Fixed(reference=r)))
+        step = jax.jit(lambda s, b, r: train_step([task], tx, s, [b], Fixed(reference=r)))
         losses = []
         for _ in range(steps):
             state, out = step(state, put_batch(batch_of(items, n), mesh), ref_params)
@@ -208,9 +208,9 @@ def test_the_update_is_compiled_with_the_options_of_its_mesh(monkeypatch):
     mesh = one_device()
     model, tx = small_model(mesh), optax.sgd(0.1)
     task = Task(OBJECTIVES["sft"], {}, model.forward)
-    abstract = abstract_state(model, tx, OBJECTIVES["sft"])
+    abstract = abstract_state(model, tx, [task])
     batch = put_batch(batch_of(some_examples(layouts.DEMOS, B)), mesh)
     with jax.set_mesh(mesh):
-        lowered = jitted_step(task, tx, abstract, mesh).lower(abstract, batch, Fixed())
+        lowered = jitted_step([task], tx, abstract, mesh).lower(abstract, [batch], Fixed())
         with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
             lowered.compile()
