@@ -8,7 +8,7 @@ from typing import Any
 from jaxalign.run.stage import StageRun
 from jaxalign.run.weights import first_state
 from jaxalign.update.state import TrainState
-from jaxalign.update.step import jitted_step
+from jaxalign.update.step import Step
 
 
 def update_and_state(stage: StageRun, updates: int) -> tuple[Any, TrainState]:
@@ -19,4 +19,4 @@ def update_and_state(stage: StageRun, updates: int) -> tuple[Any, TrainState]:
     settings = dataclasses.replace(stage.settings, steps=updates)
     stages = stage.recipe.stages | {stage.name: settings}
     stage = dataclasses.replace(stage, recipe=dataclasses.replace(stage.recipe, stages=stages))
-    return jitted_step([stage.task], stage.tx, stage.state_spec, stage.mesh), first_state(stage)
+    return Step([stage.task], stage.rule, stage.state_spec, stage.mesh), first_state(stage)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import islice
+from itertools import count, islice
 
 import numpy as np
 
@@ -25,7 +25,10 @@ Numbered = Generator[tuple[int, Example], None, None]
 AHEAD = 2
 """Batches packed while the device is busy with another."""
 LOOKED_AT = 256, 8192
-"""The most batches, and the most examples in them, by which the shapes of batches are chosen."""
+"""The most batches, and the most examples in them, by which the shapes of batches are chosen.
+
+Batches by step are looked at in the order of seed 0 whatever the seed is, also beyond the first
+epoch: runs that differ in their seeds compile the same shapes."""
 
 
 class Loader:
@@ -95,11 +98,11 @@ class Loader:
         # The tolerance keeps 0.1 * 30 / 3 from being a hair above 1.
         return math.ceil(epochs * self.mixture.epoch / self.batch_size - 1e-9)
 
-    def indices(self, step: int) -> np.ndarray:
-        """[B] the examples of batch `step`, counted from 0."""
+    def indices(self, step: int, seed: int | None = None) -> np.ndarray:
+        """[B] the examples of batch `step`, counted from 0, for another seed if one is given."""
 
         def in_epoch(number: int) -> np.ndarray:
-            return epoch_order(self.mixture, self.seed, number)
+            return epoch_order(self.mixture, self.seed if seed is None else seed, number)
 
         return joined(in_epoch, self.mixture.epoch, step * self.batch_size, self.batch_size)
 
@@ -146,8 +149,8 @@ class Loader:
 
     @cached_property
     def shapes(self) -> list[Shape]:
-        """Shapes of batches by step, chosen by the batches of the first epoch."""
-        return self._common_shapes(map(self.indices, range(self.steps(1))))
+        """Shapes of batches by step, chosen by the first batches of the order of seed 0."""
+        return self._common_shapes(self.indices(step, seed=0) for step in count())
 
     @cached_property
     def shapes_in_order(self) -> list[Shape]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -72,8 +73,9 @@ class Adapted:
         return unflatten_dict(flat)
 
 
+@functools.lru_cache(maxsize=64)
 def adapt(model: Model, low_rank: LowRank) -> Adapted:
-    """Give a decoder low-rank adapters."""
+    """Give a decoder low-rank adapters; equal arguments give the same object, as in `build`."""
     whole = build(
         model.spec,
         model.mesh,

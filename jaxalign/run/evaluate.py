@@ -20,7 +20,7 @@ from ..core.sharding import put_batch, replicated
 from ..core.types import Array, Loss, Metrics, Pairs, per_example, select_rows
 from ..diagnostics import DIAGNOSTICS, Diagnostic
 from ..errors import UserError
-from ..update.forward import Params, Task
+from ..update.forward import Numbers, Params, Task
 from ..update.gradient import value_and_grad
 from ..update.loss import weighted_sum
 from ..update.step import EvalStatistics, Fixed, Sums, eval_step
@@ -72,21 +72,11 @@ def evaluator(
     """
     fixed = fixed or Fixed()
     chosen = [DIAGNOSTICS[name] for name in diagnostics]
-    of_examples = [d for d in chosen if "gradients" not in d.inputs]
-    of_gradients = [d for d in chosen if "gradients" in d.inputs]
-    seen = _with_needs(task, of_examples)
-
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def step(params: Params, objective_state: Any, batch: Batch, fixed: Fixed) -> Totals:
-        policy = seen.with_base(fixed.base)
-        sums, statistics = eval_step(policy, params, objective_state, batch, fixed.reference)
-        squares = _squares(statistics.metrics, batch.weight)
-        return Totals(*sums, squares, _diagnose(task, of_examples, batch, statistics))
-
-    @functools.partial(jax.jit, out_shardings=replicated(mesh))
-    def probe(params: Params, batch: Batch, base: Params | None) -> list[Metrics]:
-        gradients = _gradients(task.with_base(base), params, batch)
-        return [d(gradients=gradients) for d in of_gradients]
+    of_examples = tuple(d for d in chosen if "gradients" not in d.inputs)
+    of_gradients = tuple(d for d in chosen if "gradients" in d.inputs)
+    static, numbers = task.split()
+    step = _step_program(static, of_examples, mesh)
+    probe = _probe_program(static, of_gradients, mesh)
 
     def run(
         params: Params, objective_state: Any, batches: Iterable[Batch], moved: Params | None = None
@@ -98,7 +88,7 @@ def evaluator(
             batch = put_batch(host_batch, mesh)
             if total is None and of_gradients:
                 probed = jax.device_get(probe(params, batch, fixed.base))
-            out = step(params, objective_state, batch, weights)
+            out = step(numbers, params, objective_state, batch, weights)
             out = jax.tree.map(lambda x: np.asarray(x, np.float64), out)
             total = out if total is None else jax.tree.map(np.add, total, out)
         if total is None:
@@ -109,6 +99,37 @@ def evaluator(
         return HeldOut(metrics, _standard_errors(total))
 
     return run
+
+
+@functools.lru_cache(maxsize=16)
+def _step_program(
+    task: Task, diagnostics: tuple[Diagnostic, ...], mesh: Mesh
+) -> Callable[..., Totals]:
+    """(numbers, params, objective state, batch, fixed) -> the sums of a batch, compiled."""
+    seen = _with_needs(task, diagnostics)
+
+    def step(
+        numbers: Numbers, params: Params, objective_state: Any, batch: Batch, fixed: Fixed
+    ) -> Totals:
+        policy = seen.with_numbers(numbers).with_base(fixed.base)
+        sums, statistics = eval_step(policy, params, objective_state, batch, fixed.reference)
+        squares = _squares(statistics.metrics, batch.weight)
+        return Totals(*sums, squares, _diagnose(policy, diagnostics, batch, statistics))
+
+    return jax.jit(step, out_shardings=replicated(mesh))
+
+
+@functools.lru_cache(maxsize=16)
+def _probe_program(
+    task: Task, diagnostics: tuple[Diagnostic, ...], mesh: Mesh
+) -> Callable[..., list[Metrics]]:
+    """(params, batch, base) -> the diagnostics of gradients, compiled; no number is read."""
+
+    def probe(params: Params, batch: Batch, base: Params | None) -> list[Metrics]:
+        gradients = _gradients(task.with_base(base), params, batch)
+        return [d(gradients=gradients) for d in diagnostics]
+
+    return jax.jit(probe, out_shardings=replicated(mesh))
 
 
 def _squares(metrics: Metrics, weight: Array) -> Sums:

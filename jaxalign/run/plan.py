@@ -26,7 +26,7 @@ from ..files import write_whole
 from ..models.decoder import Params
 from ..models.quantized import Quantized, quantize
 from ..sealed import read_own, sealed
-from ..update.step import Fixed, jitted_step
+from ..update.step import Fixed, Step
 from .stage import StageRun
 from .term import TermRun
 from .weights import reference_source
@@ -152,7 +152,7 @@ def update_bytes(stage: StageRun) -> int | None:
     )
     with jax.set_mesh(mesh):
         spec = stage.state_spec
-        lowered = jitted_step(stage.policies, stage.tx, spec, mesh).lower(spec, batches, fixed)
+        lowered = Step(stage.policies, stage.rule, spec, mesh).lower(spec, batches, fixed)
         try:
             used = cast(Any, lowered.compile().memory_analysis())
         except jax.errors.JaxRuntimeError as e:

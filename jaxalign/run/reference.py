@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from rich.console import Console
 
 from ..core.batch import Batch
@@ -30,7 +31,7 @@ from ..hf import load
 from ..hf.tokenizer import tokenizer_fingerprint
 from ..models.decoder import Model, Params
 from ..models.families import read_config
-from ..update.forward import sequence_stats
+from ..update.forward import Task, sequence_stats
 from .check_data import check_ids
 from .stage import describe_model
 from .term import TermRun
@@ -212,10 +213,16 @@ def reference_forward(stage: TermRun, source: Path) -> Compute:
     model = reference_model(stage, source)
     own = source == stage.source
     params = starting_params(stage) if own else load.load_params(source, model)
-    task = dataclasses.replace(stage.task, forward=model.forward)
+    static, _ = dataclasses.replace(stage.task, forward=model.forward).split()
+    forward = _forward_program(static, stage.mesh)
+    return lambda batch: forward(params, put_batch(batch, stage.mesh))
 
-    @functools.partial(jax.jit, out_shardings=replicated(stage.mesh))
+
+@functools.lru_cache(maxsize=16)
+def _forward_program(task: Task, mesh: Mesh) -> Callable[[Params, Batch], dict[str, jax.Array]]:
+    """(params, batch) -> its token statistics, compiled; they depend on no number of the task."""
+
     def forward(params: Params, batch: Batch) -> dict[str, jax.Array]:
         return jax.lax.map(lambda cells: sequence_stats(task, params, cells).token, batch)
 
-    return lambda batch: forward(params, put_batch(batch, stage.mesh))
+    return jax.jit(forward, out_shardings=replicated(mesh))

@@ -27,9 +27,10 @@ from ..models.adapted import Adapted, adapt
 from ..models.decoder import Model, build
 from ..models.families import read_config
 from ..models.spec import Spec
+from ..objectives import OBJECTIVES
 from ..recipe.schema import objective_settings
 from ..update.forward import Task
-from ..update.optimizer import optimizer
+from ..update.optimizer import Rule
 from ..update.state import TrainState, abstract_state
 from .check_data import check_columns, check_ids
 from .read_data import make_encoder, open_stream, read_data, show_data
@@ -61,10 +62,15 @@ class StageRun(TermRun):
         """Updates of the whole stage."""
         return self.settings.steps or self.training_loader().steps(self.settings.epochs)
 
+    @property
+    def rule(self) -> Rule:
+        """The optimizer by its settings."""
+        return Rule(self.settings.optimizer, self.updates)
+
     @functools.cached_property
     def tx(self) -> optax.GradientTransformation:
         """The optimizer."""
-        return optimizer(self.settings.optimizer, self.updates)
+        return self.rule.tx()
 
     @property
     def state_spec(self) -> TrainState:
@@ -231,7 +237,9 @@ def _term(
             router_balance=stage.router_balance,
             weight=stage.terms[term].weight if isinstance(stage, settings.Combined) else 1.0,
             term=term,
-            moves=goal.reference if goal.reference.every else None,
+            # By its movements alone: the paths of runs differ where their programs do not.
+            moves=dataclasses.replace(goal.reference, path=None) if goal.reference.every else None,
+            constant_hyper=OBJECTIVES.get(objective.name) is not objective,
         ),
         train=read.train,
         read=read.sources,

@@ -32,7 +32,7 @@ from ..recipe.read import dump, recorded, resolved
 from ..settings import Recipe
 from ..update.optimizer import learning_rate
 from ..update.state import TrainState
-from ..update.step import Fixed, StepMetrics, jitted_step
+from ..update.step import Fixed, Step, StepMetrics
 from . import export, ledger
 from .checkpoint import Checkpoints
 from .data_stage import make_data
@@ -238,7 +238,7 @@ def _updates(
       The last state, and its held-out metrics.
     """
     every, total = stage.settings, stage.updates
-    update = jitted_step(stage.policies, stage.tx, stage.state_spec, stage.mesh)
+    update = Step(stage.policies, stage.rule, stage.state_spec, stage.mesh)
     read = _reader(stage)
     metrics = HeldOut({}, {})
     known: set[tuple[tuple[int, ...], ...]] = set()

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
 
 from .. import settings
 from ..core.batch import Batch
@@ -28,12 +30,20 @@ Forward = Callable[..., Encoded]
 """(params, ids, positions, segment, branch; [K, L] each) -> `Encoded`, as `Model.forward`."""
 
 
+class Numbers(NamedTuple):
+    """The numbers of a task that are arguments of its compiled programs, not constants in them."""
+
+    hyper: dict[str, Any]  # hyper-parameters that are no whole numbers
+    seed: Any  # [] uint32
+    weight: Any  # [] float32
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What is minimized, and by which model: the static part of a step."""
 
     objective: Objective[...]
-    hyper: dict[str, Any]
+    hyper: Mapping[str, Any]
     forward: Forward
     trains_head: bool = True  # whether the head depends on the parameters that are trained
     seed: int = 0  # of the objective's random numbers
@@ -41,9 +51,32 @@ class Task:
     weight: float = 1.0  # factor of this loss in the loss of the stage
     term: str = ""  # its name, with which its metrics begin; "": the only one of the stage
     moves: settings.Reference | None = None  # how the reference in the state moves, if it does
+    constant_hyper: bool = False  # whether the objective reads its numbers in Python
 
     def __post_init__(self):
+        object.__setattr__(self, "hyper", FrozenDict(self.hyper))
         _ = self.bound  # an unknown hyper-parameter raises here, not in a trace
+
+    def split(self) -> tuple[Task, Numbers]:
+        """The task with zeros for the numbers of its programs, and these numbers.
+
+        Tasks that differ in these numbers alone have equal first parts, and so can have one program
+        (`with_numbers`).
+        """
+        lifted = {
+            name: value
+            for name, value in self.hyper.items()
+            if isinstance(value, float) and not self.constant_hyper
+        }
+        hyper = {**self.hyper, **dict.fromkeys(lifted, 0.0)}
+        static = dataclasses.replace(self, hyper=hyper, seed=0, weight=0.0)
+        hyper = {name: np.float32(value) for name, value in lifted.items()}
+        return static, Numbers(hyper, np.uint32(self.seed % 2**32), np.float32(self.weight))
+
+    def with_numbers(self, numbers: Numbers) -> Task:
+        """The task with these numbers, which may be traced, in place of its own."""
+        hyper = {**self.hyper, **numbers.hyper}
+        return dataclasses.replace(self, hyper=hyper, seed=numbers.seed, weight=numbers.weight)
 
     @functools.cached_property
     def bound(self) -> Callable[..., Any]:

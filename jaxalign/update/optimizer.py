@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -48,12 +48,31 @@ def decayed(params: Any) -> Any:
     )
 
 
-@functools.lru_cache(maxsize=64)
+class Rule(NamedTuple):
+    """An optimizer by its settings, so that equal ones compare equal."""
+
+    settings: Optimizer
+    total: int
+    """Updates of the whole stage."""
+
+    def tx(self, learning_rate: Any = None) -> optax.GradientTransformation:
+        """The optimizer; a learning rate, which may be traced, takes the place of its own."""
+        if learning_rate is None:
+            return optimizer(*self)
+        return optimizer(
+            dataclasses.replace(self.settings, learning_rate=learning_rate), self.total
+        )
+
+    def split(self) -> Rule:
+        """The same for all learning rates, which are arguments of a compiled step."""
+        return self._replace(settings=dataclasses.replace(self.settings, learning_rate=1.0))
+
+
 def optimizer(settings: Optimizer, total: int) -> optax.GradientTransformation:
-    """Clipping by the global norm, then the update rule; equal arguments give the same object.
+    """Clipping by the global norm, then the update rule.
 
     Args:
-      settings: the recipe's values.
+      settings: the recipe's values; the learning rate may be traced.
       total: updates of the whole stage, for the schedule.
 
     Raises:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -14,9 +16,10 @@ from .. import settings
 from ..core.batch import Batch
 from ..core.sharding import repeatable, replicated
 from ..core.types import Array, Metrics, SequenceStats
-from .forward import Params, Task, policy_and_reference
+from .forward import Numbers, Params, Task, policy_and_reference
 from .gradient import Gradient, value_and_grad
 from .loss import LossInputs, evaluate_loss, weighted_sum
+from .optimizer import Rule
 from .routing import routing_sums
 from .state import TermState, TrainState
 
@@ -116,7 +119,9 @@ def weighted_gradient(
             ref_params=frozen.reference if own.ref_params is None else own.ref_params,
             step=state.step,
         )
-        weighted = _scaled(task.weight, (found.loss, found.grads))
+        weighted = (found.loss, found.grads)
+        if task.term:
+            weighted = _scaled(task.weight, weighted)
         total = weighted if total is None else jax.tree.map(jnp.add, total, weighted)
         terms.append(found._replace(grads={}))
     assert total is not None
@@ -125,10 +130,9 @@ def weighted_gradient(
     return WeightedGradient(loss, grads, terms)
 
 
-def _scaled(weight: float, tree: Any) -> Any:
+def _scaled(weight: Array | float, tree: Any) -> Any:
     """A weight times values, in float32."""
-    tree = jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-    return tree if weight == 1 else jax.tree.map(lambda x: weight * x, tree)
+    return jax.tree.map(lambda x: weight * x.astype(jnp.float32), tree)
 
 
 def _reported(
@@ -160,28 +164,67 @@ def moved_reference(
     return jax.lax.cond(due, lambda r: jax.tree.map(mix, r, params), lambda r: r, ref_params)
 
 
-def jitted_step(
-    tasks: Sequence[Task], tx: optax.GradientTransformation, abstract: TrainState, mesh: Mesh
-) -> jax.stages.Wrapped:
+class Inputs(NamedTuple):
+    """The numbers of a step that are arguments of its program."""
+
+    terms: tuple[Numbers, ...]
+    learning_rate: Any  # [] float32, the highest
+
+
+class Step:
     """`train_step` compiled as a function of (state, batches, fixed); the state is donated.
 
-    Args:
-      tasks: the objective of each term and the policy's forward pass.
-      tx: the optimizer.
-      abstract: shapes and shardings of the state.
-      mesh: the device mesh.
+    Steps that differ in numbers alone share their compiled programs: hyper-parameters, the weights
+    of terms, the seed and the learning rate are arguments.
     """
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+    def __init__(self, tasks: Sequence[Task], rule: Rule, abstract: TrainState, mesh: Mesh):
+        """Describe the step; its first call compiles it.
+
+        Args:
+          tasks: the objective of each term and the policy's forward pass.
+          rule: the optimizer.
+          abstract: shapes and shardings of the state.
+          mesh: the device mesh.
+        """
+        statics, numbers = zip(*(task.split() for task in tasks), strict=True)
+        rate = np.float32(rule.settings.learning_rate)
+        self._inputs = Inputs(numbers, rate)
+        leaves, tree = jax.tree.flatten(jax.tree.map(lambda x: x.sharding, abstract))
+        self._program = _step_program(statics, rule.split(), tree, tuple(leaves), mesh)
+
+    def __call__(
+        self, state: TrainState, batches: Sequence[Batch], fixed: Fixed
+    ) -> tuple[TrainState, StepMetrics]:
+        """One update, as `train_step`."""
+        return self._program(state, self._inputs, batches, fixed)
+
+    def lower(
+        self, state: TrainState, batches: Sequence[Batch], fixed: Fixed
+    ) -> jax.stages.Lowered:
+        """The program for arguments of these shapes."""
+        return self._program.lower(state, self._inputs, batches, fixed)
+
+
+@functools.lru_cache(maxsize=16)
+def _step_program(
+    tasks: tuple[Task, ...], rule: Rule, tree: Any, shardings: tuple[Any, ...], mesh: Mesh
+) -> jax.stages.Wrapped:
+    """The program of a step, without its numbers."""
 
     def update(
-        state: TrainState, batches: Sequence[Batch], fixed: Fixed
+        state: TrainState, inputs: Inputs, batches: Sequence[Batch], fixed: Fixed
     ) -> tuple[TrainState, StepMetrics]:
-        return train_step(tasks, tx, state, batches, fixed)
+        each = zip(tasks, inputs.terms, strict=True)
+        tx = rule.tx(inputs.learning_rate)
+        return train_step(
+            [task.with_numbers(numbers) for task, numbers in each], tx, state, batches, fixed
+        )
 
     return jax.jit(
         update,
         donate_argnums=0,
-        out_shardings=(shardings, replicated(mesh)),
+        out_shardings=(jax.tree.unflatten(tree, shardings), replicated(mesh)),
         compiler_options=repeatable(mesh),
     )
 

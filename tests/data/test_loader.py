@@ -190,6 +190,16 @@ def test_batches_larger_than_those_looked_at_have_shapes_of_their_own(monkeypatc
     assert one.shapes_seen > set(one.shapes)
 
 
+def test_runs_with_other_seeds_have_the_same_shapes():
+    examples = Examples.of(hh_like(200))
+    runs = [loader(examples, batch_size=8, row_length=1024, shapes=3, seed=s) for s in range(4)]
+    assert all(one.shapes == runs[0].shapes for one in runs)
+    assert not np.array_equal(runs[0].indices(0), runs[1].indices(0))
+    for one in runs:
+        list(one.batches(0, 50))
+    assert set.union(*(one.shapes_seen for one in runs)) == set(runs[0].shapes)
+
+
 def test_shapes_seen_are_those_of_the_batches():
     one = loader()
     shapes = {(*b.ids.shape[2:], *b.source.shape[2:]) for b in one.batches(0, 9)}

@@ -218,7 +218,7 @@ def test_a_compiler_that_finds_no_room_is_a_candidate_that_does_not_fit(
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm")
 
     lowered = SimpleNamespace(lower=lambda *args: SimpleNamespace(compile=refuse))
-    monkeypatch.setattr(plan, "jitted_step", lambda *args: lowered)
+    monkeypatch.setattr(plan, "Step", lambda *args: lowered)
     with pytest.raises(UserError, match="takes more than there is on each device"):
         h.run(auto(inputs, tmp_path), MESH)
 

@@ -23,12 +23,13 @@ from lib.steps import (
 from jaxalign.core import layouts
 from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.objectives import OBJECTIVES
-from jaxalign.settings import Mesh
+from jaxalign.settings import Mesh, Optimizer
 from jaxalign.update import step
 from jaxalign.update.forward import Task
 from jaxalign.update.loss import weighted_sum
+from jaxalign.update.optimizer import Rule
 from jaxalign.update.state import TrainState, abstract_state
-from jaxalign.update.step import Fixed, eval_step, jitted_step, train_step
+from jaxalign.update.step import Fixed, Step, eval_step, train_step
 
 # One objective of each kind: per token, paired, coupled with state or frozen rows, ranked, with
 # context that is not scored, with a reward head.
@@ -206,11 +207,11 @@ def test_an_unknown_hyper_parameter_is_refused_before_tracing():
 def test_the_update_is_compiled_with_the_options_of_its_mesh(monkeypatch):
     monkeypatch.setattr(step, "repeatable", lambda mesh: {"xla_no_such_option": True})
     mesh = one_device()
-    model, tx = small_model(mesh), optax.sgd(0.1)
+    model, rule = small_model(mesh), Rule(Optimizer(), 987)  # so many that no other test shares it
     task = Task(OBJECTIVES["sft"], {}, model.forward)
-    abstract = abstract_state(model, tx, [task])
+    abstract = abstract_state(model, rule.tx(), [task])
     batch = put_batch(batch_of(some_examples(layouts.DEMOS, B)), mesh)
     with jax.set_mesh(mesh):
-        lowered = jitted_step([task], tx, abstract, mesh).lower(abstract, [batch], Fixed())
+        lowered = Step([task], rule, abstract, mesh).lower(abstract, [batch], Fixed())
         with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
             lowered.compile()
