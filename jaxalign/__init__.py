@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         reference,
         sample,
         score,
+        sweep,
         train,
     )
     from .core.objective import Objective, objective
@@ -61,6 +62,7 @@ _HOME = {
     "response": "core.stats",
     "sample": "api",
     "score": "api",
+    "sweep": "api",
     "train": "api",
 }
 """Name -> the module that defines it."""
@@ -88,6 +90,7 @@ __all__ = [
     "response",
     "sample",
     "score",
+    "sweep",
     "train",
 ]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -22,25 +22,28 @@ from .collect.density import Density, write_ratios
 from .collect.sample import Answers, Prompt, Sampling
 from .collect.sample import sample as answer_each
 from .data.ask import PromptRow
-from .data.inspection import Inspection, RowInspection
 from .files import first_process
 from .hf.load import resolve
 from .language_model import LanguageModel
+from .making import inspect as inspect
+from .making import inspect_row as inspect_row
 from .making import pair as pair
 from .making import sample as sample
 from .making import score as score
-from .quickstart.show import show
+from .quickstart.show import answers_scored, show
 from .quickstart.start import make_world, with_world
 from .recipe.overrides import AnyRecipe, Overrides, given_recipe, stage_name
-from .recipe.schema import objective_settings
 from .report import write_report
 from .run import hosts, open_stage
-from .run import inspect as inspecting
 from .run.devices import devices
 from .run.dry_run import dry_run as plan_run
 from .run.folder import Run, compile_cache_folder
 from .run.lock import locked
 from .run.train import train as train_stages
+from .sweeps.grid import members
+from .sweeps.page import write_page
+from .sweeps.run import sweep as run_sweep
+from .sweeps.table import Sweep
 
 
 @overload
@@ -82,9 +85,7 @@ def train(
     with _writing("train", chosen) as (mesh, console):
         make_world(chosen, mesh)
         train_stages(chosen, mesh, console, accept_changes=accept_changes)
-        last = list(chosen.training.values())[-1].goals().get("")
-        answers = last is not None and objective_settings(last)[0].scores is None
-        if chosen.world is not None and answers:
+        if answers_scored(chosen):
             show(chosen, mesh, console)
         elif first_process():
             console.print(f"report: {write_report(Path(chosen.run.dir))}")
@@ -290,51 +291,38 @@ def density(how: Density) -> int:
         return write_ratios(folder, how, mesh)
 
 
-def inspect(
-    data: AnyRecipe,
-    *,
-    stage: str | None = None,
-    examples: int = 2,
-    overrides: Overrides = None,
-    **settings: Any,
-) -> Inspection:
-    """Read data as training would, and describe what becomes of it; no weights are read.
+def sweep(
+    recipe: AnyRecipe, vary: Mapping[str, Sequence[Any]], overrides: Overrides = None
+) -> Sweep:
+    """Train runs of a recipe that differ in a few settings; compare their held-out metrics.
+
+    There is a run for each combination of values, an ordinary one in a folder of its own in the
+    recipe's `run.dir`. Equal stages, cached statistics and compiled programs are made once. The
+    table is in `sweep.csv` and `sweep.html` in the `run.dir`. The same call resumes a sweep that
+    was stopped; with more values it adds runs.
 
     Args:
-      data: the path or hub name of a data set, or a recipe, whose training data is read.
-      stage: the name of the stage of a recipe, with terms "stage.term"; none: the last.
-      examples: number of examples to show.
+      recipe: the recipe.
+      vary: {"stages.dpo.objective.beta": [0.1, 0.3], "run.seed": range(5)}: the values of settings,
+        by dotted path; a stage in rounds is "stages.round.stages.dpo". No other setting of `run` or
+        `mesh` than the seed may vary.
       overrides: values to use instead of those in the recipe.
-      settings: without a recipe, the fields of `run.inspect.DataSet`: `model`, and if needed
-        `objective`, `batch_size`, `seed` and the settings of the data.
+
+    Returns:
+      The held-out metrics of each run, and their means over seeds.
 
     Raises:
-      UserError: a setting, a row or the checkpoint does not fit.
+      UserError: a recipe, its data or checkpoints do not fit, or a folder holds another run.
+      Stopped: Ctrl-C or SIGTERM; the state is saved and the same call resumes from it.
     """
-    return inspecting.inspect(inspecting.open_given(data, stage, overrides, settings), examples)
-
-
-def inspect_row(
-    data: AnyRecipe,
-    row: int,
-    *,
-    stage: str | None = None,
-    overrides: Overrides = None,
-    **settings: Any,
-) -> RowInspection:
-    """Describe what becomes of one row, which may be a row that training refuses.
-
-    Args:
-      data: the data, as for `inspect`.
-      row: the number of the row in its file, as in messages, from 1.
-      stage: the name of the stage of a recipe; none: the last.
-      overrides: values to use instead of those in the recipe.
-      settings: settings as for `inspect`.
-
-    Raises:
-      UserError: a setting or the checkpoint does not fit, or there is no such row.
-    """
-    return inspecting.inspect_row(inspecting.open_given(data, stage, overrides, settings), row)
+    chosen = given_recipe(recipe, overrides)
+    runs = members(chosen, {path: list(values) for path, values in vary.items()})
+    with _writing("sweep", chosen) as (_, console):
+        found = run_sweep(chosen, runs, console)
+        if first_process():
+            console.print(found.terminal())
+            console.print(f"table: {write_page(found)}")
+    return found
 
 
 @contextlib.contextmanager

@@ -17,9 +17,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import RunError, UserError, message, near_miss
+
+if TYPE_CHECKING:
+    from .run.train import Stopped
 
 RECIPE = "recipe: a YAML file, or `quickstart`; `RECIPE --help` lists its settings as flags"
 
@@ -127,9 +130,35 @@ def _train(argv: list[str]) -> int:
     try:
         api.train(recipe, accept_changes=own.accept_changes)
     except Stopped as e:
-        print(f"jaxalign: {e}; the same command resumes from there", file=sys.stderr)
-        return 128 + e.number
+        return _stopped(e)
     return 0
+
+
+def _stopped(stopped: Stopped) -> int:
+    """Say that a run has stopped; returns the exit code."""
+    print(f"jaxalign: {stopped}; the same command resumes from there", file=sys.stderr)
+    return 128 + stopped.number
+
+
+def _sweep(argv: list[str]) -> int:
+    """Train runs of a recipe that differ in a few settings, and compare their metrics."""
+    vary = {
+        "action": "append",
+        "default": [],
+        "metavar": "PATH=VALUES",
+        "help": "a setting and its values: stages.dpo.objective.beta=0.1,0.3 or run.seed=0..4; "
+        "give it once for each setting that varies",
+    }
+    own, recipe = _recipe("sweep", argv, ("--vary", vary))
+    from . import api
+    from .run.train import Stopped
+    from .sweeps.grid import parse_vary
+
+    try:
+        found = api.sweep(recipe, parse_vary(own.vary))
+    except Stopped as e:
+        return _stopped(e)
+    return 1 if any(run.problem for run in found.runs) else 0
 
 
 STAGE: tuple[str, dict[str, Any]] = ("--stage", {"help": "name of the stage; none: the last"})
@@ -351,6 +380,7 @@ def _table(metrics: Mapping[str, float]) -> str:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
+    "sweep": _sweep,
     "reference": _reference,
     "evaluate": _evaluate,
     "generate": _generate,

@@ -1,4 +1,4 @@
-"""The functions that make data files: sample, score and pair."""
+"""The functions of data files: sample, score, pair, inspect."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from rich.text import Text
 from . import settings
 from .collect.pair import Counts
 from .collect.verbs import Place, Summary, pair_file, sample_file, score_file
+from .data.inspection import Inspection, RowInspection
 from .errors import UserError
 from .files import check_out
 from .hf.load import resolve
+from .recipe.overrides import AnyRecipe, Overrides
 from .recipe.record import validate_record
+from .run import inspect as inspecting
 from .run.devices import devices
 from .settings.pair import Pair
 from .settings.sample import Sample
@@ -130,6 +133,53 @@ def pair(data: AnyPath, how: str, out: AnyPath, *, seed: int = 0, **options: Any
     chosen = validate_record(Pair, given, "pair")
     _check_new(out)
     return pair_file(chosen, Path(out), seed)
+
+
+def inspect(
+    data: AnyRecipe,
+    *,
+    stage: str | None = None,
+    examples: int = 2,
+    overrides: Overrides = None,
+    **settings: Any,
+) -> Inspection:
+    """Read data as training would, and describe what becomes of it; no weights are read.
+
+    Args:
+      data: the path or hub name of a data set, or a recipe, whose training data is read.
+      stage: the name of the stage of a recipe, with terms "stage.term"; none: the last.
+      examples: number of examples to show.
+      overrides: values to use instead of those in the recipe.
+      settings: without a recipe, the fields of `run.inspect.DataSet`: `model`, and if needed
+        `objective`, `batch_size`, `seed` and the settings of the data.
+
+    Raises:
+      UserError: a setting, a row or the checkpoint does not fit.
+    """
+    return inspecting.inspect(inspecting.open_given(data, stage, overrides, settings), examples)
+
+
+def inspect_row(
+    data: AnyRecipe,
+    row: int,
+    *,
+    stage: str | None = None,
+    overrides: Overrides = None,
+    **settings: Any,
+) -> RowInspection:
+    """Describe what becomes of one row, which may be a row that training refuses.
+
+    Args:
+      data: the data, as for `inspect`.
+      row: the number of the row in its file, as in messages, from 1.
+      stage: the name of the stage of a recipe; none: the last.
+      overrides: values to use instead of those in the recipe.
+      settings: settings as for `inspect`.
+
+    Raises:
+      UserError: a setting or the checkpoint does not fit, or there is no such row.
+    """
+    return inspecting.inspect_row(inspecting.open_given(data, stage, overrides, settings), row)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from ..files import first_process
 from ..hf import load
 from ..hf.tokenizer import load_tokenizer
 from ..objectives import OBJECTIVES
+from ..recipe.schema import objective_settings
 from ..report import terminal, write_report
 from ..report.metrics import read_metrics
 from ..report.samples import Comparison, Estimate, Measure, with_rewards, write_samples
@@ -34,6 +35,14 @@ from . import world
 LONGEST = 64  # tokens of a sampled answer; the world's answers are at most 40 bytes
 
 
+def answers_scored(recipe: Recipe) -> bool:
+    """Whether a run ends in a model whose answers have a true reward: one of a synthetic world."""
+    last = list(recipe.training.values())[-1].goals().get("")
+    return (
+        recipe.world is not None and last is not None and objective_settings(last)[0].scores is None
+    )
+
+
 def show(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
     """Compare the first stage's model with the last's; print the report and write its page.
 
@@ -44,6 +53,25 @@ def show(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
 
     Returns:
       The path of the page.
+    """
+    folder = Path(recipe.run.dir)
+    comparison = compared(recipe, mesh, console)
+    if first_process():
+        write_samples(folder, comparison)
+        write_report(folder)
+        console.print(terminal(folder))
+    path = folder / "report" / "report.html"
+    console.print(f"report: {path}")
+    return path
+
+
+def compared(recipe: Recipe, mesh: Mesh, console: Console) -> Comparison:
+    """The first stage's model and the last's on the held-out prompts of the synthetic world.
+
+    Args:
+      recipe: the recipe of a finished run with a synthetic world.
+      mesh: the device mesh.
+      console: where to print the progress of sampling.
     """
     began = time.monotonic()
     folder, names = Path(recipe.run.dir), list(recipe.training)
@@ -80,14 +108,7 @@ def show(recipe: Recipe, mesh: Mesh, console: Console) -> Path:
         # The reward is measured from the model before: for that model every pair is a tie.
         shown = str(share(accuracy, len(prompts)))
         measures = (Measure("reward accuracy, pairs", "all ties", shown, ""), ranked)
-    seconds = time.monotonic() - began
-    if first_process():
-        write_samples(folder, Comparison(names[0], names[-1], samples, measures, seconds))
-        write_report(folder)
-        console.print(terminal(folder))
-    path = folder / "report" / "report.html"
-    console.print(f"report: {path}")
-    return path
+    return Comparison(names[0], names[-1], samples, measures, time.monotonic() - began)
 
 
 def share(mean: float, count: int) -> Estimate:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .samples import Comparison
+from .samples import Comparison, Estimate
 from .text import visible
 
 if TYPE_CHECKING:
@@ -78,6 +78,44 @@ def answers(comparison: Comparison) -> dict[str, bytes]:
     return {"answers_rewards": _png(histogram), "answers_wins": _png(wins)}
 
 
+def errors(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[Estimate]]],
+    labels: tuple[str, str],
+    ticks: Sequence[str] | None,
+) -> bytes:
+    """Means with their standard errors, as a PNG.
+
+    Args:
+      lines: {its name: (places on the x axis [n], values [n])}.
+      labels: of the x axis and of the y axis.
+      ticks: names of the places 0, 1, ...; none: the places are numbers, on a logarithmic scale
+        where they are positive and the largest is at least 10 times the smallest.
+    """
+    figure, axes = _figure()
+    colors = (BLUE, VERMILLION, *OTHERS)
+    for i, (name, (places, values)) in enumerate(lines.items()):
+        means = [value.mean for value in values]
+        bars = [0.0 if math.isnan(value.error) else value.error for value in values]
+        axes.errorbar(
+            places, means, bars, fmt="o-", color=colors[i % len(colors)], capsize=3,
+            label=_plain(name),
+        )  # fmt: skip
+    every = [place for places, _ in lines.values() for place in places]
+    if ticks is not None:
+        axes.set_xticks(range(len(ticks)), [_plain(tick) for tick in ticks])
+    elif min(every) > 0 and max(every) >= 10 * min(every):
+        axes.set_xscale("log")
+    axes.set(xlabel=_plain(labels[0]), ylabel=_plain(labels[1]))
+    if len(lines) > 1:
+        _legend(figure, axes)
+    return _png(figure)
+
+
+def _plain(text: str) -> str:
+    """A text of a run, short, without what matplotlib reads as mathematics."""
+    return visible(text)[:24].replace("$", r"\$")
+
+
 def _panel(metrics: Sequence[Mapping[str, Any]], label: str, names: Sequence[str]) -> Figure | None:
     """Metrics in one set of axes; None if they have no finite value."""
     series = {n: (_series(metrics, n), _series(metrics, f"eval/{n}")) for n in names}
@@ -106,7 +144,7 @@ def _draw(
     color: str,
 ) -> None:
     """One metric: its values faint, their running mean strong, held-out values as circles."""
-    word = visible(word)[:24].replace("$", r"\$")
+    word = _plain(word)
     steps, values = training
     if values.size:
         window = 1 if word == "planned" else max(1, len(values) // 20)

@@ -12,5 +12,6 @@ LAYERS = (
     ("collect",),
     ("run",),
     ("quickstart", "language_model", "making"),
+    ("sweeps",),
     ("api", "cli"),
 )

@@ -1,0 +1,1 @@
+"""Runs of one recipe that differ in a few settings, and the table of their results."""
