@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import count, islice
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ..core.batch import Batch
 from .examples import Example, Item
 from .mixture import Mixture, epoch_order, joined, whole
 from .pack import CachedStats, cell_size, most_scored, pack, share_out
-from .rows import Shape, common_shapes, round_up
+from .rows import Shape, common_shapes, kept_shapes, round_up
 from .store import Examples
 
 Batches = Generator[Batch, None, None]
@@ -29,6 +30,14 @@ LOOKED_AT = 256, 8192
 
 Batches by step are looked at in the order of seed 0 whatever the seed is, also beyond the first
 epoch: runs that differ in their seeds compile the same shapes."""
+
+
+class Sizes(NamedTuple):
+    """The sizes of the arrays of batches, each of which is compiled."""
+
+    by_step: Sequence[Shape]
+    in_order: Sequence[Shape]
+    max_scored: int  # T, tokens
 
 
 class Loader:
@@ -56,6 +65,7 @@ class Loader:
         cached: CachedStats | None = None,
         mixture: Mixture | None = None,
         held: Collection[int] | None = None,
+        before: Sizes | None = None,
     ):
         """Check that the batch can be cut, and that `cached` belongs to the examples.
 
@@ -72,6 +82,7 @@ class Loader:
           cached: statistics of the data set under frozen models.
           mixture: how many examples of each source an epoch has; None: all examples once.
           held: the shards that this process holds; None: all.
+          before: sizes of the batches of similar data, used again where they cost little more.
 
         Raises:
           UserError: B cannot be divided into microbatches and shards.
@@ -91,6 +102,10 @@ class Loader:
         self.n_shapes = shapes
         self.chunks, self.scores, self.held = chunks, scores, held
         self.mixture = mixture or whole(len(examples))
+        self.before = before
+        self.max_scored = examples.max_scored
+        if before is not None and self.max_scored <= before.max_scored <= 2 * self.max_scored:
+            self.max_scored = before.max_scored
         self.shapes_seen: set[Shape] = set()
 
     def steps(self, epochs: float) -> int:
@@ -127,7 +142,7 @@ class Loader:
 
         def make(_: int) -> Batch:
             numbers, items = zip(*islice(examples, self.batch_size), strict=True)
-            max_scored = max(self.examples.max_scored, round_up(most_scored(items), 16))
+            max_scored = max(self.max_scored, round_up(most_scored(items), 16))
             return self._pack(items, np.array(numbers), self.shapes, max_scored)
 
         try:
@@ -148,17 +163,27 @@ class Loader:
         return self._ahead(make, range(start, stop, self.batch_size))
 
     @cached_property
-    def shapes(self) -> list[Shape]:
+    def shapes(self) -> Sequence[Shape]:
         """Shapes of batches by step, chosen by the first batches of the order of seed 0."""
-        return self._common_shapes(self.indices(step, seed=0) for step in count())
+        before = self.before and self.before.by_step
+        return self._common_shapes((self.indices(step, seed=0) for step in count()), before)
 
     @cached_property
-    def shapes_in_order(self) -> list[Shape]:
+    def shapes_in_order(self) -> Sequence[Shape]:
         """Shapes of sequential batches."""
-        n = len(self.examples)
-        return self._common_shapes(self._in_order(i, n) for i in range(0, n, self.batch_size))
+        n, before = len(self.examples), self.before and self.before.in_order
+        return self._common_shapes(
+            (self._in_order(i, n) for i in range(0, n, self.batch_size)), before
+        )
 
-    def _common_shapes(self, batches: Iterable[np.ndarray]) -> list[Shape]:
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of the arrays of its batches."""
+        return Sizes(self.shapes, self.shapes_in_order, self.max_scored)
+
+    def _common_shapes(
+        self, batches: Iterable[np.ndarray], before: Sequence[Shape] | None
+    ) -> Sequence[Shape]:
         most, examples = LOOKED_AT
         asked = [
             share_out(
@@ -166,7 +191,9 @@ class Loader:
             )
             for indices in islice(batches, min(most, -(-examples // self.batch_size)))
         ]
-        return common_shapes([cells for _, cells in asked], self.row_length, self.n_shapes)
+        cells = [cells for _, cells in asked]
+        own = common_shapes(cells, self.row_length, self.n_shapes)
+        return own if not before else kept_shapes(cells, before, own, self.row_length)
 
     def _in_order(self, first: int, stop: int) -> np.ndarray:
         """[B] the examples from `first`; -1, padding, from `stop`."""
@@ -177,7 +204,7 @@ class Loader:
         return [self.examples.item(i) if i >= 0 else None for i in indices.tolist()]
 
     def _pack_these(self, indices: np.ndarray, shapes: Sequence[Shape]) -> Batch:
-        return self._pack(self._items(indices), indices, shapes, self.examples.max_scored)
+        return self._pack(self._items(indices), indices, shapes, self.max_scored)
 
     def _pack(
         self,

@@ -16,6 +16,10 @@ SCORED_UNIT = 64
 """M, the scored tokens of a chunk, is a multiple of it."""
 
 
+KEPT = 1.25
+"""Shapes of earlier data are used again if batches cost at most this many times as much in them."""
+
+
 class Shape(NamedTuple):
     """Sizes of a cell in which batches of a run may differ."""
 
@@ -131,6 +135,26 @@ def common_shapes(batches: Sequence[Demand], row_length: int, count: int) -> lis
         Shape(int(needs[i, at]), lengths[at], chunks, SCORED_UNIT * int(needs[i, -1]))
         for i, at in sorted(enumerate(best), key=lambda item: cost(needs[item[0]]))
     ]
+
+
+def kept_shapes(
+    batches: Sequence[Demand], before: Sequence[Shape], own: Sequence[Shape], row_length: int
+) -> Sequence[Shape]:
+    """The shapes of earlier, similar data, which are compiled, if they cost little more.
+
+    Args:
+      batches: with the same number of chunks, at least one.
+      before: the earlier shapes.
+      own: the `common_shapes` of the batches.
+      row_length: L, the most, tokens.
+    """
+
+    def cost(shapes: Sequence[Shape]) -> float:
+        each = (lay_out(batch, row_length, shapes)[0] for batch in batches)
+        return sum(s.rows * _row_cost(s.row_length) + s.chunks * s.scored for s in each)
+
+    fits = all(shape.chunks == batches[0].chunks for shape in before)
+    return before if fits and cost(before) <= KEPT * cost(own) else own
 
 
 def _longest(demand: Demand) -> int:

@@ -25,6 +25,7 @@ from ..models.decoder import Model
 from ..models.quantized import Kind
 from ..recipe.schema import reference_mode
 from ..update.forward import Task
+from .sizes import sizes_before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,8 @@ class TermRun:
         shards, spec = batch_shards(self.mesh), self.model.spec
         cell = cell_size(size, microbatches, shards)
         scored = examples.responses * spec.scores or examples.offsets[-1] / len(examples)
+        known = sizes_before(self.recipe, self.name)
+        data_set = next((name for name, own in self.sets().items() if own is examples), "")
         return Loader(
             examples,
             batch_size=size,
@@ -153,4 +156,5 @@ class TermRun:
             cached=cached,
             mixture=mixture,
             held=held_shards(self.mesh),
+            before=known.get(data_set),
         )

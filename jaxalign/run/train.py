@@ -44,6 +44,7 @@ from .preflight import check_stages, model_folder, pending
 from .read_data import begin
 from .reference import cached_reference, held_out_loader
 from .room import check_writable
+from .sizes import keep_sizes
 from .stage import StageRun, prepare
 from .tracking import Tracker
 from .weights import first_state, fixed_weights
@@ -167,6 +168,10 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
             term.training_loader(cached_reference(term, "train", console)) for term in stage.terms
         ]
         held_out = [held_out_loader(term, console) for term in stage.terms]
+    batches_of: dict[str, Loader | None] = {}
+    for term, train, held in zip(stage.terms, loaders, held_out, strict=True):
+        batches_of |= term.task.named({"train": train, "held_out": held})
+    keep_sizes(stage.recipe, stage.name, batches_of)
     checkpoints = Checkpoints(stage.folder / "checkpoints", stage.settings.keep)
     with contextlib.closing(checkpoints):
         found = checkpoints.restore(stage.state_spec)

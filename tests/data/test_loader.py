@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from lib.packing import contexts, expected_contexts, hh_like, make_example
 
-from jaxalign.data.loader import AHEAD, Loader
+from jaxalign.data.loader import AHEAD, Loader, Sizes
 from jaxalign.data.mixture import order
 from jaxalign.data.pack import CachedStats
+from jaxalign.data.rows import Shape
 from jaxalign.data.store import Examples
 from jaxalign.errors import UserError
 
@@ -198,6 +199,28 @@ def test_runs_with_other_seeds_have_the_same_shapes():
     for one in runs:
         list(one.batches(0, 50))
     assert set.union(*(one.shapes_seen for one in runs)) == set(runs[0].shapes)
+
+
+def test_batches_have_the_sizes_of_earlier_data_that_are_a_little_larger():
+    examples = Examples.of(hh_like(200))
+    own = loader(examples, batch_size=100, row_length=1024, shapes=2).sizes
+    larger = [[s._replace(rows=s.rows + 1) for s in shapes] for shapes in own[:2]]
+    before = Sizes(*larger, own.max_scored + 16)
+    one = loader(examples, batch_size=100, row_length=1024, shapes=2, before=before)
+    assert one.sizes == before
+    batch = one.batch(0)
+    assert Shape(*batch.ids.shape[2:], *batch.source.shape[2:]) in larger[0]
+    assert batch.mask.shape[-1] == own.max_scored + 16
+
+
+def test_batches_have_no_sizes_of_earlier_data_that_are_much_larger_or_too_small():
+    examples = Examples.of(hh_like(200))
+    own = loader(examples, batch_size=8, row_length=1024, shapes=2).sizes
+    larger = [[s._replace(rows=s.rows * 2) for s in shapes] for shapes in own[:2]]
+    for max_scored in (own.max_scored - 16, own.max_scored * 2 + 16):
+        before = Sizes(*larger, max_scored)
+        one = loader(examples, batch_size=8, row_length=1024, shapes=2, before=before)
+        assert one.sizes == own
 
 
 def test_shapes_seen_are_those_of_the_batches():

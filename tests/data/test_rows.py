@@ -11,6 +11,7 @@ from jaxalign.data.rows import (
     Demand,
     Shape,
     common_shapes,
+    kept_shapes,
     lay_out,
     round_up,
     row_lengths,
@@ -116,3 +117,26 @@ def test_what_is_often_seen_keeps_the_shape_that_fits_it(counts, kept):
 def test_rows_are_doubled_where_an_example_needs_it():
     (shape,) = common_shapes([Demand([[300]], 1, 1), Demand([[20]], 1, 1)], 128, 1)
     assert shape == Shape(1, 384, 1, 64)
+
+
+def uniform(rows, chunks=1):
+    """Batches that fill so many rows of 128 tokens, 64 of them scored."""
+    return [Demand([[128] * rows], chunks, 64)] * 3
+
+
+@pytest.mark.parametrize(("before", "kept"), [(8, True), (9, True), (10, True), (11, False)])
+def test_earlier_shapes_are_kept_if_they_cost_at_most_a_quarter_more(before, kept):
+    own, earlier = [Shape(8, 128, 1, 64)], [Shape(before, 128, 1, 64)]
+    assert kept_shapes(uniform(8), earlier, own, 128) == (earlier if kept else own)
+
+
+def test_earlier_shapes_that_hold_no_batch_cost_what_shapes_of_their_own_cost():
+    # 13 rows are rounded up to 16, which is less than a quarter more.
+    assert kept_shapes(uniform(13), [Shape(1, 128, 1, 64)], [Shape(13, 128, 1, 64)], 128) == [
+        Shape(1, 128, 1, 64)
+    ]
+
+
+def test_earlier_shapes_with_other_chunks_are_not_kept():
+    own = [Shape(8, 128, 2, 64)]
+    assert kept_shapes(uniform(8, 2), [Shape(8, 128, 1, 64)], own, 128) == own

@@ -17,13 +17,14 @@ from rich.console import Console
 import jaxalign
 from jaxalign.collect.verbs import Place, sample_file
 from jaxalign.core.sharding import make_mesh
-from jaxalign.errors import UserError
+from jaxalign.errors import RunError, UserError
 from jaxalign.recipe.read import parse
 from jaxalign.run import data_stage
 from jaxalign.run.data_stage import make_data, seed_of
 from jaxalign.run.dry_run import dry_run
 from jaxalign.run.phases import Phases
 from jaxalign.run.preflight import checked_stages, pending
+from jaxalign.sealed import read_own
 from jaxalign.settings import Mesh
 
 MESH = h.one_device()
@@ -118,6 +119,30 @@ def test_training_changes_the_model_in_each_round(finished, inputs):
     for before, after in itertools.pairwise(models):
         old, new = h.tensors(before), h.tensors(after)
         assert any(np.any(old[name] != new[name]) for name in old)
+
+
+def test_the_batches_of_a_round_have_the_sizes_of_the_round_before(finished):
+    first, second = (
+        read_own(finished[1] / f"round-{i}" / "dpo" / "sizes.json", dict) for i in (1, 2)
+    )
+    assert first.keys() == {"train", "held_out"}
+    assert first == second
+
+
+def test_a_stage_in_no_round_keeps_no_sizes(inputs, tmp_path):
+    h.run(h.recipe(inputs, tmp_path / "run", "dpo"), MESH)
+    assert not (tmp_path / "run" / "dpo" / "sizes.json").exists()
+
+
+def test_damaged_sizes_of_the_round_before_are_refused(finished, inputs, tmp_path):
+    run = shutil.copytree(finished[1], tmp_path / "run")
+    shutil.rmtree(run / "round-2" / "dpo")
+    sizes = run / "round-1" / "dpo" / "sizes.json"
+    sizes.write_text(sizes.read_text().replace("train", "trian"))
+    with pytest.raises(
+        RunError, match=r"sizes\.json.*the next round compiles programs of its own"
+    ):
+        jaxalign.train(finished[0], {"run.dir": str(run)})
 
 
 def test_a_finished_run_does_nothing_when_it_is_started_again(finished):

@@ -1,0 +1,56 @@
+"""The sizes of the batches of a stage in rounds, which the next round has again.
+
+Each round has data of its own, and so would compile programs of its own, although its answers are
+about as long as those before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..data.loader import Loader, Sizes
+from ..files import first_process, write_whole
+from ..sealed import read_own, sealed
+from ..settings import Recipe
+
+FILE = "sizes.json"
+_ROUND = re.compile(r"(.+)-(\d+)/(.+)")
+
+
+def round_before(recipe: Recipe, name: str) -> str | None:
+    """The same stage in the round before; None: there is none."""
+    match = _ROUND.fullmatch(name)
+    if match is None:
+        return None
+    rounds, number, stage = match.groups()
+    before = f"{rounds}-{int(number) - 1}/{stage}"
+    return before if before in recipe.training else None
+
+
+def sizes_before(recipe: Recipe, name: str) -> dict[str, Sizes]:
+    """{data set: the sizes of its batches in the round before}; empty: there are none.
+
+    Raises:
+      RunError: the file is damaged.
+    """
+    before = round_before(recipe, name)
+    file = Path(recipe.run.dir) / (before or name) / FILE
+    if before is None or not file.exists():
+        return {}
+    remedy = "delete it, and the next round compiles programs of its own"
+    return read_own(file, dict[str, Sizes], remedy)
+
+
+def keep_sizes(recipe: Recipe, name: str, loaders: Mapping[str, Loader | None]) -> None:
+    """Write the sizes of the batches of a stage in rounds, for the next round.
+
+    Args:
+      recipe: the recipe.
+      name: the name of the stage; nothing is written if it is in no round.
+      loaders: {data set: its batches}.
+    """
+    if _ROUND.fullmatch(name) and first_process():
+        sizes = {key: loader.sizes for key, loader in loaders.items() if loader is not None}
+        write_whole(Path(recipe.run.dir) / name / FILE, sealed(sizes))
