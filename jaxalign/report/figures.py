@@ -87,7 +87,7 @@ def errors(
 
     Args:
       lines: {its name: (places on the x axis [n], values [n])}.
-      labels: of the x axis and of the y axis.
+      labels: (of the x axis, of the y axis).
       ticks: names of the places 0, 1, ...; none: the places are numbers, on a logarithmic scale
         where they are positive and the largest is at least 10 times the smallest.
     """

@@ -21,7 +21,7 @@ SEED = "run.seed"
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _PLAIN = re.compile(r"[A-Za-z0-9_.+-]{1,32}")
-"""Values that stand in the name of a folder as they are; any other stands as its number."""
+"""Values that are in the name of a folder as they are; any other has its number there."""
 _IN_ROUNDS = re.compile(r"stages\.([^.]+)\.stages\.([\w-]+)\.(.+)")
 MOST = 10_000
 """Runs of a sweep."""

@@ -139,9 +139,7 @@ def test_damaged_sizes_of_the_round_before_are_refused(finished, inputs, tmp_pat
     shutil.rmtree(run / "round-2" / "dpo")
     sizes = run / "round-1" / "dpo" / "sizes.json"
     sizes.write_text(sizes.read_text().replace("train", "trian"))
-    with pytest.raises(
-        RunError, match=r"sizes\.json.*the next round compiles programs of its own"
-    ):
+    with pytest.raises(RunError, match=r"sizes\.json.*the next round compiles programs of its own"):
         jaxalign.train(finished[0], {"run.dir": str(run)})
 
 

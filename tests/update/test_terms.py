@@ -161,7 +161,7 @@ def test_half_precision_gradients_are_summed_in_float32(monkeypatch):
     alone = Gradient(jnp.ones(()), ones, {}, None, None)
     monkeypatch.setattr(step, "value_and_grad", lambda *args, **more: alone)
     small = 2.0**-9  # 1 + small is 1 in bfloat16
-    task = Task(OBJECTIVES["sft"], {}, lambda *args: args)
+    task = Task(OBJECTIVES["sft"], {}, lambda *args: args, term="own")
     tasks = [task, *[dataclasses.replace(task, weight=small)] * 4]
     state = TrainState.of(ones, (), jnp.int32(0), [TermState()] * 5)
     found = weighted_gradient(tasks, state, [None] * 5, Fixed.of(None, [None] * 5)).grads["w"]
