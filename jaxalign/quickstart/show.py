@@ -23,7 +23,7 @@ from ..hf.tokenizer import load_tokenizer
 from ..objectives import OBJECTIVES
 from ..recipe.schema import objective_settings
 from ..report import terminal, write_report
-from ..report.metrics import read_metrics
+from ..report.read import read_run
 from ..report.samples import Comparison, Estimate, Measure, with_rewards, write_samples
 from ..run.evaluate import evaluator
 from ..run.stage import describe_model
@@ -93,8 +93,8 @@ def compared(recipe: Recipe, mesh: Mesh, console: Console) -> Comparison:
         sample(after, how, mesh, rows, console).texts,
         world.reward,
     )
-    last = read_metrics(folder / names[-1] / "metrics.jsonl")[-1]
-    accuracy = last.get("eval/rewards/accuracies")  # not of demonstrations
+    measured = read_run(folder).stages[-1].held_out.get("rewards/accuracies")
+    accuracy = None if measured is None else measured.mean  # demonstrations have none
     rankings = ranking(recipe, before, mesh), ranking(recipe, after, mesh)
     change = rankings[1].mean - rankings[0].mean
     ranked = Measure(

@@ -93,6 +93,7 @@ def _misfits(recipe: Recipe) -> Complaints:
         for term, goal in stage.goals().items():
             found |= _placed(where, term, _misfits_of(where, goal, named))
         found |= _misfit_templates(f"{where}.terms", stage.goals())
+        found |= _misfit_evaluations(where, stage)
     for where, stage in every.items():
         if isinstance(stage, SampleStage):
             wrong = sample.problems(stage.sample)
@@ -146,6 +147,18 @@ def _misfit_templates(where: str, goals: Mapping[str, Stage]) -> Complaints:
         for term, goal in goals.items()
         if (file := goal.data.chat_template) != first
     }
+
+
+def _misfit_evaluations(where: str, stage: TrainingStage) -> Complaints:
+    """Complaints about settings that read the evaluations of a stage, and about those it lacks."""
+    found: Complaints = {}
+    if stage.keep_best is not None:
+        if stage.eval_every == 0:
+            said = "keep_best compares evaluations; set it to a number of updates (got 0)"
+            found[f"{where}.eval_every"] = said
+        if all(goal.data.eval_path is None for goal in stage.goals().values()):
+            found[f"{where}.keep_best"] = "needs held-out metrics; give data.eval_path"
+    return found
 
 
 def _misfit_sources(where: str, data: Data) -> Complaints:

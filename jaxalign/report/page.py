@@ -219,6 +219,7 @@ def _stage(number: int, stage: Stage, pictures: Mapping[str, bytes]) -> str:
     total = "" if stage.updates is None else f" of {stage.updates:,}"
     facts = [stage.state, f"{stage.done:,}{total} updates recorded"]
     facts += [] if rate is None else [f"{rate:,.0f} tokens/s (median)"]
+    facts += [stage.choice] if stage.choice else []
     parts.append(html.paragraph("; ".join(dict.fromkeys(facts)) + "."))
     if stage.counts:
         names = dict.fromkeys(name for counts in stage.counts.values() for name in counts)
@@ -255,15 +256,18 @@ def _count(value: int | None) -> str:
 
 
 def _held_out(stage: Stage) -> str:
-    """The first and the last evaluation, with the standard error of the last."""
+    """The first evaluation, and the last or the exported one with its standard error."""
     rows = []
     for name, value in stage.held_out.items():
         error = "" if math.isnan(value.error) else f"± {short(value.error)}"
         rows.append((name, short(stage.evaluations(name)[0]), short(value.mean), error))
     known = any(row[3] for row in rows)
-    head = ("metric", "first", "last", *(("standard error",) if known else ()))
+    last = "exported" if stage.choice else "last"
+    head = ("metric", "first", last, *(("standard error",) if known else ()))
     count = stage.held_out_examples
     note = "First and last evaluation of the training."
+    if stage.choice:
+        note = "First evaluation of the training, and the exported weights."
     note += "" if count is None else f" {count:,} examples."
     note += "" if known else " The standard errors are not recorded."
     cut = [row[: len(head)] for row in rows]

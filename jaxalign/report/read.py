@@ -12,6 +12,7 @@ from ..documents import from_json, from_yaml
 from ..errors import UserError
 from .metrics import parse_line
 from .samples import FILE, Comparison, Estimate, parse_samples
+from .text import short
 
 Lines = list[dict[str, Any]]
 KINDS = ("sample", "score", "pair")
@@ -29,8 +30,10 @@ class Stage:
     """{"train" | "held_out": {what: examples}}; of a stage with terms, "dpo/train"."""
     updates: int | None  # updates asked for
     timings: Mapping[str, float]  # {phase: seconds}
-    held_out: Mapping[str, Estimate]  # the last evaluation; the error is nan if unknown
+    held_out: Mapping[str, Estimate]
+    """The exported weights, or else the last evaluation; the error is nan if unknown."""
     held_out_examples: int | None
+    best: Mapping[str, Any]  # the record of an exported update that was chosen as the best
     model: Path | None  # exported
     adapter: Path | None
     failed: tuple[int, ...]  # updates whose loss or gradient was not finite
@@ -56,6 +59,19 @@ class Stage:
     def terms(self) -> tuple[str, ...]:
         """The names of the terms of a stage with several objectives; else none."""
         return tuple(map(str, _mapping(self.asked.get("terms"))))
+
+    @property
+    def choice(self) -> str:
+        """How the exported update was chosen, in words; empty if it is the last one."""
+        names = ("update", "made", "planned", "value")
+        update, made, planned, value = (_number(self.best.get(name)) for name in names)
+        if math.isnan(update + made + planned):
+            return ""
+        early = f"stopped early after {made:,.0f} of {planned:,.0f} updates; "
+        return (
+            f"{early if made < planned else ''}update {update:,.0f} is exported, with the "
+            f"{self.best.get('want')} held-out {self.best.get('metric')}, {short(value)}"
+        )
 
     def evaluations(self, name: str) -> list[float]:
         """The held-out values of a metric, oldest first."""
@@ -234,6 +250,7 @@ class _Reader:
         metrics = self._metrics(f"{name}/metrics.jsonl")
         held_out = self.json(f"{name}/held_out.json")
         timings = self.json(f"{name}/timings.json")
+        best = self.json(f"{name}/best.json")
         for text in _accepted(self.json(f"{name}/inputs.json")):
             self.problems.append(f"{name} {text}")
         total = asked.get("steps") or data.get("updates")
@@ -246,6 +263,7 @@ class _Reader:
             timings={str(k): v for k, v in timings.items() if _is_number(v)},
             held_out=_last_evaluation(metrics, held_out),
             held_out_examples=_whole(held_out.get("examples")),
+            best=best,
             model=own / "model" if (own / "model").is_dir() else None,
             adapter=own / "adapter" if (own / "adapter").is_dir() else None,
             failed=_failed(own),
@@ -267,14 +285,19 @@ def _failed(stage: Path) -> tuple[int, ...]:
 
 
 def _last_evaluation(metrics: Lines, recorded: Mapping[str, Any]) -> dict[str, Estimate]:
-    """The last held-out value of each metric, with its standard error where it is recorded."""
+    """The last held-out value of each metric, with its standard error where it is recorded.
+
+    Of a stage that chose the best update, the values of the exported weights are recorded too.
+    """
     last: dict[str, float] = {}
     step = None
     for line in metrics:
         found = {k.removeprefix("eval/"): v for k, v in line.items() if k.startswith("eval/")}
         step = line["step"] if found else step
         last |= found
-    current = recorded.get("step") == step
+    exported = {k: v for k, v in _mapping(recorded.get("exported")).items() if _is_number(v)}
+    last = exported or last
+    current = bool(exported) or recorded.get("step") == step
     errors = _mapping(recorded.get("standard_errors")) if current else {}
     known = {name: float(e) for name, e in errors.items() if _is_number(e)}
     return {name: Estimate(value, known.get(name, math.nan)) for name, value in last.items()}
@@ -308,6 +331,10 @@ def _counts(raw: Any) -> dict[str, int]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> float:
+    return float(value) if _is_number(value) else math.nan
 
 
 def _whole(value: Any) -> int | None:

@@ -25,6 +25,7 @@ def terminal(folder: Path) -> Group:
     parts += [Text(visible(problem), "yellow") for problem in run.problems]
     if run.stages:
         parts.append(_stages(run))
+        parts += [Text(f"{visible(s.name)}: {visible(s.choice)}") for s in run.stages if s.choice]
     if run.made:
         parts.append(_made(run))
     if run.comparison is not None:

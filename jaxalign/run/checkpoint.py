@@ -60,8 +60,13 @@ class Checkpoints:
         """Steps of the sealed checkpoints, oldest first."""
         return sorted(int(p.stem.removeprefix("step-")) for p in self._folder.glob("step-*.json"))
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, best: int | None = None) -> None:
         """Begin to save `state`, any pytree of arrays; returns once it is safe to donate it.
+
+        Args:
+          step: number of the update.
+          state: the state after it.
+          best: an update whose checkpoint is kept, however old it is.
 
         Raises:
           RunError: this save or an earlier one failed.
@@ -71,7 +76,7 @@ class Checkpoints:
             self._saver.save(self._path(step), args=ARGS.StandardSave(_named(state)))
         except (OSError, ValueError) as e:
             raise self._failed(step, e) from e
-        self._pending.append((step, self._sealer.submit(self._seal, step)))
+        self._pending.append((step, self._sealer.submit(self._seal, step, best)))
 
     def check(self) -> None:
         """Raise the error of a save that has failed since the last look, without waiting.
@@ -105,13 +110,15 @@ class Checkpoints:
         Raises:
           UserError: a file is missing or its bytes are not those that were saved.
         """
-        if not (steps := self.steps()):
-            return None
-        step = steps[-1]
+        steps = self.steps()
+        return (steps[-1], self.restore_step(steps[-1], abstract)) if steps else None
+
+    def restore_step(self, step: int, abstract: Any) -> Any:
+        """The state of one sealed checkpoint; arguments and errors as for `restore`."""
         self._verify(step)
         named = self._saver.restore(self._path(step), args=ARGS.StandardRestore(_named(abstract)))
         structure = jax.tree.structure(abstract)
-        return step, jax.tree.unflatten(structure, [named[k] for k in _named(abstract)])
+        return jax.tree.unflatten(structure, [named[k] for k in _named(abstract)])
 
     def close(self) -> None:
         """Stop the background threads; a save in flight is finished first."""
@@ -124,14 +131,14 @@ class Checkpoints:
     def _manifest(self, step: int) -> pathlib.Path:
         return self._folder / f"step-{step:08d}.json"
 
-    def _seal(self, step: int) -> None:
+    def _seal(self, step: int, best: int | None) -> None:
         self._saver.wait_until_finished()
         if not self._primary:
             return
         root = self._path(step)
         files = {str(p.relative_to(root)): sha256(p) for p in _files(root)}
         write_whole(self._manifest(step), sealed(Manifest(step, files)._asdict()))
-        for old in self.steps()[: -self._keep]:
+        for old in [s for s in self.steps()[: -self._keep] if s != best]:
             # The seal goes first: a kill between the two leaves a folder that does not count.
             self._manifest(old).unlink()
             shutil.rmtree(self._path(old))

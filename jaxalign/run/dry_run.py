@@ -91,6 +91,12 @@ def _lines(stage: StageRun, console: Console) -> dict[str, str]:
         f"{stage.updates:,}{done}, of {sizes} examples in "
         f"{stage.settings.microbatches} microbatches"
     )
+    if (best := stage.settings.keep_best) is not None:
+        stops = f"; stops after {best.patience} evaluations without a better one"
+        found["exports"] = (
+            f"the update with the {best.want} held-out {best.metric}"
+            f"{stops if best.patience else ''}"
+        )
     found["trains"] = _trained(stage)
     for term in stage.terms:
         if term.reference_mode is not None:

@@ -23,6 +23,7 @@ from ..models.decoder import Params
 from ..recipe.read import dump
 from ..update.forward import Task
 from ..update.state import TrainState
+from .best import exported_update
 from .checkpoint import Checkpoints
 from .ledger import accepted_changes
 from .stage import StageRun
@@ -47,6 +48,20 @@ def environment() -> dict[str, Any]:
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "git": git.stdout.strip() or None,
     }
+
+
+def exported_state(stage: StageRun) -> TrainState:
+    """The training state after the exported update of a stage, or else after its newest one.
+
+    Raises:
+      UserError: the stage has no checkpoint, or it is damaged.
+    """
+    found = exported_update(stage.folder)
+    if found is None:
+        return newest_state(stage)[1]
+    folder = stage.folder / "checkpoints"
+    with contextlib.closing(Checkpoints(folder, stage.settings.keep)) as checkpoints:
+        return checkpoints.restore_step(found.update, stage.state_spec)
 
 
 def newest_state(stage: StageRun) -> tuple[int, TrainState]:
@@ -92,10 +107,12 @@ def write_checkpoint(
     return step
 
 
-def write_adapter(stage: StageRun, params: Params, folder: Path, metrics: dict[str, float]) -> None:
+def write_adapter(
+    stage: StageRun, params: Params, folder: Path, metrics: dict[str, float], *, note: str = ""
+) -> None:
     """Export adapters as PEFT keeps them, with a model card; arguments as `write_model`."""
     assert stage.adapted is not None
-    card = model_card(stage, metrics, "peft")
+    card = model_card(stage, metrics, "peft", note=note)
     save_adapter(folder, params, stage.adapted, base=_base_name(stage), card=card)
 
 
@@ -114,6 +131,8 @@ def write_model(
     folder: Path,
     metrics: dict[str, float],
     console: Console,
+    *,
+    note: str = "",
 ) -> None:
     """Export parameters with the starting checkpoint's config and tokenizer, and a model card.
 
@@ -126,6 +145,7 @@ def write_model(
       folder: a new Hugging Face folder; it appears whole or not at all.
       metrics: held-out metrics for the card.
       console: where to print.
+      note: a clause about the parameters for the card.
     """
     if stage.adapted is not None and base is not None:
         params = stage.adapted.merged(base, params)
@@ -140,7 +160,7 @@ def write_model(
         stage.model,
         source=stage.source,
         dtype=dtype,
-        card=model_card(stage, metrics, rounded=rounded),
+        card=model_card(stage, metrics, rounded=rounded, note=note),
         pad=_pad(stage),
         stops=() if stage.model.spec.scores else stage.encoder.all_stops(),
         template=stage.encoder.template,
@@ -169,6 +189,7 @@ def model_card(
     library: str = "transformers",
     *,
     rounded: Rounding | None = None,
+    note: str = "",
 ) -> str:
     """The README.md of an exported model.
 
@@ -177,14 +198,16 @@ def model_card(
       metrics: held-out metrics.
       library: name of the library that loads it.
       rounded: effect of the dtype of the export; None: no effect.
+      note: a clause about the parameters.
     """
     tasks = [term.task for term in stage.terms]
     made = " + ".join(map(_with_hyper, tasks))
     sources = "; ".join(dict.fromkeys(task.objective.source for task in tasks))
     rows = "".join(f"| {k} | {v:.6g} |\n" for k, v in metrics.items())
-    note = f"The export in {rounded}.\n" if rounded else ""
+    note = f"{note[:1].upper()}{note[1:]}.\n" if note else ""
+    note += f"The export in {rounded}.\n" if rounded else ""
     if library == "peft":
-        note = "Metrics are of `model`: the adapters merged into the base, and rounded.\n"
+        note += "Metrics are of `model`: the adapters merged into the base, and rounded.\n"
     for entry in accepted_changes(stage.folder):
         names = ", ".join(change.name for change in entry.changes)
         note += f"Continued on {entry.when} with changed inputs: {names}.\n"

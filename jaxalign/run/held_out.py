@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ..data.loader import Loader
+from ..files import write_whole
 from ..hf.rounding import exported, lossy
 from ..models.decoder import Encoded, Params
 from ..update.forward import Forward
@@ -84,6 +86,26 @@ def joined(stage: StageRun, found: Mapping[str, HeldOut]) -> HeldOut:
             together |= task.named(found[task.term])
             errors |= task.named(found[task.term].standard_errors)
     return HeldOut(together, errors)
+
+
+def record_errors(stage: StageRun, step: int, metrics: HeldOut, *, exported: bool = False) -> None:
+    """Write held_out.json: the standard errors of the newest held-out metrics.
+
+    Args:
+      stage: the stage.
+      step: the update.
+      metrics: its held-out metrics; nothing is written if there are none.
+      exported: whether they are of the exported weights of a stage that exports its best update.
+        They are written too then, since metrics.jsonl has the evaluations of training alone.
+    """
+    if not metrics:
+        return
+    counts = {term.term: len(term.held_out) for term in stage.terms if term.held_out is not None}
+    record: dict[str, Any] = {"step": step, "examples": counts if stage.others else counts.get("")}
+    if exported:
+        record["exported"] = dict(metrics)
+    record["standard_errors"] = metrics.standard_errors
+    write_whole(stage.folder / "held_out.json", json.dumps(record, indent=1))
 
 
 def _merged_forward(stage: StageRun, kinds: dict[tuple[str, ...], str]) -> Forward:

@@ -19,7 +19,7 @@ from ..update.state import TermState
 from ..update.step import Fixed
 from . import ledger
 from .evaluate import HeldOut, evaluator
-from .export import newest_state, write_checkpoint
+from .export import exported_state, write_checkpoint
 from .held_out import joined
 from .plan import settled
 from .preflight import model_folder
@@ -128,7 +128,7 @@ def _evaluated(
     states = [TermState() for _ in ready.terms]
     if any(term.moving or term.task.objective.init_state is not None for term in ready.terms):
         # The state of the objective and a moving reference are not in a Hugging Face folder.
-        states = newest_state(ready)[1].terms
+        states = exported_state(ready).terms
     references = fixed_references(ready) if against is None else []
     if against is not None:
         references = [load_merged(against, ready.model)] * len(states)

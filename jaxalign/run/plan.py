@@ -21,6 +21,7 @@ from rich.console import Console
 from ..core.batch import Batch
 from ..core.sharding import batch_layout, batch_shards
 from ..data.pack import CachedStats, cell_size
+from ..data.store import Examples
 from ..errors import UserError
 from ..files import write_whole
 from ..models.decoder import Params
@@ -177,15 +178,19 @@ def _shared_bytes(stage: StageRun) -> int:
     return (len(live) - len(set(live))) * sum(sizes)
 
 
-def costliest_batch(stage: TermRun) -> Batch:
-    """A batch of the costliest shape, with zeros for cached statistics."""
+def blank_stats(stage: TermRun, examples: Examples) -> CachedStats:
+    """Zeros in place of the cached statistics of a data set, for the shapes of its batches."""
     objective = stage.task.objective
-    zeros = {s.name: np.zeros(stage.train.offsets[-1], np.float32) for s in objective.needs}
-    cached = CachedStats(
+    zeros = {s.name: np.zeros(examples.offsets[-1], np.float32) for s in objective.needs}
+    return CachedStats(
         ref=zeros if stage.reference_mode == "cached" else {},
         start=zeros if objective.uses_start else {},
     )
-    loader = stage.training_loader(cached)
+
+
+def costliest_batch(stage: TermRun) -> Batch:
+    """A batch of the costliest shape, with zeros for cached statistics."""
+    loader = stage.training_loader(blank_stats(stage, stage.train))
     batch, shape = loader.batch(0), loader.shapes[-1]
 
     def zeros_of(*sizes: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from ..hf import load
 from ..hf.reward import lacks_head
 from ..models.quantized import is_quantized
 from ..settings import Recipe
+from .best import check_metric
 from .data_stage import check_data_stage, waits, waits_for_data
 from .phases import Phases
 from .reference import reference_model
@@ -104,6 +105,7 @@ def check_stage(stage: StageRun) -> None:
         leaves: dict[tuple[str, ...], Any] = flatten_dict(stage.model.abstract)
         for path, leaf in leaves.items():
             is_quantized(path, leaf.shape, stage.quantized)
+    check_metric(stage)
     for term in stage.terms:
         if term.reference_mode is not None:
             with in_stage(stage.name, term.term):

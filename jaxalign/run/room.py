@@ -50,11 +50,15 @@ def need(stage: StageRun) -> Need:
     """The bytes that a stage writes, without its logs, which are small."""
     settings = stage.settings
     saves = math.ceil(stage.updates / settings.save_every) if settings.save_every else 1
+    keep = settings.keep
+    if settings.keep_best is not None:
+        # Each evaluation may be the best so far, and the best one is kept too.
+        saves, keep = saves + stage.updates // max(settings.eval_every, 1), keep + 1
     state = _bytes(stage.state_spec)
     return Need(
         checkpoint=state,
-        most=min(saves, settings.keep + 1),
-        left=min(saves, settings.keep),
+        most=min(saves, keep + 1),
+        left=min(saves, keep),
         reference=sum(map(_reference_bytes, stage.terms)),
         model=_model_bytes(stage),
         there=_there(stage.folder),

@@ -34,10 +34,11 @@ from ..update.optimizer import learning_rate
 from ..update.state import TrainState
 from ..update.step import Fixed, Step, StepMetrics
 from . import export, ledger
+from .best import Best
 from .checkpoint import Checkpoints
 from .data_stage import make_data
 from .evaluate import HeldOut, means
-from .held_out import Evaluation, evaluation
+from .held_out import Evaluation, evaluation, record_errors
 from .phases import Phases
 from .plan import settled
 from .preflight import check_stages, model_folder, pending
@@ -179,22 +180,37 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
         start, state = found or (0, first_state(stage))
         if found is not None:
             console.print(f"{stage.name}: resumes after update {start} of {stage.updates}")
+        best = Best(stage, start)
+        best.check(checkpoints)
         evaluate = evaluation(stage, fixed, held_out)
-        if start < stage.updates:
+        metrics = HeldOut({}, {})
+        if start < stage.updates and not best.over:
             _record_data(stage)
             log = tracker(stage, start, console, phases)
             batches = _batches(stage, loaders, start)
             state, metrics = _updates(
-                stage, start, state, fixed, batches, evaluate, checkpoints, log
+                stage, start, state, fixed, batches, evaluate, checkpoints, best, log
             )
-        else:
+        elif not best.chooses:
             with phases("evaluating"):
                 metrics = evaluate(state, last=True)
+        note = ""
+        if best.chooses:
+            chosen = best.end()
+            if chosen.update != int(state.step):
+                del state, found  # there is room for one
+                state = checkpoints.restore_step(chosen.update, stage.state_spec)
+            note = str(chosen)
+            console.print(f"{stage.name}: {note}")
+            with phases("evaluating"):
+                metrics = evaluate(state, last=True)
+            record_errors(stage, chosen.update, metrics, exported=True)
         out = model_folder(stage.recipe, stage.name)
         with phases("exporting"):
             if stage.adapted is not None:
-                export.write_adapter(stage, state.params, out.with_name("adapter"), metrics)
-            export.write_model(stage, state.params, fixed.base, out, metrics, console)
+                adapter = out.with_name("adapter")
+                export.write_adapter(stage, state.params, adapter, metrics, note=note)
+            export.write_model(stage, state.params, fixed.base, out, metrics, console, note=note)
     console.print(f"{stage.name}: model written to {out}")
 
 
@@ -204,15 +220,6 @@ def _record_data(stage: StageRun) -> None:
     for term in stage.terms:
         record |= {name: dataclasses.asdict(found.counts) for name, found in term.sets().items()}
     write_whole(stage.folder / "data.json", json.dumps(record, indent=1))
-
-
-def _record_errors(stage: StageRun, step: int, metrics: HeldOut) -> None:
-    """Write held_out.json: the standard errors of the newest held-out metrics."""
-    counts = {term.term: len(term.held_out) for term in stage.terms if term.held_out is not None}
-    if counts:
-        record = {"step": step, "examples": counts if stage.others else counts[""]}
-        text = json.dumps(record | {"standard_errors": metrics.standard_errors}, indent=1)
-        write_whole(stage.folder / "held_out.json", text)
 
 
 def _batches(
@@ -235,9 +242,10 @@ def _updates(
     batches: Generator[tuple[Batch, ...]],
     evaluate: Evaluation,
     checkpoints: Checkpoints,
+    best: Best,
     log: Tracker,
-) -> tuple[TrainState, dict[str, float]]:
-    """Updates `start` + 1 to the stage's last.
+) -> tuple[TrainState, HeldOut]:
+    """Updates `start` + 1 to the stage's last, or until no better one has come for long.
 
     Returns:
       The last state, and its held-out metrics.
@@ -262,17 +270,21 @@ def _updates(
             if _due(step, every.eval_every) or last:
                 log.flush()
                 with log.phases("evaluating"):
-                    metrics = evaluate(state, last=last)
+                    metrics = evaluate(state, last=last and not best.chooses)
+                best.add(step, metrics)
                 log.evaluation(step, metrics)
-                _record_errors(stage, step, metrics)
+                record_errors(stage, step, metrics)
+                last = last or best.over
             stop = stopping(step)
-            if _due(step, every.save_every) or stop or last:
+            if _due(step, every.save_every) or stop or last or best.update == step:
                 log.flush()  # a state is saved only once its loss is known to be finite
                 with log.phases("saving"):
-                    checkpoints.save(step, state)
+                    checkpoints.save(step, state, best.update)
             if stop:
                 checkpoints.wait()
                 raise Stopped(f"{stage.name}: stopped and saved after update {step}", stop)
+            if last:
+                break
     with log.phases("saving"):
         checkpoints.wait()
     return state, metrics

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Interval
 
+from .evaluating import KeepBest
 from .pair import Pair
 from .sample import Sample
 from .score import Score
 from .types import Count, Decay, Dtype, Rate, Text, WholeNumber
+from .world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +275,8 @@ class Training:
     """Save a checkpoint every this many updates; 0: only at the end."""
     keep: Count = 2
     """Number of checkpoints to keep."""
+    keep_best: KeepBest | None = None
+    """Export the best update by a held-out metric, and stop early; none: export the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,18 +340,6 @@ TrainingStage = Stage | Combined
 DataStage = SampleStage | ScoreStage | PairStage
 """A stage that makes data, `data.jsonl` in its folder."""
 AnyStage = TrainingStage | DataStage
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """Synthetic questions and answers for the quickstart, written to the folder of the run."""
-
-    seed: int = 0
-    """Seed of the questions and answers."""
-    train: Count = 4096
-    """Number of preference pairs for training."""
-    held_out: Count = 256
-    """Number of held-out preference pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)

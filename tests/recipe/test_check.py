@@ -92,6 +92,18 @@ from jaxalign.recipe.read import parse
             with_stage(objective={"name": "slpo", "mass_shift": "paper", "alpha": 0.5}),
             r"^at: stages.dpo.objective.alpha: with mass_shift 'paper' .* over 0.5, .*\(got 0.5\)$",
         ),
+        (
+            with_stage(keep_best={}),
+            r"^at: stages.dpo.keep_best.metric: missing; it has no default$",
+        ),
+        (
+            with_stage(keep_best={"metric": "loss"}, data={"path": "p", "eval_path": "e"}),
+            r"^at: stages.dpo.eval_every: keep_best compares evaluations; .*\(got 0\)$",
+        ),
+        (
+            with_stage(keep_best={"metric": "loss"}, eval_every=1),
+            r"^at: stages.dpo.keep_best: needs held-out metrics; give data.eval_path$",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(values, message):

@@ -322,7 +322,7 @@ def test_sigterm_in_the_last_evaluation_does_not_start_the_next_stage(
 def test_a_stage_that_was_killed_before_its_export_is_only_exported(inputs, monkeypatch, tmp_path):
     recipe = h.recipe(inputs, tmp_path / "run", "sft")
     with monkeypatch.context() as patch:
-        patch.setattr(train.export, "write_model", lambda *args: crash())
+        patch.setattr(train.export, "write_model", lambda *args, **kwargs: crash())
         with pytest.raises(Crash):
             h.run(recipe, MESH)
     lines = h.metrics(tmp_path / "run" / "sft")
