@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
@@ -24,20 +21,19 @@ from ..core.batch import Batch
 from ..core.sharding import put_batch
 from ..data.loader import Loader
 from ..data.pack import TokenCounts, token_counts
-from ..errors import RunError, UserError
+from ..errors import UserError
 from ..files import first_process, write_whole
 from ..hf import load
 from ..recipe.diff import differences
 from ..recipe.read import dump, recorded, resolved
 from ..settings import Recipe
-from ..update.optimizer import learning_rate
 from ..update.state import TrainState
-from ..update.step import Fixed, Step, StepMetrics
+from ..update.step import Fixed, Step
 from . import export, ledger
 from .best import Best
 from .checkpoint import Checkpoints
 from .data_stage import make_data
-from .evaluate import HeldOut, means
+from .evaluate import HeldOut
 from .held_out import Evaluation, evaluation, record_errors
 from .phases import Phases
 from .plan import settled
@@ -48,6 +44,7 @@ from .room import check_writable
 from .sizes import keep_sizes
 from .stage import StageRun, prepare
 from .tracking import Tracker
+from .update_metrics import reader
 from .weights import first_state, fixed_weights
 
 FREE_TO_CHANGE = ("run.dir", "run.log_every", "run.tensorboard", "run.wandb", "run.compile_cache",
@@ -252,7 +249,7 @@ def _updates(
     """
     every, total = stage.settings, stage.updates
     update = Step(stage.policies, stage.rule, stage.state_spec, stage.mesh)
-    read = _reader(stage)
+    read = reader(stage)
     metrics = HeldOut({}, {})
     known: set[tuple[tuple[int, ...], ...]] = set()
     with contextlib.closing(batches), stop_signal() as stopping, log, log.phases("training"):
@@ -301,61 +298,6 @@ def _shapes(batch: tuple[Batch, ...]) -> tuple[tuple[int, ...], ...]:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-Read = Callable[[int, tuple[Batch, ...], TokenCounts, int, StepMetrics], dict[str, float]]
-"""(update, its batches, tokens, shapes compiled so far, metrics on the device) -> the report."""
-
-
-def _reader(stage: StageRun) -> Read:
-    """A function that reads the metrics of an update, once the device has computed them.
-
-    It raises a RunError if the loss or the gradient is not finite, and describes the batch on disk.
-    """
-    rate = learning_rate(stage.settings.optimizer, stage.updates)
-    rates = np.asarray(jax.vmap(rate)(jnp.arange(stage.updates)))
-
-    def read(
-        step: int,
-        batch: tuple[Batch, ...],
-        tokens: TokenCounts,
-        compiled: int,
-        metrics: StepMetrics,
-    ) -> dict[str, float]:
-        # To the host first: any jax operation would wait in the device's queue for the next update.
-        metrics = jax.device_get(metrics)
-        loss, norm = float(metrics.loss), float(metrics.grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _not_finite(stage, step, batch, metrics)
-        values = {"loss": loss, "grad_norm": norm, "learning_rate": float(rates[step - 1])}
-        return (
-            values
-            | means(metrics.sums)
-            | {
-                "tokens": tokens.real,
-                "fill": tokens.real / tokens.slots,
-                "shared": 1 - tokens.real / tokens.unshared,
-                "compiles": compiled,
-            }
-        )
-
-    return read
-
-
-def _not_finite(
-    stage: StageRun, step: int, batch: tuple[Batch, ...], metrics: StepMetrics
-) -> RunError:
-    path = stage.folder / f"not_finite-{step:08d}.json"
-    loss, norm = float(metrics.loss), float(metrics.grad_norm)
-    record = {"step": step, "loss": loss, "grad_norm": norm}
-    for term, own in zip(stage.terms, batch, strict=True):
-        record |= term.task.named({"example": own.example.reshape(-1).tolist()})
-    record |= {k: np.ravel(v).tolist() for k, v in metrics.examples.items()}
-    write_whole(path, json.dumps(record))
-    return RunError(
-        f"update {step}: loss {loss}, gradient norm {norm} are not finite; the batch's "
-        f"examples and statistics are in {path}; the last checkpoint is intact"
-    )
 
 
 def tracker(stage: StageRun, start: int, console: Console, phases: Phases) -> Tracker:
