@@ -44,9 +44,19 @@ class Answer(NamedTuple):
     """The new tokens after a prompt."""
 
     tokens: np.ndarray  # [length], without the stop token
-    stopped: bool  # by a stop token, not by the maximum number of new tokens
+    stop: int | None  # the stop token that ended it; None: the maximum number of new tokens did
     logp: float  # of all tokens under the model, the stop token included; nats
     sampler_logp: float  # the same under the distribution that they were drawn from
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop token ended it."""
+        return self.stop is not None
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """The tokens with the stop token, at least one."""
+        return self.tokens if self.stop is None else np.append(self.tokens, np.int32(self.stop))
 
 
 def generate(
@@ -178,8 +188,8 @@ class _Drawing:
             slots = advance(self.model, self.how, self.params, slots, steps, self._least())
             room = len(slots.columns) - self._collect(slots, found)
             if drawn is not None:
-                tokens = np.asarray(slots.tokens)[0]
-                drawn(tokens[tokens >= 0])
+                tokens, stopped = np.asarray(slots.tokens)[0], bool(slots.stopped[0])
+                drawn(tokens[tokens >= 0][: -1 if stopped else None])
 
     def _parts(self, prompts: dict[int, np.ndarray]) -> Iterator[tuple[Prompts, list[_Work]]]:
         """The prompts, read as many at a time as fit, and the work for groups."""
@@ -250,7 +260,9 @@ class _Drawing:
             for slot in ended:
                 drawn = tokens[slot][tokens[slot] >= 0]
                 sums = (float(x[slot].sum(dtype=np.float64)) for x in logps)
-                found[int(inside[slot])] = Answer(drawn, bool(stopped[slot]), *sums)
+                stop = int(drawn[-1]) if stopped[slot] else None
+                own = drawn if stop is None else drawn[:-1]
+                found[int(inside[slot])] = Answer(own, stop, *sums)
             inside[ended] = -1
         return int(step[inside >= 0].max(initial=0))
 

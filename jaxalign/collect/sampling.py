@@ -182,7 +182,7 @@ class Drawn:
             batch_size=how.batch_size,
         )
         self._seconds += time.monotonic() - began
-        counts = [len(answer.tokens) + answer.stopped for answer in answers]
+        counts = [len(answer.drawn) for answer in answers]
         self._tokens += sum(counts)
         texts = [self._encoder.text(answer.tokens) for answer in answers]
         columns = {

@@ -42,7 +42,7 @@ class Slots(NamedTuple):
     stopped: Array  # [slots] bool
     done: Array  # [slots] bool
     hidden: Array  # [slots, D] after the last token
-    tokens: Array  # [slots, max_new] drawn so far; -1 beyond
+    tokens: Array  # [slots, max_new] drawn so far, a stop token included; -1 beyond
     logps: Array  # [slots, max_new] of each, the stop token included; 0 beyond
     sampler_logps: Array  # [slots, max_new]
     columns: Array  # [columns] 0, 1, ...: the columns of the ring
@@ -205,7 +205,7 @@ def _next(model: Model, how: How, params: Params, slots: Slots) -> Slots:
         stopped=jnp.where(slots.done, slots.stopped, ends),
         done=slots.done | ends | (step >= how.max_new),
         hidden=hidden,
-        tokens=put(slots.tokens, jnp.where(ends, -1, token.id)),
+        tokens=put(slots.tokens, token.id),
         logps=put(slots.logps, token.logp),
         sampler_logps=put(slots.sampler_logps, token.sampler_logp),
         at=(slots.at + 1) % len(slots.columns),
