@@ -13,12 +13,13 @@ import numpy as np
 
 from ..core.batch import Batch
 from ..core.objective import objective
-from ..core.sharding import batch_shards, put_batch, replicated
+from ..core.sharding import batch_shards, held_shards, put_batch, replicated
 from ..core.stats import logit, logp
 from ..core.types import Demos, Loss, Metrics, SequenceStats, per_example
 from ..data.examples import Example
 from ..data.loader import Loader
-from ..data.pack import head_chunks
+from ..data.pack import head_chunks, pack
+from ..data.rows import SCORED_UNIT, Shape, round_up, row_lengths
 from ..data.store import Examples
 from ..models.decoder import Model, Params
 from ..update.forward import Task, sequence_stats
@@ -30,7 +31,7 @@ RESPONSES = 64
 
 
 class Measure:
-    """The forward pass of a model over packed batches, compiled for each shape of a batch."""
+    """The forward pass of a model over packed batches."""
 
     def __init__(self, model: Model, params: Params, dtype: str):
         """Take a model.
@@ -41,7 +42,6 @@ class Measure:
           dtype: dtype of parameters and matrix products, float32 or bfloat16.
         """
         self._model, self._params, self._dtype = model, params, dtype
-        self._programs: dict[int, Any] = {}
 
     def batches(self, examples: Examples, batch_size: int) -> list[SequenceStats]:
         """Statistics of a data set, one batch after another, in the order of its examples.
@@ -69,7 +69,7 @@ class Measure:
             shapes=2,
             seed=0,
         )
-        forward = self._forward(max(self._model.branches, examples.branches))
+        forward = _forward(self._model, max(self._model.branches, examples.branches))
         with jax.set_mesh(mesh), precision(self._dtype):
             return [
                 _in_order(batch, jax.device_get(forward(self._params, put_batch(batch, mesh))))
@@ -92,21 +92,69 @@ class Measure:
                 found[i] = jax.tree.map(lambda x, row=row: x[row], batch)
         return [found[i] for i in range(len(examples))]
 
-    def _forward(self, branches: int) -> Any:
-        """The compiled forward pass over a packed batch."""
-        if branches not in self._programs:
-            self._programs[branches] = self._compiled(branches)
-        return self._programs[branches]
 
-    def _compiled(self, branches: int) -> Any:
-        model = dataclasses.replace(self._model, branches=branches)
-        task = Task(_scores if model.spec.scores else _log_probabilities, {}, model.forward)
+def token_logps(
+    model: Model,
+    params: Params,
+    examples: Sequence[Example],
+    *,
+    cell: int,
+    longest: int,
+    scored: int,
+) -> np.ndarray:
+    """The log-probabilities of the scored tokens of examples with one response each.
 
-        @functools.partial(jax.jit, out_shardings=replicated(model.mesh))
-        def forward(params: Any, batch: Batch) -> SequenceStats:
-            return jax.lax.map(lambda cells: sequence_stats(task, params, cells), batch)
+    All batches have the shape that holds the longest examples, whatever the examples are, so that
+    a model that measures new ones again and again has one program.
 
-        return forward
+    Args:
+      model: the decoder.
+      params: its weights.
+      examples: the examples.
+      cell: examples of a forward pass on each shard of the batch.
+      longest: the most tokens that an example may have.
+      scored: the most scored tokens that it may have.
+
+    Returns:
+      [examples, T] float32, nats; 0 beyond the end of a response.
+    """
+    mesh = model.mesh
+    shards, most = batch_shards(mesh), round_up(scored, 16)
+    chunks = head_chunks(cell, most, model.spec.vocab)
+    length = row_lengths(longest, 128)[0]
+    shape = Shape(cell, length, chunks, round_up(cell // chunks * most, SCORED_UNIT))
+    forward, found = _forward(model, model.branches), []
+    for start in range(0, len(examples), cell * shards):
+        items = list(examples[start : start + cell * shards])
+        batch = pack(
+            [*items, *[None] * (cell * shards - len(items))],
+            np.arange(start, start + cell * shards),
+            responses=1,
+            microbatches=1,
+            shards=shards,
+            chunks=chunks,
+            row_length=length,
+            max_scored=most,
+            shapes=[shape],
+            held=held_shards(mesh),
+        )
+        with jax.set_mesh(mesh):
+            stats = jax.device_get(forward(params, put_batch(batch, mesh)))
+        found.append(_in_order(batch, stats).token["logp"][:, 0])
+    return np.concatenate(found)
+
+
+@functools.lru_cache(maxsize=16)
+def _forward(model: Model, branches: int) -> Any:
+    """The forward pass of a model over a packed batch, compiled for each shape of a batch."""
+    model = dataclasses.replace(model, branches=branches)
+    task = Task(_scores if model.spec.scores else _log_probabilities, {}, model.forward)
+
+    @functools.partial(jax.jit, out_shardings=replicated(model.mesh))
+    def forward(params: Any, batch: Batch) -> SequenceStats:
+        return jax.lax.map(lambda cells: sequence_stats(task, params, cells), batch)
+
+    return forward
 
 
 def precision(dtype: str) -> contextlib.AbstractContextManager[Any]:

@@ -68,13 +68,15 @@ def _sizes(unit: str, row: Answered) -> list[int]:
 
 
 def repetition(how: score.Repetition, row: Answered) -> list[float]:
-    """1 - distinct n-grams / n-grams of the words of each answer; 0 if it has fewer words."""
+    """The share of repeated n-grams of each answer."""
+    return [repeated(text, how.n) for text in row.texts]
 
-    def share(words: list[str]) -> float:
-        grams = [tuple(words[i : i + how.n]) for i in range(len(words) - how.n + 1)]
-        return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
-    return [share(text.split()) for text in row.texts]
+def repeated(text: str, n: int) -> float:
+    """1 - distinct n-grams / n-grams of the words of a text; 0 if it has fewer words."""
+    words = text.split()
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def regex(how: score.Regex, row: Answered) -> list[float]:
