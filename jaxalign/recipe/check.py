@@ -93,7 +93,7 @@ def _misfits(recipe: Recipe) -> Complaints:
         for term, goal in stage.goals().items():
             found |= _placed(where, term, _misfits_of(where, goal, named))
         found |= _misfit_templates(f"{where}.terms", stage.goals())
-        found |= _misfit_evaluations(where, stage)
+        found |= _misfit_evaluations(where, stage, named)
     for where, stage in every.items():
         if isinstance(stage, SampleStage):
             wrong = sample.problems(stage.sample)
@@ -149,14 +149,27 @@ def _misfit_templates(where: str, goals: Mapping[str, Stage]) -> Complaints:
     }
 
 
-def _misfit_evaluations(where: str, stage: TrainingStage) -> Complaints:
+def _misfit_evaluations(where: str, stage: TrainingStage, named: bool) -> Complaints:
     """Complaints about settings that read the evaluations of a stage, and about those it lacks."""
     found: Complaints = {}
-    if stage.keep_best is not None:
+    goals, best, samples = stage.goals().values(), stage.keep_best, stage.eval_samples
+    no_data = all(goal.data.eval_path is None for goal in goals)
+    if samples is not None:
+        if samples.prompts is None and no_data:
+            found[f"{where}.eval_samples"] = (
+                "needs prompts; give eval_samples.prompts or held-out data"
+            )
+        scored = [
+            chosen for goal in goals if named and (chosen := objective_settings(goal)[0]).scores
+        ]
+        for chosen in scored[:1]:
+            said = f"{chosen.name} trains a reward head, which gives no answers; leave it out"
+            found[f"{where}.eval_samples"] = said
+    if best is not None:
         if stage.eval_every == 0:
             said = "keep_best compares evaluations; set it to a number of updates (got 0)"
             found[f"{where}.eval_every"] = said
-        if all(goal.data.eval_path is None for goal in stage.goals().values()):
+        if no_data and (samples is None or samples.prompts is None):
             found[f"{where}.keep_best"] = "needs held-out metrics; give data.eval_path"
     return found
 

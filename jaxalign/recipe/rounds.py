@@ -20,7 +20,8 @@ _BEGINNING = re.compile(r"\{([^{}]*)\}")
 WORLD = "world"
 _TERM = r"(terms\.[^.]+\.)?"
 _DATA = re.compile(
-    rf"{_TERM}data\.(path|eval_path|mixture\.path)|sample\.prompts|score\.data|pair\.data"
+    rf"{_TERM}data\.(path|eval_path|mixture\.path)|(eval_samples|sample)\.prompts|score\.data|"
+    r"pair\.data"
 )
 _MODELS = re.compile(
     rf"{_TERM}reference\.path|sample\.model|score\.by\.(reward_model|\w+\.(model|reference))"

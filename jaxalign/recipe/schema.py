@@ -42,7 +42,9 @@ _STAGE_NAME = re.compile(r"([a-z0-9]+([_-][a-z0-9]+)*-[1-9][0-9]*/)?[a-z0-9]+([_
 _TERM_NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 _OTHER_NAMES: dict[str, str] = dict.fromkeys(("lock", "report", "world"), "the folder of a run has")
 """Names that no stage can have, each with what has it."""
-_OTHER_METRICS: dict[str, str] = dict.fromkeys(("eval", "time"), "the metrics of a stage have")
+_OTHER_METRICS: dict[str, str] = dict.fromkeys(
+    ("eval", "samples", "time"), "the metrics of a stage have"
+)
 """Names that no term can have, each with what has it."""
 Kind = TypeVar("Kind", Stage, Term)
 

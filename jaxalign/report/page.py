@@ -221,6 +221,7 @@ def _stage(number: int, stage: Stage, pictures: Mapping[str, bytes]) -> str:
     facts += [] if rate is None else [f"{rate:,.0f} tokens/s (median)"]
     facts += [stage.choice] if stage.choice else []
     parts.append(html.paragraph("; ".join(dict.fromkeys(facts)) + "."))
+    parts += [html.paragraph(warning, "problem") for warning in stage.warnings]
     if stage.counts:
         names = dict.fromkeys(name for counts in stage.counts.values() for name in counts)
         head = ("examples", *map(_data_set, stage.counts))

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..documents import from_json, from_yaml
 from ..errors import UserError
+from .drift import drift
 from .metrics import parse_line
 from .samples import FILE, Comparison, Estimate, parse_samples
 from .text import short
@@ -72,6 +73,14 @@ class Stage:
             f"{early if made < planned else ''}update {update:,.0f} is exported, with the "
             f"{self.best.get('want')} held-out {self.best.get('metric')}, {short(value)}"
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings about own answers of the exported update, or else of the last."""
+        until = _number(self.best.get("update"))
+        lines = [line for line in self.metrics if not line["step"] > until]
+        count = _mapping(self.asked.get("eval_samples")).get("count")
+        return tuple(drift(lines, _whole(count) or 0).values())
 
     def evaluations(self, name: str) -> list[float]:
         """The held-out values of a metric, oldest first."""

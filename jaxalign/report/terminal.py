@@ -22,7 +22,8 @@ def terminal(folder: Path) -> Group:
     """
     run = read_run(Path(folder))
     parts: list[RenderableType] = [Text(f"{visible(run.folder)}: {visible(run.state)}", "bold")]
-    parts += [Text(visible(problem), "yellow") for problem in run.problems]
+    warnings = [f"{stage.name}: {warning}" for stage in run.stages for warning in stage.warnings]
+    parts += [Text(visible(said), "yellow") for said in (*run.problems, *warnings)]
     if run.stages:
         parts.append(_stages(run))
         parts += [Text(f"{visible(s.name)}: {visible(s.choice)}") for s in run.stages if s.choice]

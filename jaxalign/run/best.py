@@ -24,6 +24,7 @@ from ..update.state import TermState
 from ..update.step import eval_step
 from .checkpoint import Checkpoints
 from .plan import blank_stats
+from .samples import METRICS
 from .stage import StageRun
 from .term import TermRun
 
@@ -175,14 +176,10 @@ def _evaluations(stage: StageRun, start: int) -> dict[int, dict[str, Any]]:
     return found
 
 
-def check_metric(stage: StageRun, more: Mapping[str, float] | None = None) -> None:
+def check_metric(stage: StageRun) -> None:
     """Refuse a metric that no evaluation of a stage has.
 
     With diagnostics, whose metrics depend on the data, the first evaluation finds it.
-
-    Args:
-      stage: the stage.
-      more: further held-out metrics, by name.
 
     Raises:
       UserError: names the near miss.
@@ -190,7 +187,7 @@ def check_metric(stage: StageRun, more: Mapping[str, float] | None = None) -> No
     how = stage.settings.keep_best
     if how is None or any(term.settings.diagnostics for term in stage.terms):
         return
-    if how.metric not in (known := _names(stage) | dict(more or {})):
+    if how.metric not in (known := _names(stage)):
         raise _unknown(stage, known)
 
 
@@ -205,7 +202,7 @@ def _unknown(stage: StageRun, known: Mapping[str, Any]) -> UserError:
 
 def _names(stage: StageRun) -> dict[str, Any]:
     """The held-out metrics of a stage, by name, from the shapes of an evaluation."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict.fromkeys(METRICS) if stage.settings.eval_samples else {}
     spec = stage.state_spec
     with jax.set_mesh(stage.mesh):
         for term, state in zip(stage.terms, spec.terms, strict=True):

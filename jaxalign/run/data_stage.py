@@ -173,4 +173,6 @@ def waits_for_data(recipe: Recipe, name: str) -> bool:
     sets = [goal.data for goal in recipe.training[name].goals().values()]
     paths = [source.path for data in sets for source in data.sources]
     paths += [data.eval_path or "" for data in sets]
+    samples = recipe.training[name].eval_samples
+    paths += [samples.prompts or ""] if samples is not None else []
     return any(waits(recipe, path) for path in paths)

@@ -91,6 +91,11 @@ def _lines(stage: StageRun, console: Console) -> dict[str, str]:
         f"{stage.updates:,}{done}, of {sizes} examples in "
         f"{stage.settings.microbatches} microbatches"
     )
+    if (own := stage.settings.eval_samples) is not None:
+        found["samples"] = (
+            f"{own.count} answers of at most {own.max_new} tokens at each evaluation, of "
+            f"{own.prompts or 'the held-out data'}"
+        )
     if (best := stage.settings.keep_best) is not None:
         stops = f"; stops after {best.patience} evaluations without a better one"
         found["exports"] = (

@@ -38,8 +38,7 @@ def evaluation(stage: StageRun, fixed: Fixed, held_out: Sequence[Loader | None])
       fixed: the weights that training reads and never changes.
       held_out: batches of the held-out data of each term; none: there are none.
     """
-    dtype, adapted = stage.recipe.model.export_dtype, stage.adapted is not None
-    kinds = lossy(stage.model, source=stage.source, dtype=dtype, merged=adapted)
+    kinds, adapted = lossy_kinds(stage), stage.adapted is not None
 
     def evaluators(term: TermRun, own: Fixed) -> tuple[Evaluate, Evaluate]:
         """The evaluation of a term by the weights in training, and by the exported weights."""
@@ -64,6 +63,12 @@ def evaluation(stage: StageRun, fixed: Fixed, held_out: Sequence[Loader | None])
         return joined(stage, found)
 
     return evaluate
+
+
+def lossy_kinds(stage: StageRun) -> dict[tuple[str, ...], str]:
+    """{path of a parameter: dtype of its exported tensor}, where the export rounds it."""
+    dtype, adapted = stage.recipe.model.export_dtype, stage.adapted is not None
+    return lossy(stage.model, source=stage.source, dtype=dtype, merged=adapted)
 
 
 def joined(stage: StageRun, found: Mapping[str, HeldOut]) -> HeldOut:

@@ -26,6 +26,7 @@ from ..hf import load
 from ..hf.tokenizer import tokenizer_fingerprint
 from ..models.families import read_config
 from ..sealed import read_own, sealed
+from .samples import sample_prompts
 from .stage import StageRun
 from .term import TermRun
 from .weights import kept_digest, reference_source
@@ -157,6 +158,10 @@ def _inputs_of(stage: StageRun) -> dict[str, Input]:
     about = [stage.encoder.templates, stage.encoder.all_stops()]
     template = stage.settings.data.chat_template
     found["chat template"] = Input(template or str(stage.source), _sha256(about))
+    samples = stage.settings.eval_samples
+    if samples is not None and samples.prompts is not None:
+        ids = [prompt.ids.tolist() for prompt in sample_prompts(stage)]
+        found["prompts of eval_samples"] = Input(samples.prompts, _sha256(ids))
     for term in stage.terms:
         if term.reference_mode is not None and reference_source(term) != stage.source:
             found |= _of_term(term, _checkpoint("reference", reference_source(term), digest))

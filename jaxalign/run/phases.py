@@ -21,10 +21,11 @@ PHASES = (
     "compiling",
     "training",
     "evaluating",
+    "sampling",
     "saving",
     "exporting",
 )
-REPORTED = ("reference pass", "training", "evaluating", "saving")
+REPORTED = ("reference pass", "training", "evaluating", "sampling", "saving")
 
 
 class Phases:

@@ -25,6 +25,7 @@ from .data_stage import check_data_stage, waits, waits_for_data
 from .phases import Phases
 from .reference import reference_model
 from .room import check_room, need
+from .samples import check_samples
 from .stage import StageRun, in_stage, prepare
 from .term import TermRun
 from .tracking import import_wandb
@@ -105,6 +106,7 @@ def check_stage(stage: StageRun) -> None:
         leaves: dict[tuple[str, ...], Any] = flatten_dict(stage.model.abstract)
         for path, leaf in leaves.items():
             is_quantized(path, leaf.shape, stage.quantized)
+    check_samples(stage)
     check_metric(stage)
     for term in stage.terms:
         if term.reference_mode is not None:

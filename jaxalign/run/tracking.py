@@ -24,6 +24,7 @@ from ..console import Terminal
 from ..data.pack import TokenCounts
 from ..errors import UserError, writing
 from ..files import whole_file
+from ..report.drift import drift
 from ..report.metrics import read_metrics
 from .phases import Phases
 
@@ -65,6 +66,7 @@ class Tracker:
       tensorboard: whether to write event files to `folder` too.
       wandb: the Weights & Biases project to log to; none: not used.
       config: the resolved recipe, for Weights & Biases.
+      answers: the number of own answers of an evaluation.
       phases: the clock of the stage; none: a new one.
       console: where to print; none: standard output.
       enabled: False on all processes but the first: nothing is written or printed.
@@ -84,6 +86,7 @@ class Tracker:
         tensorboard: bool = False,
         wandb: str | None = None,
         config: Mapping[str, Any] | None = None,
+        answers: int = 0,
         phases: Phases | None = None,
         console: Console | None = None,
         enabled: bool = True,
@@ -93,12 +96,13 @@ class Tracker:
         self._tensorboard, self._wandb, self._config = tensorboard, wandb, config
         self._console = console or Terminal()
         self.phases = phases or Phases(folder, stage, self._console)
-        self._enabled = enabled
+        self._enabled, self._answers = enabled, answers
         self._file = self._writer = self._run = self._live = None
         self._step = start
         self._latest: dict[str, float] = {}
         self._first: tuple[int, float] | None = None  # an update, and `_clock` at its end
         self._printed = -math.inf
+        self._warned: set[str] = set()
         self._pending: tuple[int, Callable[[], dict[str, float]], TokenCounts] | None = None
         self._restart_clock()
 
@@ -168,9 +172,17 @@ class Tracker:
         self._restart_clock()
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record held-out metrics, if there are any; their time is left out of the rates."""
+        """Record held-out metrics, if there are any; their time is left out of the rates.
+
+        Own answers that leave the held-out data behind are a warning, once for each metric.
+        """
         if metrics:
             self.log(step, metrics, evaluation=True)
+        if self._file is not None and self._answers:
+            found = drift(read_metrics(self.path), self._answers)
+            for text in (text for name, text in found.items() if name not in self._warned):
+                self.message(f"{self._stage}: {text}")
+            self._warned |= found.keys()
         self._restart_clock()
 
     def _restart_clock(self) -> None:

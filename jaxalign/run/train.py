@@ -42,6 +42,7 @@ from .read_data import begin
 from .reference import cached_reference, held_out_loader
 from .room import check_writable
 from .sizes import keep_sizes
+from .samples import with_samples
 from .stage import StageRun, prepare
 from .tracking import Tracker
 from .update_metrics import reader
@@ -179,7 +180,7 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
             console.print(f"{stage.name}: resumes after update {start} of {stage.updates}")
         best = Best(stage, start)
         best.check(checkpoints)
-        evaluate = evaluation(stage, fixed, held_out)
+        evaluate = with_samples(evaluation(stage, fixed, held_out), stage, fixed, phases)
         metrics = HeldOut({}, {})
         if start < stage.updates and not best.over:
             _record_data(stage)
@@ -312,6 +313,7 @@ def tracker(stage: StageRun, start: int, console: Console, phases: Phases) -> Tr
         tensorboard=run.tensorboard,
         wandb=run.wandb,
         config=resolved(stage.recipe),
+        answers=samples.count if (samples := stage.settings.eval_samples) else 0,
         phases=phases,
         console=console,
         enabled=first_process(),

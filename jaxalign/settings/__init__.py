@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Interval
 
-from .evaluating import KeepBest
+from .evaluating import EvalSamples, KeepBest
 from .pair import Pair
 from .sample import Sample
 from .score import Score
@@ -277,6 +277,8 @@ class Training:
     """Number of checkpoints to keep."""
     keep_best: KeepBest | None = None
     """Export the best update by a held-out metric, and stop early; none: export the last."""
+    eval_samples: EvalSamples | None = None
+    """Measure answers of the model at each evaluation; none: held-out data alone."""
 
 
 @dataclass(frozen=True, kw_only=True)

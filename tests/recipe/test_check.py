@@ -104,6 +104,18 @@ from jaxalign.recipe.read import parse
             with_stage(keep_best={"metric": "loss"}, eval_every=1),
             r"^at: stages.dpo.keep_best: needs held-out metrics; give data.eval_path$",
         ),
+        (
+            with_stage(eval_samples={}),
+            r"^at: stages.dpo.eval_samples: needs prompts; give eval_samples.prompts or held-out",
+        ),
+        (
+            with_stage(eval_samples={"prompts": "{asked}/x.jsonl"}),
+            r"^at: stages.dpo.eval_samples.prompts: no earlier stage 'asked'; ",
+        ),
+        (
+            with_stage(objective={"name": "bradley_terry"}, eval_samples={"prompts": "p"}),
+            r"^at: stages.dpo.eval_samples: bradley_terry trains a reward head, .*; leave it out$",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_with_its_place(values, message):

@@ -15,7 +15,7 @@ from jaxalign.recipe import read as config
 from jaxalign.recipe.diff import differences
 from jaxalign.recipe.read import BUILT_IN
 from jaxalign.recipe.schema import objective_settings, section
-from jaxalign.settings import Data, Lora, Model, Recipe, Run, Stage, World
+from jaxalign.settings import Data, EvalSamples, KeepBest, Lora, Model, Recipe, Run, Stage, World
 
 RECIPE = """
 run: {dir: runs/x}
@@ -188,20 +188,33 @@ def test_help_shows_a_hyper_parameter_with_its_meaning_and_the_recipe_s_value(he
 def test_help_shows_every_field_of_every_stage(help_text):
     dotted = differences({}, config.resolved(config.parse(yaml.safe_load(RECIPE))))
     flags = [line.split(":")[0].replace("_", "-") for line in dotted]
-    optional = ("world", "lora", "mixture")  # sections that have flags where the recipe names them
+    # Sections that have flags where the recipe names them.
+    optional = ("world", "lora", "mixture", "keep-best", "eval-samples")
     flags = [f for f in flags if f.rpartition(".")[-1] not in optional]
     assert [f for f in flags if f"--{f}" not in help_text] == []
 
 
-def test_help_shows_the_adapters_of_a_stage_that_has_them(recipe_file, capsys):
+@pytest.mark.parametrize(
+    ("section", "kind", "given"),
+    [
+        ("lora", Lora, {}),
+        ("keep_best", KeepBest, {"metric": "loss"}),
+        ("eval_samples", EvalSamples, {}),
+    ],
+)
+def test_help_shows_the_optional_section_of_a_stage_that_has_it(
+    recipe_file, capsys, section, kind, given
+):
     recipe = yaml.safe_load(RECIPE)
     name = next(iter(recipe["stages"]))
-    recipe["stages"][name]["lora"] = {}
+    recipe["stages"][name] |= {section: given, "eval_every": 1}
+    recipe["stages"][name]["data"]["eval_path"] = "held_out.jsonl"
     with pytest.raises(SystemExit):
         config.read(recipe_file(yaml.safe_dump(recipe)), ["--help"])
     text = capsys.readouterr().out
-    fields = [f.name.replace("_", "-") for f in dataclasses.fields(Lora)]
-    assert [f for f in fields if f"--stages.{name}.lora.{f}" not in text] == []
+    fields = [f.name.replace("_", "-") for f in dataclasses.fields(kind)]
+    flag = f"--stages.{name}.{section.replace('_', '-')}"
+    assert [f for f in fields if f"{flag}.{f}" not in text] == []
 
 
 def test_every_setting_has_help(help_text):

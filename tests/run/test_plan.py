@@ -159,7 +159,7 @@ def test_a_run_trains_with_the_fewest_that_fit_and_goes_on_with_them(
 ):
     recipe = auto(inputs, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(train.export, "write_model", lambda *args: 1 / 0)
+        patch.setattr(train.export, "write_model", lambda *args, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             h.run(recipe, MESH)
     found = planned(tmp_path / "run")
