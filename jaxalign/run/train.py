@@ -41,8 +41,8 @@ from .preflight import check_stages, model_folder, pending
 from .read_data import begin
 from .reference import cached_reference, held_out_loader
 from .room import check_writable
-from .sizes import keep_sizes
 from .samples import with_samples
+from .sizes import keep_sizes
 from .stage import StageRun, prepare
 from .tracking import Tracker
 from .update_metrics import reader
