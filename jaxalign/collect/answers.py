@@ -20,6 +20,7 @@ SINGULAR = {
     "logps": "logp",
     "sampler_logps": "behavior_logp",
     "seeds": "seed",
+    "token_ids": "token_ids",
 }
 """Answer columns, which have one entry per response, each with the name of one entry."""
 FINISHES = ("stop", "length")
@@ -125,10 +126,17 @@ def _column(found: Any, name: str, count: int, where: str) -> list[Any]:
             f"{where}: '{name}' is {shown_json(found)}; wanted a list of {count}, one a response"
         )
     for i, entry in enumerate(found):
-        if name != "finishes":
+        if name == "token_ids":
+            _check_ids(entry, f"{where}: 'token_ids[{i}]'")
+        elif name != "finishes":
             number({f"{name}[{i}]": entry}, f"{name}[{i}]", where)
         elif entry not in FINISHES:
             raise UserError(
                 f"{where}: '{name}[{i}]' is {shown(entry)}; wanted {' or '.join(FINISHES)}"
             )
     return found
+
+
+def _check_ids(entry: Any, where: str) -> None:
+    if not isinstance(entry, list) or any(type(x) is not int or x < 0 for x in entry):
+        raise UserError(f"{where} is {shown_json(entry)}; wanted a list of token ids")

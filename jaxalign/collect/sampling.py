@@ -147,7 +147,9 @@ class Sampler(Protocol):
 class Drawn:
     """A model on the devices as a sampler."""
 
-    def __init__(self, opened: Opened, encoder: Encoder, how: Sample, seed: int):
+    def __init__(
+        self, opened: Opened, encoder: Encoder, how: Sample, seed: int, *, ids: bool = False
+    ):
         """Take a model.
 
         Args:
@@ -155,13 +157,14 @@ class Drawn:
           encoder: its tokenizer, chat template and stop tokens.
           how: the settings of the draws.
           seed: seed of the first answer.
+          ids: whether the answer columns have `token_ids`, the tokens of each answer.
 
         Raises:
           UserError: the model gives scores.
         """
         refuse_scores(opened.model.spec)
         self._opened, self._encoder, self._how, self._seed = opened, encoder, how, seed
-        self._tokens, self._seconds = 0, 0.0
+        self._ids, self._tokens, self._seconds = ids, 0, 0.0
 
     def __call__(self, prompts: Sequence[Prompted], first: int) -> list[dict[str, list[Any]]]:
         """The answer columns of each prompt."""
@@ -193,6 +196,8 @@ class Drawn:
             "sampler_logps": [answer.sampler_logp for answer in answers],
             "seeds": [(seed + i) % 2**32 for i in range(len(answers))],
         }
+        if self._ids:
+            columns["token_ids"] = [answer.drawn.tolist() for answer in answers]
         n = how.n
         return [
             {name: column[i * n : (i + 1) * n] for name, column in columns.items()}

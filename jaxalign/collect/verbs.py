@@ -26,7 +26,7 @@ from ..settings.sample import Sample, problems
 from ..settings.score import Score
 from ..settings.score import Scorer as Record
 from .pair import Counts, pair_rows
-from .parts import line, write_parts
+from .parts import Rows, line, write_parts
 from .sampling import (
     Asked,
     Drawn,
@@ -61,9 +61,13 @@ class Place:
     """The time that the clock of chat templates shows; none: the time of this call."""
     accept_changes: bool = False
     """Whether parts that were made from other inputs are made again."""
+    record: bool = False
+    """Whether a finished file has a record of its inputs, which the next call compares."""
 
 
-def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: Place) -> Summary:
+def sample_file(
+    how: Sample, folder: Path | None, out: Path, seed: int, place: Place, *, ids: bool = False
+) -> Summary:
     """Sample answers to the prompts of a file.
 
     Args:
@@ -72,6 +76,7 @@ def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: P
       out: the file to write.
       seed: seed of the first answer, and of the choice of prompts.
       place: the devices.
+      ids: whether the rows have the tokens of every answer too, in the column `token_ids`.
 
     Raises:
       UserError: the prompts, the model and the settings do not fit together.
@@ -83,7 +88,8 @@ def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: P
     size = max(how.part // how.n, 1)
     settings = dataclasses.asdict(dataclasses.replace(how, prompts="-", model=None))
     settings |= {"chat_template": None, "endpoint": how.endpoint and how.endpoint.answers}
-    inputs = {"prompts": _digest(how.prompts, place), "settings": _sha256([settings, seed])}
+    inputs = {"prompts": digest_of(how.prompts, place), "settings": _sha256([settings, seed])}
+    inputs |= {"ids": "written"} if ids else {}
     if folder is not None:
         encoder = open_prompter(how, folder, place.now)
         check_prompts(prompts, encoder, how, open_config(folder))
@@ -94,22 +100,22 @@ def sample_file(how: Sample, folder: Path | None, out: Path, seed: int, place: P
 
     def make(i: int) -> list[dict[str, Any]]:
         if not samplers:
-            samplers.append(_sampler(how, folder, seed, place))
+            samplers.append(_sampler(how, folder, seed, place, ids=ids))
         chosen = prompts[i * size : (i + 1) * size]
         rows = sampled_rows(chosen, samplers[0], i * size)
         place.say(f"{i * size + len(chosen):,} of {len(prompts):,} prompts{_rate(samplers[0])}")
         return rows
 
     count = math.ceil(len(prompts) / size)
-    write_parts(out, inputs, count, make, accept_changes=place.accept_changes)
+    make_file(out, inputs, count, make, place)
     return _of_answers(out) | (samplers[0].report() if samplers else {})
 
 
-def _sampler(how: Sample, folder: Path | None, seed: int, place: Place) -> Sampler:
+def _sampler(how: Sample, folder: Path | None, seed: int, place: Place, *, ids: bool) -> Sampler:
     if folder is None:
         return Asked(how, seed)
     opened = open_model(folder, place.mesh, dtype=place.dtype)
-    return Drawn(opened, open_prompter(how, folder, place.now), how, seed)
+    return Drawn(opened, open_prompter(how, folder, place.now), how, seed, ids=ids)
 
 
 def _rate(sampler: Sampler) -> str:
@@ -145,7 +151,7 @@ def score_file(how: Score, out: Path, place: Place) -> Summary:
     scorers = open_scorers(records, place.mesh, place.dtype)
     named = zip(records, scorers, strict=True)
     settings = [how.combine, [[kind_of(r), dict(scorer.fingerprint)] for r, scorer in named]]
-    inputs = {"rows": _digest(how.data, place), "scorers": _sha256(settings)}
+    inputs = {"rows": digest_of(how.data, place), "scorers": _sha256(settings)}
 
     def make(i: int) -> list[dict[str, Any]]:
         chosen = rows[i * SCORED : (i + 1) * SCORED]
@@ -154,8 +160,28 @@ def score_file(how: Score, out: Path, place: Place) -> Summary:
         return scored
 
     count = math.ceil(len(rows) / SCORED)
-    write_parts(out, inputs, count, make, accept_changes=place.accept_changes)
+    make_file(out, inputs, count, make, place)
     return _of_scores(out) | _reports(records, scorers)
+
+
+def make_file(
+    out: Path, inputs: Mapping[str, str], count: int, make: Callable[[int], Rows], place: Place
+) -> None:
+    """Write a file of JSON lines, part by part; see `parts.write_parts`.
+
+    Args:
+      out: the file.
+      inputs: what the rows depend on: names and fingerprints.
+      count: number of parts.
+      make: the rows of a part, by its number.
+      place: where the verb works.
+
+    Raises:
+      UserError: parts, or the file, were made from other inputs.
+      RunError: a part cannot be written.
+    """
+    changes, record = place.accept_changes, place.record
+    write_parts(out, inputs, count, make, accept_changes=changes, record=record)
 
 
 def _reports(records: Sequence[Record], scorers: Sequence[Scorer]) -> Summary:
@@ -201,7 +227,16 @@ def pair_file(how: Pair, out: Path, seed: int) -> Counts:
     return counts
 
 
-def _digest(path: str, place: Place) -> str:
+def digest_of(path: str, place: Place) -> str:
+    """What tells whether a data set has changed: SHA-256 of its files, or of the hub's own.
+
+    Args:
+      path: a file, a glob or a folder, or a data set of the hub.
+      place: the digest of a file is read.
+
+    Raises:
+      UserError: it is missing.
+    """
     files = local_files(path)
     return (
         hub_fingerprint(path, "train") if files is None else _sha256(list(map(place.digest, files)))

@@ -176,6 +176,15 @@ def dynamic_target(policy: Pairs, ref: Pairs) -> Metrics:
     return out
 
 
+def n_grams(answers: Sequence[Sequence[int]], n: int) -> tuple[int, int]:
+    """The numbers of distinct n-grams and of all n-grams of a set of answers.
+
+    No n-gram crosses two answers.
+    """
+    grams = [tuple(a[i : i + n]) for a in answers for i in range(len(a) - n + 1)]
+    return len(set(grams)), len(grams)
+
+
 def diversity(answers: Sequence[Sequence[int]], vocab: int) -> dict[str, float]:
     """Distinct n-grams of a set of answers, n = 1 to 5; no n-gram crosses two answers.
 
@@ -200,10 +209,9 @@ def diversity(answers: Sequence[Sequence[int]], vocab: int) -> dict[str, float]:
     """
     out: dict[str, float] = {}
     for n in ORDERS:
-        grams = [tuple(a[i : i + n]) for a in answers for i in range(len(a) - n + 1)]
-        if not grams:
+        distinct, count = n_grams(answers, n)
+        if not count:
             continue
-        distinct, count = len(set(grams)), len(grams)
         # 1 - (1 - 1/V)^C keeps its digits where C is far below V.
         expected = vocab * -math.expm1(count * math.log1p(-1 / vocab)) if vocab > 1 else 1.0
         out |= {f"distinct/{n}": distinct / count, f"ead/{n}": distinct / expected}

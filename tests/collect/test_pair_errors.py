@@ -64,6 +64,12 @@ def test_a_finish_of_another_kind_is_refused(found):
     refused(said, line([1, 2], finishes=["stop", found]), **BEST)
 
 
+@pytest.mark.parametrize("found", [3, ["a"], [-1], [1.5], [True]])
+def test_token_ids_of_another_kind_are_refused(found):
+    said = r"line 1: 'token_ids\[1\]' is .*; wanted a list of token ids"
+    refused(said, line([1, 2], token_ids=[[], found]), **BEST)
+
+
 @pytest.mark.parametrize("found", [[], "a"])
 def test_responses_that_are_no_list_of_texts_are_refused(found):
     said = "line 1: 'responses' is .*; wanted a list of one or more texts"

@@ -197,3 +197,45 @@ def test_a_row_is_one_line_that_reads_back(value):
     assert text.count("\n") == 1
     assert text.endswith("\n")
     assert json.loads(text) == {"x": value}
+
+
+# A file with a record of its inputs
+
+
+def write_recorded(out, maker, inputs=INPUTS, **options):
+    write_parts(out, inputs, COUNT, maker, record=True, **options)
+
+
+def test_a_file_with_a_record_is_not_made_again_from_the_same_inputs(out):
+    write_recorded(out, Maker())
+    maker = Maker()
+    write_recorded(out, maker)
+    assert maker.made == []
+    assert sorted(p.name for p in out.parent.iterdir()) == [out.name, f"{out.name}.inputs.json"]
+
+
+@pytest.mark.parametrize(("inputs", "message"), OTHERS.values(), ids=OTHERS)
+def test_a_file_with_a_record_of_other_inputs_is_refused_by_name(out, inputs, message):
+    write_recorded(out, Maker())
+    with pytest.raises(UserError, match=message) as error:
+        write_recorded(out, Maker(), inputs)
+    assert "data.jsonl: was made from other inputs" in str(error.value)
+    assert "delete the file, or add --accept-changes to make it again" in str(error.value)
+    assert out.read_bytes() == bytes_of()
+
+
+def test_accepted_changes_make_a_file_with_a_record_again(out):
+    write_recorded(out, Maker())
+    killed, maker, other = Maker(1), Maker(), {"prompts": "other"}
+    with pytest.raises(Kill):
+        write_recorded(out, killed, other, accept_changes=True)
+    assert not out.exists()
+    write_recorded(out, maker, other)
+    assert (killed.made, maker.made) == ([0], [1, 2])
+    write_recorded(out, Maker(0), other)
+
+
+def test_a_file_whose_record_is_missing_is_refused(out):
+    write_parts(out, INPUTS, COUNT, Maker())
+    with pytest.raises(RunError, match=r"inputs\.json: damaged .*; delete .* to make it again"):
+        write_recorded(out, Maker())

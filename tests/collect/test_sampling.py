@@ -89,6 +89,23 @@ ANSWERS = ("responses", "finishes", "tokens", "logps", "sampler_logps", "seeds")
 # Rows
 
 
+def test_token_ids_are_the_drawn_tokens_with_the_stop_token(model, answered, tmp_path):
+    how = Sample(prompts=file_of(tmp_path), n=N, max_new=MAX_NEW)
+    sample_file(how, model, tmp_path / "data.jsonl", SEED, PLACE, ids=True)
+    rows = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+    tokenizer = load_tokenizer(model)
+    ends = set()
+    for row, same in zip(rows, answered[0], strict=True):
+        drawn = row.pop("token_ids")
+        assert row == same
+        assert list(map(len, drawn)) == row["tokens"]
+        for ids, end, text in zip(drawn, row["finishes"], row["responses"], strict=True):
+            ends.add(ids[-1] == END)
+            assert (ids[-1] == END) == (end == "stop")
+            assert tokenizer.decode(ids, skip_special_tokens=True) == text
+    assert ends == {True, False}
+
+
 def test_a_row_has_the_answer_columns_with_an_entry_for_each_answer(answered):
     rows, _ = answered
     for row in rows:

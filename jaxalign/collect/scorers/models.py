@@ -38,7 +38,9 @@ OVER: Mapping[str, Callable[[Sequence[float]], float]] = {
 class Judged:
     """A checkpoint that reads answers; its weights are on the devices only while it does."""
 
-    def __init__(self, path: str, mesh: Mesh, dtype: str, setting: str):
+    def __init__(
+        self, path: str, mesh: Mesh, dtype: str, setting: str, template: str | None = None
+    ):
         """Find a checkpoint and read its configuration.
 
         Args:
@@ -46,11 +48,13 @@ class Judged:
           mesh: the device mesh.
           dtype: dtype of parameters and matrix products, float32 or bfloat16.
           setting: the name of the setting, for messages.
+          template: a chat template instead of the tokenizer's.
 
         Raises:
           UserError: it is missing or not supported.
         """
         self.folder, self._mesh, self._dtype = resolve(path, setting), mesh, dtype
+        self._template = template
         self.spec = open_config(self.folder)
 
     @property
@@ -69,7 +73,7 @@ class Judged:
         Raises:
           UserError: an answer does not fit the model; names the row.
         """
-        encoder = open_encoder(self.folder)
+        encoder = open_encoder(self.folder, self._template)
         longest = self.spec.max_positions
         limits = Limits(longest, longest - 1, 1, "error")
         encoded = encoder.encode([row.record for row in rows], Reasons())
@@ -116,8 +120,13 @@ def _example(row: Answered, sequences: list[Encoded], limits: Limits, encoder: E
     return found._replace(columns={}, weight=1.0)
 
 
-def _spread(values: Any, row: Answered) -> list[Any]:
-    """A value for each answer; one value is of answers that are all equal."""
+def spread(values: Any, row: Answered) -> list[Any]:
+    """A value for each answer of a row.
+
+    Args:
+      values: a value for each response of its example, or one for answers that are all equal.
+      row: the row.
+    """
     found = list(values)
     return found * len(row.responses) if len(found) == 1 else found
 
@@ -159,7 +168,7 @@ class LogRatio(_ByModels[score.LogRatio]):
             return np.asarray(stats.logp / stats.length if per_token else stats.logp, np.float64)
 
         ratios = [beta * (of(a) - of(b)) for a, b in zip(own, reference, strict=True)]
-        return Scored([_spread(x.tolist(), row) for x, row in zip(ratios, rows, strict=True)])
+        return Scored([spread(x.tolist(), row) for x, row in zip(ratios, rows, strict=True)])
 
 
 class RewardModel(_ByModels[score.RewardModel]):
@@ -185,7 +194,7 @@ class RewardModel(_ByModels[score.RewardModel]):
         found = model.statistics(model.examples(rows, ended=True))
         return Scored(
             [
-                _spread(np.asarray(stats.token["logit"][:, 0]).tolist(), row)
+                spread(np.asarray(stats.token["logit"][:, 0]).tolist(), row)
                 for stats, row in zip(found, rows, strict=True)
             ]
         )
@@ -226,7 +235,7 @@ class Process(_ByModels[score.Process]):
                 np.diff(q[np.array(at) - 1], prepend=0.0).tolist()
                 for q, at in zip(totals, ends, strict=True)
             ]
-            steps.append(_spread(found, row))
+            steps.append(spread(found, row))
         values = [[float(OVER[how.over](rewards)) for rewards in row] for row in steps]
         return Scored(values, {"steps": steps})
 
