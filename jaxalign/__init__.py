@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import (
+        compare,
         density,
         evaluate,
         export,
@@ -49,6 +50,7 @@ _HOME = {
     "RunError": "errors",
     "Stopped": "run.train",
     "UserError": "errors",
+    "compare": "api",
     "density": "api",
     "evaluate": "api",
     "export": "api",
@@ -77,6 +79,7 @@ __all__ = [
     "Stopped",
     "UserError",
     "__version__",
+    "compare",
     "density",
     "evaluate",
     "export",

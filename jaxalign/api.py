@@ -25,6 +25,7 @@ from .data.ask import PromptRow
 from .files import first_process
 from .hf.load import resolve
 from .language_model import LanguageModel
+from .making import compare as compare
 from .making import inspect as inspect
 from .making import inspect_row as inspect_row
 from .making import pair as pair

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxalign: {message(str(e))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        parts = argv[:1] in (["sample"], ["score"])
+        parts = argv[:1] in (["sample"], ["score"], ["compare"])
         kept = "the finished parts are kept" if parts else "the last checkpoint is intact"
         print(f"jaxalign: interrupted; {kept}", file=sys.stderr)
         return 130
@@ -300,6 +300,25 @@ def _pair(argv: list[str]) -> int:
     return 0
 
 
+def _compare(argv: list[str]) -> int:
+    """Compare models by their answers to the same prompts: scores, win rates, lengths, KL."""
+    import tyro
+
+    from . import api
+    from .collect.flags import CompareFlags
+    from .comparison.page import terminal
+    from .console import Terminal
+    from .files import first_process
+
+    how = tyro.cli(CompareFlags, args=argv, prog="jaxalign compare", description=_compare.__doc__)
+    found = api.compare(**how.arguments())
+    if how.json:
+        _say(json.dumps(found.to_json()))
+    elif first_process():
+        Terminal(soft_wrap=True, highlight=False).print(terminal(found))
+    return 0
+
+
 def _density(argv: list[str]) -> int:
     """Add to labeled data the density ratio of every prompt, which `bco_udm` reads."""
     import tyro
@@ -388,6 +407,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sample": _sample,
     "score": _score,
     "pair": _pair,
+    "compare": _compare,
     "export": _export,
     "density": _density,
     "inspect": _inspect,

@@ -1,10 +1,10 @@
-"""The functions of data files: sample, score, pair, inspect."""
+"""The functions of data files: sample, score, pair, inspect, and compare."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,9 @@ from rich.text import Text
 from . import settings
 from .collect.pair import Counts
 from .collect.verbs import Place, Summary, pair_file, sample_file, score_file
+from .comparison.page import write_files
+from .comparison.result import Compared
+from .comparison.run import compare_models
 from .data.inspection import Inspection, RowInspection
 from .errors import UserError
 from .files import check_out
@@ -22,6 +25,8 @@ from .recipe.overrides import AnyRecipe, Overrides
 from .recipe.record import validate_record
 from .run import inspect as inspecting
 from .run.devices import devices
+from .run.folder import Run
+from .settings.compare import Compare
 from .settings.pair import Pair
 from .settings.sample import Sample
 from .settings.score import Score
@@ -70,7 +75,8 @@ def sample(
     chosen = validate_record(Sample, {**how, **named, "endpoint": endpoint, "seed": seed}, "sample")
     if (chosen.model is None) == (chosen.endpoint is None):
         raise UserError("sample: give either a model or an endpoint")
-    with _making(out, mesh, dtype, accept_changes=accept_changes) as place:
+    with _making(mesh, dtype, accept_changes=accept_changes) as place:
+        _check_new(out)
         folder = None if chosen.model is None else resolve(chosen.model, "model")
         return sample_file(chosen, folder, Path(out), seed, place)
 
@@ -109,7 +115,8 @@ def score(
     """
     given = {"data": os.fspath(data), "by": by, "combine": combine}
     chosen = validate_record(Score, given, "score")
-    with _making(out, mesh, dtype, accept_changes=accept_changes) as place:
+    with _making(mesh, dtype, accept_changes=accept_changes) as place:
+        _check_new(out)
         return score_file(chosen, Path(out), place)
 
 
@@ -182,13 +189,74 @@ def inspect_row(
     return inspecting.inspect_row(inspecting.open_given(data, stage, overrides, settings), row)
 
 
+def compare(
+    models: Sequence[AnyPath],
+    *,
+    prompts: AnyPath,
+    by: Any,
+    out: AnyPath,
+    combine: Literal["sum", "mean", "min"] = "sum",
+    reference: AnyPath | None = None,
+    held_out: AnyPath | None = None,
+    seed: int = 0,
+    dtype: Dtype = "bfloat16",
+    mesh: settings.Mesh | None = None,
+    accept_changes: bool = False,
+    **how: Any,
+) -> Compared:
+    """Compare models by their answers to the same prompts, with the same seeds.
+
+    The answers, the scores and the result are files in a folder. A call that was killed resumes at
+    its first missing part, and a second call with the same settings draws nothing again.
+
+    Args:
+      models: folders of models, adapters or finished runs (the model of the last stage that
+        trains), or hub repositories; the first is the baseline.
+      prompts: the file of prompts, or a data set of the hub.
+      by: a scorer, or a list of scorers, as for `score`.
+      out: the folder of the comparison; it may exist.
+      combine: how the scores of several scorers become one.
+      reference: a model with the same tokenizer, for the KL divergence.
+      held_out: pairs, for the change of their log-probabilities from the reference.
+      seed: seed of the first answer of each model and of the choice of prompts, 0 or more.
+      dtype: dtype of parameters and matrix products.
+      mesh: sizes of the axes of the device mesh; none: all devices hold all parameters.
+      accept_changes: make the files and parts again that were made from other inputs.
+      how: further fields of `settings.sample.Sample`, without `model` and `endpoint`: `n`, ...
+
+    Raises:
+      UserError: the models, the prompts and the settings do not fit together.
+      RunError: a scorer failed, or a file cannot be written.
+    """
+    if own := sorted({"model", "endpoint"} & {*how}):
+        raise UserError(f"compare: {own[0]}: the models answer; leave it out")
+    given = {"models": tuple(os.fspath(path) for path in models), "by": by, "combine": combine}
+    optional = {"reference": reference, "held_out": held_out}
+    given |= {k: None if v is None else os.fspath(v) for k, v in optional.items()}
+    chosen = validate_record(Compare, given, "compare")
+    drawn = validate_record(Sample, {**how, "prompts": os.fspath(prompts), "seed": seed}, "compare")
+    with _making(mesh, dtype, accept_changes=accept_changes) as place:
+        folders = [_model_folder(path) for path in chosen.models]
+        if Path(out).is_file():
+            raise UserError(f"--out: {Path(out)} is a file; give a folder")
+        found = compare_models(chosen, drawn, folders, Path(out), seed, place)
+        page = write_files(found, Path(out))
+        place.say(f"page: {page}")
+    return found
+
+
+def _model_folder(path: str) -> Path:
+    """The folder of a model: for a run, of the last stage that trains."""
+    folder = Path(path).expanduser()
+    if (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file():
+        return Run(folder).model()
+    return resolve(path, "models")
+
+
 @contextlib.contextmanager
-def _making(
-    out: AnyPath, mesh: settings.Mesh | None, dtype: Dtype, *, accept_changes: bool
-) -> Iterator[Place]:
+def _making(mesh: settings.Mesh | None, dtype: Dtype, *, accept_changes: bool) -> Iterator[Place]:
     """Set up jax for a file; its progress is on standard error of the first host."""
     with devices(mesh or settings.Mesh(), dtype) as (found, console):
-        _check_new(out)
         console.stderr = True
         yield Place(
             mesh=found,

@@ -1,4 +1,4 @@
-"""The flags of the commands `sample`, `score` and `pair`: their settings, and where they write."""
+"""The flags of `sample`, `score`, `pair` and `compare`: their settings, and where they write."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ..data.turns import read_json
 from ..documents import from_yaml
 from ..errors import UserError
 from ..files import read_text
+from ..settings.compare import Compare
 from ..settings.endpoint import Endpoint
 from ..settings.pair import Pair
 from ..settings.sample import Sample
@@ -110,6 +111,44 @@ class PairFlags(Pair):
     def arguments(self) -> dict[str, Any]:
         """The arguments of `jaxalign.pair`."""
         return _values(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareFlags(Compare, Sample):
+    """Models, the prompts that they answer, and the folder of the comparison."""
+
+    models: Annotated[tuple[Text, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Two or more: folders of models, adapters or finished runs, or hub repositories. The first is
+    the baseline; each other one is compared with it."""
+    by: str
+    """The scorer, or a list of scorers: YAML, as 'numeric: {answer: answer}', or a .yaml file."""
+    model: tyro.conf.Suppress[None] = None
+    endpoint: tyro.conf.Suppress[None] = None
+    chat_template_kwargs: Annotated[Mapping[str, Any], _JSON] = dataclasses.field(
+        default_factory=dict
+    )
+    """Values that the chat template reads, as JSON: '{"enable_thinking": false}'."""
+    seed: WholeNumber = 0
+    """Seed of the first answer of each model, and of the choice of prompts."""
+    out: str
+    """Folder to write; a second call with the same settings draws nothing again."""
+    json: bool = False
+    """Print one JSON object."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of parameters and matrix products."""
+    mesh: settings.Mesh = dataclasses.field(default_factory=settings.Mesh)
+    """Devices to spread the models and the prompts over."""
+    accept_changes: bool = False
+    """Make the files and parts again that were made from other inputs."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `jaxalign.compare`.
+
+        Raises:
+          UserError: `by` is no YAML, or its file cannot be read.
+        """
+        values = _values(self) | {"by": _read_by(self.by)}
+        return {k: v for k, v in values.items() if k not in ("model", "endpoint", "json")}
 
 
 def _values(flags: Any) -> dict[str, Any]:

@@ -102,22 +102,17 @@ def errors(
         bars = [0.0 if math.isnan(value.error) else value.error for value in values]
         axes.errorbar(
             places, means, bars, fmt="o-", color=colors[i % len(colors)], capsize=3,
-            label=_plain(name),
+            label=_label(name),
         )  # fmt: skip
     every = [place for places, _ in lines.values() for place in places]
     if ticks is not None:
-        axes.set_xticks(range(len(ticks)), [_plain(tick) for tick in ticks])
+        axes.set_xticks(range(len(ticks)), [_label(tick) for tick in ticks])
     elif min(every) > 0 and max(every) >= 10 * min(every):
         axes.set_xscale("log")
-    axes.set(xlabel=_plain(labels[0]), ylabel=_plain(labels[1]))
+    axes.set(xlabel=_label(labels[0]), ylabel=_label(labels[1]))
     if len(lines) > 1:
         _legend(figure, axes)
     return _png(figure)
-
-
-def _plain(text: str) -> str:
-    """A text of a run, short, without what matplotlib reads as mathematics."""
-    return visible(text)[:24].replace("$", r"\$")
 
 
 def _panel(metrics: Sequence[Mapping[str, Any]], label: str, names: Sequence[str]) -> Figure | None:
@@ -148,7 +143,7 @@ def _draw(
     color: str,
 ) -> None:
     """One metric: its values faint, their running mean strong, held-out values as circles."""
-    word = _plain(word)
+    word = _label(word)
     steps, values = training
     if values.size:
         window = 1 if word == "planned" else max(1, len(values) // 20)
@@ -159,6 +154,11 @@ def _draw(
     if held_out[0].size:
         name = "held out" if word == "training" else f"{word}, held out"
         axes.plot(*held_out, "o--", color=color, markerfacecolor="white", label=name)
+
+
+def _label(name: str) -> str:
+    """A name as a short label, in which no formula is read."""
+    return visible(name)[:24].replace("$", r"\$")
 
 
 def _series(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -190,3 +190,47 @@ def _png(figure: Figure) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     return picture.getvalue()
+
+
+def win_rates(rates: Mapping[str, Sequence[tuple[float, float, float]]]) -> bytes:
+    """Win rates against a baseline with their intervals, as a PNG.
+
+    Args:
+      rates: {name of the model: (rate, low, high) of each kind: plain, at equal length}; a rate
+        that is not finite is left out.
+    """
+    figure, axes = _figure()
+    places = range(len(rates))
+    kinds = (("win rate", BLUE, -0.1), ("at equal length", VERMILLION, 0.1))
+    for i, (label, color, offset) in enumerate(kinds):
+        points = [(at + offset, *of_model[i]) for at, of_model in enumerate(rates.values())]
+        points = [point for point in points if math.isfinite(point[1])]
+        for at, rate, low, high in points:
+            axes.plot([low, high], [at, at], color=color, linewidth=1.8)
+            axes.plot([rate], [at], "o", color=color)
+        if points:
+            axes.plot([], [], "o-", color=color, label=label)
+    axes.axvline(0.5, color=GRAY, linestyle="--", linewidth=1.2)
+    axes.set(xlabel="win rate against the baseline, 95 % interval", xlim=(0, 1))
+    axes.set_yticks(places, [_label(name) for name in rates])
+    axes.set_ylim(len(rates) - 0.5, -0.5)
+    _legend(figure, axes)
+    return _png(figure)
+
+
+def scores_by_divergence(points: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
+    """Scores of models against their KL divergence from the reference, as a PNG.
+
+    Args:
+      points: {name of the model: ((KL, its standard error), (score, its standard error))}.
+    """
+    figure, axes = _figure()
+    colors = (BLUE, VERMILLION, *OTHERS)
+    for i, (name, ((kl, kl_error), (score, error))) in enumerate(points.items()):
+        color = colors[i % len(colors)]
+        axes.plot([kl - kl_error, kl + kl_error], [score, score], color=color)
+        axes.plot([kl, kl], [score - error, score + error], color=color)
+        axes.plot([kl], [score], "o", color=color, label=_label(name))
+    axes.set(xlabel="KL to the reference, nats an answer", ylabel="score of an answer")
+    _legend(figure, axes)
+    return _png(figure)

@@ -40,25 +40,32 @@ def terminal(folder: Path) -> Group:
     return Group(*parts)
 
 
-def _table(title: str, *columns: str) -> Table:
+def titled_table(title: str, *columns: str) -> Table:
+    """A table without rows, its title on the left.
+
+    Args:
+      title: the title.
+      columns: the headings.
+    """
     table = Table(title=Text(visible(title)), title_justify="left")
     for column in columns:
         table.add_column(Text(visible(column)), overflow="fold")
     return table
 
 
-def _row(table: Table, *cells: str) -> None:
+def add_row(table: Table, *cells: str) -> None:
+    """Add a row of plain texts to a table."""
     table.add_row(*(Text(visible(cell, keep="\n")) for cell in cells))
 
 
 def _stages(run: Run) -> Table:
     """One row for each stage: updates, and the loss at the start and now."""
-    table = _table("stages", "stage", "updates", "loss", "accuracy", "tok/s", "time")
+    table = titled_table("stages", "stage", "updates", "loss", "accuracy", "tok/s", "time")
     for stage in run.stages:
         total = "" if stage.updates is None else f"/{stage.updates:,}"
         spent = sum(stage.timings.values())
         rate = stage.tokens_per_second
-        _row(
+        add_row(
             table,
             stage.name,
             f"{stage.done:,}{total}" if stage.metrics else "",
@@ -72,9 +79,9 @@ def _stages(run: Run) -> Table:
 
 def _made(run: Run) -> Table:
     """One row for each stage that makes data."""
-    table = _table("data made", "stage", "kind", "result")
+    table = titled_table("data made", "stage", "kind", "result")
     for made in run.made:
-        _row(table, made.name, made.kind, made.words() if made.finished else "unfinished")
+        add_row(table, made.name, made.kind, made.words() if made.finished else "unfinished")
     return table
 
 
@@ -86,18 +93,20 @@ def _first_and_last(stage: Stage, name: str) -> str:
 def _held_out(stage: Stage) -> Table:
     count = stage.held_out_examples
     examples = "" if count is None else f", {count:,} examples"
-    table = _table(f"{stage.name}: held-out data{examples}", "metric", "value", "standard error")
+    table = titled_table(
+        f"{stage.name}: held-out data{examples}", "metric", "value", "standard error"
+    )
     for name, value in stage.held_out.items():
         error = "" if math.isnan(value.error) else short(value.error)
-        _row(table, name, short(value.mean), error)
+        add_row(table, name, short(value.mean), error)
     return table
 
 
 def _scores(run: Run, comparison: Comparison) -> Table:
     title = f"{run.folder}: {comparison.before} (before) and {comparison.after} (after)"
-    table = _table(title, "", "before", "after", "change")
+    table = titled_table(title, "", "before", "after", "change")
     for row in comparison.rows():
-        _row(table, row.name, row.before, row.after, row.change)
+        add_row(table, row.name, row.before, row.after, row.change)
     return table
 
 
@@ -105,9 +114,9 @@ def _samples(comparison: Comparison) -> Table:
     shown = comparison.samples[:SHOWN]
     rewards = any(sample.rewards for sample in shown)
     columns = ("prompt", "before", "after", *(("reward",) if rewards else ()))
-    table = _table(f"first {len(shown)} held-out prompts, one sample each", *columns)
+    table = titled_table(f"first {len(shown)} held-out prompts, one sample each", *columns)
     for s in shown:
-        _row(table, s.prompt, s.before, s.after, *((s.rewards,) if rewards else ()))
+        add_row(table, s.prompt, s.before, s.after, *((s.rewards,) if rewards else ()))
     return table
 
 

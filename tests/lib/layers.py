@@ -10,7 +10,7 @@ LAYERS = (
     ("objectives", "diagnostics", "data", "models", "report"),
     ("hf", "update", "recipe"),
     ("collect",),
-    ("run",),
+    ("run", "comparison"),
     ("quickstart", "language_model", "making"),
     ("sweeps",),
     ("api", "cli"),
