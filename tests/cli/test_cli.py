@@ -14,8 +14,8 @@ import pytest
 import transformers
 from lib import runs as h
 
-from jaxalign.cli import COMMANDS
 from jaxalign.collect.sample import Sampling
+from jaxalign.commands import COMMANDS
 from jaxalign.run.folder import compile_cache_folder
 from jaxalign.settings import Run
 

@@ -15,7 +15,7 @@ import yaml
 from lib.layers import LAYERS
 
 from jaxalign import settings
-from jaxalign.cli import COMMANDS
+from jaxalign.commands import COMMANDS
 from jaxalign.core.types import Pairs
 from jaxalign.diagnostics import DIAGNOSTICS
 from jaxalign.objectives import OBJECTIVES

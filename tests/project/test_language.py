@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxalign.cli import COMMANDS
+from jaxalign.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
