@@ -9,13 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from ..files import write_whole
 from ..report.samples import Estimate
-from ..report.text import visible
+from ..report.terminal import add_row, titled_table
 from .grid import SEED, short_names
 
 FIRST = ("true reward", "win rate", "rewards/accuracies", "rewards/margins", "loss")
@@ -87,15 +85,11 @@ class Sweep:
         """The rows as a table for the terminal."""
         shown = self.metrics()[:COLUMNS]
         title = f"{self.folder}: mean over runs, ± one standard error"
-        table = Table(box=box.SIMPLE, title=Text(visible(title)), title_justify="left")
         rows = self.rows()
         paths = list(rows[0].values)
-        for name in short_names(paths).values():
-            table.add_column(Text(visible(name)), overflow="fold")
-        for head in ("runs", *shown):
-            table.add_column(Text(visible(head)), justify="right", overflow="fold")
+        table = titled_table(title, *short_names(paths).values(), "runs", *shown)
         for row in rows:
-            table.add_row(*(Text(visible(cell)) for cell in cells(row, paths, shown)))
+            add_row(table, *cells(row, paths, shown))
         return table
 
 
