@@ -47,6 +47,7 @@ class Loader:
     once an epoch, or as often as its mixture says; none is padding and none is left over.
 
     Attributes:
+      updates: how many batches are read by step.
       shapes_seen: shapes of the batches that the iterators have returned.
     """
 
@@ -66,6 +67,8 @@ class Loader:
         mixture: Mixture | None = None,
         held: Collection[int] | None = None,
         before: Sizes | None = None,
+        updates: int | None = None,
+        epochs: float = 1.0,
     ):
         """Check that the batch can be cut, and that `cached` belongs to the examples.
 
@@ -82,7 +85,10 @@ class Loader:
           cached: statistics of the data set under frozen models.
           mixture: how many examples of each source an epoch has; None: all examples once.
           held: the shards that this process holds; None: all.
-          before: sizes of the batches of similar data, used again where they cost little more.
+          before: sizes of the batches of similar data, used again where that costs less than a
+            compilation.
+          updates: how many batches are read by step; None: computed from `epochs`.
+          epochs: passes over the data.
 
         Raises:
           UserError: B cannot be divided into microbatches and shards.
@@ -103,6 +109,7 @@ class Loader:
         self.chunks, self.scores, self.held = chunks, scores, held
         self.mixture = mixture or whole(len(examples))
         self.before = before
+        self.updates = updates or self.steps(epochs)
         self.max_scored = examples.max_scored
         if before is not None and self.max_scored <= before.max_scored <= 2 * self.max_scored:
             self.max_scored = before.max_scored
@@ -166,15 +173,15 @@ class Loader:
     def shapes(self) -> Sequence[Shape]:
         """Shapes of batches by step, chosen by the first batches of the order of seed 0."""
         before = self.before and self.before.by_step
-        return self._common_shapes((self.indices(step, seed=0) for step in count()), before)
+        batches = (self.indices(step, seed=0) for step in count())
+        return self._common_shapes(batches, before, self.updates)
 
     @cached_property
     def shapes_in_order(self) -> Sequence[Shape]:
         """Shapes of sequential batches."""
         n, before = len(self.examples), self.before and self.before.in_order
-        return self._common_shapes(
-            (self._in_order(i, n) for i in range(0, n, self.batch_size)), before
-        )
+        starts = range(0, n, self.batch_size)
+        return self._common_shapes((self._in_order(i, n) for i in starts), before, len(starts))
 
     @property
     def sizes(self) -> Sizes:
@@ -182,7 +189,7 @@ class Loader:
         return Sizes(self.shapes, self.shapes_in_order, self.max_scored)
 
     def _common_shapes(
-        self, batches: Iterable[np.ndarray], before: Sequence[Shape] | None
+        self, batches: Iterable[np.ndarray], before: Sequence[Shape] | None, number: int
     ) -> Sequence[Shape]:
         most, examples = LOOKED_AT
         asked = [
@@ -193,7 +200,7 @@ class Loader:
         ]
         cells = [cells for _, cells in asked]
         own = common_shapes(cells, self.row_length, self.n_shapes)
-        return own if not before else kept_shapes(cells, before, own, self.row_length)
+        return own if not before else kept_shapes(cells, before, own, self.row_length, number)
 
     def _in_order(self, first: int, stop: int) -> np.ndarray:
         """[B] the examples from `first`; -1, padding, from `stop`."""

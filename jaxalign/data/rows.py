@@ -16,8 +16,8 @@ SCORED_UNIT = 64
 """M, the scored tokens of a chunk, is a multiple of it."""
 
 
-KEPT = 1.25
-"""Shapes of earlier data are used again if batches cost at most this many times as much in them."""
+COMPILATION = 25
+"""How many batches cost as much as the compilation of their shapes, as a rule of thumb."""
 
 
 class Shape(NamedTuple):
@@ -138,15 +138,20 @@ def common_shapes(batches: Sequence[Demand], row_length: int, count: int) -> lis
 
 
 def kept_shapes(
-    batches: Sequence[Demand], before: Sequence[Shape], own: Sequence[Shape], row_length: int
+    batches: Sequence[Demand],
+    before: Sequence[Shape],
+    own: Sequence[Shape],
+    row_length: int,
+    number: int,
 ) -> Sequence[Shape]:
-    """The shapes of earlier, similar data, which are compiled, if they cost little more.
+    """The shapes of earlier, similar data, if they cost less than the compilation of others.
 
     Args:
       batches: with the same number of chunks, at least one.
       before: the earlier shapes.
       own: the `common_shapes` of the batches.
       row_length: L, the most, tokens.
+      number: how many such batches there will be.
     """
 
     def cost(shapes: Sequence[Shape]) -> float:
@@ -154,7 +159,10 @@ def kept_shapes(
         return sum(s.rows * _row_cost(s.row_length) + s.chunks * s.scored for s in each)
 
     fits = all(shape.chunks == batches[0].chunks for shape in before)
-    return before if fits and cost(before) <= KEPT * cost(own) else own
+    if not fits:
+        return own
+    more = cost(before) / cost(own) - 1
+    return before if more * number <= COMPILATION else own
 
 
 def _longest(demand: Demand) -> int:

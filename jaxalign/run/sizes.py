@@ -43,6 +43,16 @@ def sizes_before(recipe: Recipe, name: str) -> dict[str, Sizes]:
     return read_own(file, dict[str, Sizes], remedy)
 
 
+def first_sizes(name: str, max_scored: int) -> Sizes | None:
+    """What the first round fixes: T, with room for longer answers later; none outside of rounds.
+
+    Args:
+      name: the name of the stage.
+      max_scored: the most scored tokens of a response of its data.
+    """
+    return Sizes((), (), 1 << (max_scored - 1).bit_length()) if _ROUND.fullmatch(name) else None
+
+
 def keep_sizes(recipe: Recipe, name: str, loaders: Mapping[str, Loader | None]) -> None:
     """Write the sizes of the batches of a stage in rounds, for the next round.
 

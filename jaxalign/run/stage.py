@@ -60,7 +60,7 @@ class StageRun(TermRun):
     @functools.cached_property
     def updates(self) -> int:
         """Updates of the whole stage."""
-        return self.settings.steps or self.training_loader().steps(self.settings.epochs)
+        return self.training_loader().updates
 
     @property
     def rule(self) -> Rule:

@@ -25,7 +25,7 @@ from ..models.decoder import Model
 from ..models.quantized import Kind
 from ..recipe.schema import reference_mode
 from ..update.forward import Task
-from .sizes import sizes_before
+from .sizes import first_sizes, sizes_before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,5 +156,7 @@ class TermRun:
             cached=cached,
             mixture=mixture,
             held=held_shards(self.mesh),
-            before=known.get(data_set),
+            before=known.get(data_set) or first_sizes(self.name, examples.max_scored),
+            updates=self.settings.steps,
+            epochs=self.settings.epochs,
         )

@@ -42,7 +42,7 @@ class Outcome:
         """The result in one line."""
         if self.problem:
             return f"{self.name} failed: {self.problem}"
-        found = [f"{name} {self.metrics[name]:.4g}" for name in ordered(self.metrics)[:COLUMNS]]
+        found = [f"{name} {self.metrics[name]:.4g}" for name in first_metrics(self.metrics)]
         return f"{self.name}: {', '.join(found) or 'finished'}"
 
 
@@ -83,7 +83,7 @@ class Sweep:
 
     def terminal(self) -> Table:
         """The rows as a table for the terminal."""
-        shown = self.metrics()[:COLUMNS]
+        shown = first_metrics(self.metrics())
         title = f"{self.folder}: mean over runs, ± one standard error"
         rows = self.rows()
         paths = list(rows[0].values)
@@ -95,12 +95,18 @@ class Sweep:
 
 def ordered(names: Iterable[str]) -> list[str]:
     """Names of metrics, the ones that a reader asks for first at the front."""
+    return sorted(names, key=_place)
 
-    def place(name: str) -> int:
-        ends = [i for i, first in enumerate(FIRST) if name == first or name.endswith(f"/{first}")]
-        return ends[0] if ends else len(FIRST)
 
-    return sorted(names, key=place)
+def first_metrics(names: Iterable[str]) -> list[str]:
+    """The metrics that a reader asks for first, as many as fit a terminal; else any."""
+    found = ordered(names)
+    return ([name for name in found if _place(name) < len(FIRST)] or found)[:COLUMNS]
+
+
+def _place(name: str) -> int:
+    ends = [i for i, first in enumerate(FIRST) if name == first or name.endswith(f"/{first}")]
+    return ends[0] if ends else len(FIRST)
 
 
 def cells(row: Row, paths: Sequence[str], metrics: Sequence[str]) -> list[str]:

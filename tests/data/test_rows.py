@@ -124,19 +124,22 @@ def uniform(rows, chunks=1):
     return [Demand([[128] * rows], chunks, 64)] * 3
 
 
-@pytest.mark.parametrize(("before", "kept"), [(8, True), (9, True), (10, True), (11, False)])
-def test_earlier_shapes_are_kept_if_they_cost_at_most_a_quarter_more(before, kept):
+@pytest.mark.parametrize(
+    ("before", "number", "kept"),
+    [(8, 10**6, True), (10, 90, True), (10, 110, False), (16, 24, True)],
+)
+def test_earlier_shapes_are_kept_if_they_cost_at_most_25_batches_more(before, number, kept):
     own, earlier = [Shape(8, 128, 1, 64)], [Shape(before, 128, 1, 64)]
-    assert kept_shapes(uniform(8), earlier, own, 128) == (earlier if kept else own)
+    assert kept_shapes(uniform(8), earlier, own, 128, number) == (earlier if kept else own)
 
 
 def test_earlier_shapes_that_hold_no_batch_cost_what_shapes_of_their_own_cost():
-    # 13 rows are rounded up to 16, which is less than a quarter more.
-    assert kept_shapes(uniform(13), [Shape(1, 128, 1, 64)], [Shape(13, 128, 1, 64)], 128) == [
-        Shape(1, 128, 1, 64)
-    ]
+    # 13 rows are rounded up to 16.
+    earlier, own = [Shape(1, 128, 1, 64)], [Shape(13, 128, 1, 64)]
+    assert kept_shapes(uniform(13), earlier, own, 128, 100) == earlier
+    assert kept_shapes(uniform(13), earlier, own, 128, 130) == own
 
 
 def test_earlier_shapes_with_other_chunks_are_not_kept():
     own = [Shape(8, 128, 2, 64)]
-    assert kept_shapes(uniform(8, 2), [Shape(8, 128, 1, 64)], own, 128) == own
+    assert kept_shapes(uniform(8, 2), [Shape(8, 128, 1, 64)], own, 128, 1) == own
