@@ -10,6 +10,7 @@ from ..files import write_whole
 from ..report import figures, html
 from ..report.samples import Estimate
 from ..report.text import seconds
+from .grid import short_names
 from .table import Row, Sweep, cells
 
 PICTURES = 8
@@ -42,7 +43,7 @@ def write_page(sweep: Sweep) -> Path:
 
 def _figure(rows: Sequence[Row], paths: Sequence[str], metric: str) -> bytes:
     """A metric over the first setting that varies; a line for each combination of the others."""
-    first, *others = paths
+    (first, *others), short = paths, short_names(paths)
     values = [row.values[first] for row in rows]
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     words = None if numbers else list(dict.fromkeys(map(str, values)))
@@ -50,12 +51,12 @@ def _figure(rows: Sequence[Row], paths: Sequence[str], metric: str) -> bytes:
     for row in rows:
         if metric not in row.metrics:
             continue
-        name = ", ".join(f"{path.rpartition('.')[2]} {row.values[path]}" for path in others)
+        name = ", ".join(f"{short[path]} {row.values[path]}" for path in others)
         places, means = lines.setdefault(name, ([], []))
         value = row.values[first]
         places.append(float(value) if words is None else float(words.index(str(value))))
         means.append(row.metrics[metric])
-    return figures.errors(lines, (first, metric), words)
+    return figures.errors(lines, (short[first], metric), words)
 
 
 def _file_name(name: str) -> str:

@@ -64,6 +64,13 @@ def test_a_value_that_is_no_name_of_a_file_is_named_by_its_place(recipe, inputs)
     assert [m.name for m in runs] == ["path=value-1", "path=value-2"]
 
 
+def test_a_whole_section_may_vary(recipe):
+    sections = [{"name": "dpo", "beta": 0.2}, {"name": "simpo"}]
+    runs = members(recipe, {"stages.dpo.objective": sections})
+    assert [m.recipe.stages["dpo"].objective.name for m in runs] == ["dpo", "simpo"]
+    assert [m.name for m in runs] == ["objective=value-1", "objective=value-2"]
+
+
 def test_names_of_settings_are_as_long_as_they_must_be():
     paths = ["stages.a.optimizer.learning_rate", "stages.b.optimizer.learning_rate", "run.seed"]
     assert list(short_names(paths).values()) == [
