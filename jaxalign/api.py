@@ -293,7 +293,11 @@ def density(how: Density) -> int:
 
 
 def sweep(
-    recipe: AnyRecipe, vary: Mapping[str, Sequence[Any]], overrides: Overrides = None
+    recipe: AnyRecipe,
+    vary: Mapping[str, Sequence[Any]],
+    overrides: Overrides = None,
+    *,
+    accept_changes: bool = False,
 ) -> Sweep:
     """Train runs of a recipe that differ in a few settings; compare their held-out metrics.
 
@@ -308,6 +312,7 @@ def sweep(
         by dotted path; a stage in rounds is "stages.round.stages.dpo". No other setting of `run` or
         `mesh` than the seed may vary.
       overrides: values to use instead of those in the recipe.
+      accept_changes: as for `train`.
 
     Returns:
       The held-out metrics of each run, and their means over seeds.
@@ -319,7 +324,7 @@ def sweep(
     chosen = given_recipe(recipe, overrides)
     runs = members(chosen, {path: list(values) for path, values in vary.items()})
     with _writing("sweep", chosen) as (_, console):
-        found = run_sweep(chosen, runs, console)
+        found = run_sweep(chosen, runs, console, accept_changes=accept_changes)
         if first_process():
             console.print(found.terminal())
             console.print(f"table: {write_page(found)}")

@@ -85,13 +85,13 @@ def _sweep(argv: list[str]) -> int:
         "help": "a setting and its values: stages.dpo.objective.beta=0.1,0.3 or run.seed=0..4; "
         "give it once for each setting that varies",
     }
-    own, recipe = _recipe("sweep", argv, ("--vary", vary))
+    own, recipe = _recipe("sweep", argv, ("--vary", vary), ACCEPT)
     from . import api
     from .run.train import Stopped
     from .sweeps.grid import parse_vary
 
     try:
-        found = api.sweep(recipe, parse_vary(own.vary))
+        found = api.sweep(recipe, parse_vary(own.vary), accept_changes=own.accept_changes)
     except Stopped as e:
         return _stopped(e)
     return 1 if any(run.problem for run in found.runs) else 0

@@ -29,7 +29,9 @@ from .share import take
 from .table import Outcome, Sweep, write_csv
 
 
-def sweep(recipe: Recipe, runs: Sequence[Member], console: Console) -> Sweep:
+def sweep(
+    recipe: Recipe, runs: Sequence[Member], console: Console, *, accept_changes: bool = False
+) -> Sweep:
     """Train every run of a sweep that is not finished; a run that fails does not end the others.
 
     Before the first update of the first run, each combination of values except seeds is checked.
@@ -38,6 +40,7 @@ def sweep(recipe: Recipe, runs: Sequence[Member], console: Console) -> Sweep:
       recipe: the recipe without the values that vary; its `run.dir` is the folder of the sweep.
       runs: the runs, of `grid.members`.
       console: where to print.
+      accept_changes: resume with inputs that have changed since a stage began.
 
     Raises:
       UserError: a recipe, its data or a folder does not fit; nothing more is trained.
@@ -55,7 +58,7 @@ def sweep(recipe: Recipe, runs: Sequence[Member], console: Console) -> Sweep:
         problem = ""
         try:
             with devices(member.recipe.mesh, member.recipe.model.dtype) as (mesh, own):
-                _train(member.recipe, before, mesh, own)
+                _train(member.recipe, before, mesh, own, accept_changes=accept_changes)
         except RunError as e:
             problem = str(e)
         outcomes.append(_outcome(member, problem, time.monotonic() - began))
@@ -101,14 +104,21 @@ def _begin(recipe: Recipe, before: Sequence[Recipe], mesh: Mesh) -> list[str]:
     return taken
 
 
-def _train(recipe: Recipe, before: Sequence[Recipe], mesh: Mesh, console: Console) -> None:
+def _train(
+    recipe: Recipe,
+    before: Sequence[Recipe],
+    mesh: Mesh,
+    console: Console,
+    *,
+    accept_changes: bool,
+) -> None:
     """Train a run to its end, and compare its models if they answer in a small world."""
     folder = Path(recipe.run.dir)
     with locked(folder, "train", console):
         for name in _begin(recipe, before, mesh):
             console.print(Text(f"{name}: the same as in an earlier run"))
         if pending(recipe):
-            train(recipe, mesh, console)
+            train(recipe, mesh, console, accept_changes=accept_changes)
         if answers_scored(recipe) and not (folder / FILE).exists():
             comparison = compared(recipe, mesh, console)
             if first_process():

@@ -42,8 +42,8 @@ def take(recipe: Recipe, others: Sequence[Recipe]) -> list[str]:
             product = Path(recipe.product(name))
             if product.exists():
                 continue
-            equal = [other for other in others if _same_until(recipe, other, name)]
-            source = next((o for o in equal if Path(o.product(name)).exists()), None)
+            finished = (o for o in others if name in o.stages and Path(o.product(name)).exists())
+            source = next((o for o in finished if _same_until(recipe, o, name)), None)
             if source is None or product.parent.exists():
                 _take_caches(recipe, name, others)
                 break

@@ -127,11 +127,11 @@ def test_a_sweep_that_was_stopped_resumes_to_the_same_weights(swept, tmp_path, m
     recipe, found = swept
     train, calls = sweeping.train, []
 
-    def stop(*args):
+    def stop(*args, **options):
         calls.append(args)
         if len(calls) == 2:
             raise Stopped("stopped", 15)
-        return train(*args)
+        return train(*args, **options)
 
     monkeypatch.setattr(sweeping, "train", stop)
     folder = tmp_path / "sweep"
@@ -144,6 +144,22 @@ def test_a_sweep_that_was_stopped_resumes_to_the_same_weights(swept, tmp_path, m
     for name, path in ours.items():
         assert path.read_bytes() == theirs[name].read_bytes()
     assert len(ours) == 8
+
+
+def test_changed_inputs_are_refused_unless_accepted(inputs, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    rows = [h.pair(i) for i in range(24)]
+    h.write_rows(data, rows)
+    recipe = values(inputs, tmp_path / "sweep", "dpo", stages__dpo__data__path=str(data))
+    jaxalign.sweep(recipe, {"run.seed": [0]})
+    folder = tmp_path / "sweep" / "seed=0" / "dpo"
+    (folder / "model").rename(tmp_path / "model")  # as if it had been killed before its export
+    h.write_rows(data, rows[::-1])
+    with pytest.raises(UserError, match="--accept-changes"):
+        jaxalign.sweep(recipe, {"run.seed": [0]})
+    found = jaxalign.sweep(recipe, {"run.seed": [0]}, accept_changes=True)
+    assert found.runs[0].problem == ""
+    assert (folder / "model").exists()
 
 
 def test_the_command_prints_the_table_and_exits_with_1_if_a_run_failed(
