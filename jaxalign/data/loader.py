@@ -96,13 +96,7 @@ class Loader:
         """
         cell_size(batch_size, microbatches, shards)
         self.cached = cached or CachedStats()
-        for field, stats in (("ref", self.cached.ref), ("start", self.cached.start)):
-            for name, values in stats.items():
-                if values.shape != (examples.offsets[-1],):
-                    raise ValueError(
-                        f"{field}['{name}'] has shape {values.shape}; the data set has "
-                        f"{examples.offsets[-1]} scored tokens"
-                    )
+        _check_cached(self.cached, examples)
         self.examples, self.batch_size, self.seed = examples, batch_size, seed
         self.microbatches, self.shards, self.row_length = microbatches, shards, row_length
         self.n_shapes = shapes
@@ -248,3 +242,14 @@ class Loader:
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _check_cached(cached: CachedStats, examples: Examples) -> None:
+    """Refuse cached statistics that have another length than the scored tokens of a data set."""
+    for field, stats in (("ref", cached.ref), ("start", cached.start)):
+        for name, values in stats.items():
+            if values.shape != (examples.offsets[-1],):
+                raise ValueError(
+                    f"{field}['{name}'] has shape {values.shape}; the data set has "
+                    f"{examples.offsets[-1]} scored tokens"
+                )

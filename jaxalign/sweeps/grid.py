@@ -19,8 +19,8 @@ from ..shown import shown
 
 SEED = "run.seed"
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-_PLAIN = re.compile(r"[A-Za-z0-9_.+-]{1,32}")
+_EXPONENT = re.compile(r"(?i)[-+]?\d+(\.\d*)?e[-+]?\d+")
+_PLAIN = re.compile(r"[\w.+-]{1,32}", re.ASCII)
 """Values that are in the name of a folder as they are; any other has its number there."""
 _IN_ROUNDS = re.compile(r"stages\.([^.]+)\.stages\.([\w-]+)\.(.+)")
 MOST = 10_000

@@ -8,58 +8,30 @@ import jax
 import numpy as np
 import pytest
 from lib import runs as h
+from lib.terms import SAMPLES, WEIGHT, values, write_samples
 
 from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import UserError
 from jaxalign.report import write_report
-from jaxalign.run import ledger, plan
+from jaxalign.run import plan
 from jaxalign.run.export import newest_state
-from jaxalign.run.preflight import check_stage
 from jaxalign.run.room import need
 from jaxalign.run.tracking import Tracker
 from jaxalign.run.weights import fixed_references
 from jaxalign.settings import Mesh
 
+pytestmark = pytest.mark.slow
 MESH = h.one_device()
-WEIGHT = 0.25
-SAMPLES = 20
 
 
 class Crash(Exception):  # noqa: N818
     pass
 
 
-def values(inputs, run, samples, **terms):
-    """The plain values of a recipe with one stage, `hypo`, of the terms `dpo` and `kl`."""
-    recipe = h.values(inputs, run, "dpo")
-    stage = recipe["stages"].pop("dpo")
-    data = stage.pop("data") | {"eval_path": f"{inputs}/held_out.jsonl"}
-    del stage["objective"], stage["batch_size"]
-    own = {"path": str(samples), "eval_path": str(samples)}
-    stage["terms"] = {
-        "dpo": {"objective": {"name": "dpo"}, "data": data, "batch_size": 8},
-        "kl": {
-            "objective": {"name": "hypo_kl", "lam": 1.0},
-            "data": data | own,
-            "reference": {"mode": "live"},
-            "weight": WEIGHT,
-            "batch_size": 16,
-        },
-    }
-    for name, changes in terms.items():
-        stage["terms"][name] |= changes
-    recipe["stages"]["hypo"] = stage
-    return recipe
-
-
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
     """A file of sampled answers with their baselines."""
-    rows = [h.pair(i) for i in range(SAMPLES)]
-    path = tmp_path_factory.mktemp("samples") / "samples.jsonl"
-    made = [{"prompt": r["prompt"], "completion": r["rejected"], "baseline": 0.5} for r in rows]
-    h.write_rows(path, made)
-    return path
+    return write_samples(tmp_path_factory.mktemp("samples"))
 
 
 @pytest.fixture(scope="module")
@@ -357,47 +329,6 @@ def test_the_report_shows_the_curves_and_the_data_of_the_terms(finished):
     assert {"stage_1_hypo_dpo_margin.png", "stage_1_hypo_kl_loss.png"} <= files
     for text in ("kl: training", "dpo: held out", "kl: objective: lam", "dpo: data"):
         assert text in page
-
-
-# Mistakes that only the data show
-
-
-def test_a_mistake_in_the_data_of_a_term_names_the_term(inputs, tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    h.write_rows(rows, [{"prompt": "1+1=", "completion": "2"}])  # without `baseline`
-    given = h.parse(values(inputs, tmp_path / "run", rows))
-    with pytest.raises(UserError, match=r"^stage hypo, term kl: .*baseline"):
-        h.prepared(given, "hypo", MESH)
-
-
-def test_a_batch_that_is_not_cut_evenly_names_its_term(inputs, samples, tmp_path):
-    given = h.parse(values(inputs, tmp_path / "run", samples, kl={"batch_size": 6}))
-    stage = h.prepared(given, "hypo", make_mesh(Mesh(data=4), jax.devices()[:4]))
-    with pytest.raises(UserError, match=r"^stages.hypo.terms.kl.batch_size 6 cannot be divided"):
-        check_stage(stage)
-
-
-def test_a_live_reference_of_another_architecture_names_its_term(
-    inputs, samples, tmp_path, hf_checkpoint
-):
-    other = {"reference": {"mode": "live", "path": str(hf_checkpoint("llama-gqa"))}}
-    given = h.parse(values(inputs, tmp_path / "run", samples, kl=other))
-    stage = h.prepared(given, "hypo", MESH)
-    with pytest.raises(
-        UserError, match=r"^stages.hypo.terms.kl.reference: .* another architecture"
-    ):
-        check_stage(stage)
-
-
-def test_a_changed_input_of_a_term_is_refused(inputs, samples, tmp_path):
-    rows = tmp_path / "samples.jsonl"
-    rows.write_text(samples.read_text())
-    recipe = h.parse(values(inputs, tmp_path / "run", rows))
-    ledger.settle(h.prepared(recipe, "hypo", MESH), h.QUIET, accept_changes=False)
-    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
-    changed = h.prepared(recipe, "hypo", MESH)
-    with pytest.raises(UserError, match=r"\n  kl: tokens of the training data +SHA-256"):
-        ledger.settle(changed, h.QUIET, accept_changes=False)
 
 
 def test_each_term_of_streamed_data_remembers_its_own_parts(inputs, samples, tmp_path):

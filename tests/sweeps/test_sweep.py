@@ -29,6 +29,7 @@ def models(folder):
     return {str(p.relative_to(folder)): p for p in sorted(folder.glob("*/*/model/*.safetensors"))}
 
 
+@pytest.mark.slow
 def test_each_run_has_the_weights_of_the_same_run_alone(swept, tmp_path):
     recipe, found = swept
     for run in found.runs:
@@ -89,6 +90,7 @@ def test_the_page_has_a_figure_for_each_metric_and_is_whole(swept):
     assert page.endswith("</html>\n")
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_trains_nothing_and_more_values_add_runs(swept):
     recipe, found = swept
     before = {name: path.stat() for name, path in models(found.folder).items()}
@@ -123,6 +125,7 @@ def test_a_mistake_in_one_combination_is_found_before_the_first_update(inputs, t
     assert list((tmp_path / "sweep").glob("*/dpo/checkpoints")) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_stopped_resumes_to_the_same_weights(swept, tmp_path, monkeypatch):
     recipe, found = swept
     train, calls = sweeping.train, []
@@ -146,6 +149,7 @@ def test_a_sweep_that_was_stopped_resumes_to_the_same_weights(swept, tmp_path, m
     assert len(ours) == 8
 
 
+@pytest.mark.slow
 def test_changed_inputs_are_refused_unless_accepted(inputs, tmp_path):
     data = tmp_path / "pairs.jsonl"
     rows = [h.pair(i) for i in range(24)]

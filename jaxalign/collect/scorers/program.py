@@ -31,6 +31,8 @@ TAIL = 2000
 """The last bytes of a program's standard error that are kept."""
 LONGEST = 2**16
 """The most bytes of a line of a program."""
+EARLY = "wrote a line before it read its own; it must answer line by line"
+LATE = "wrote more than one line for the line before"
 LIMITED = (
     "import os, resource, sys; limit = int(sys.argv[1]); "
     "resource.setrlimit(resource.RLIMIT_AS, (limit, limit)); os.execvp(sys.argv[2], sys.argv[2:])"
@@ -149,6 +151,7 @@ class _Running:
         for pipe in (self._in, self._out):
             os.set_blocking(pipe.fileno(), False)
         self._buffer = b""
+        self._asked = False  # whether it has had a line
 
     @property
     def _in(self) -> IO[bytes]:
@@ -176,7 +179,8 @@ class _Running:
         deadline = time.monotonic() + self._timeout
         self._read()
         if self._buffer:
-            raise AnswerError("wrote more than one line for the line before")
+            raise AnswerError(LATE if self._asked else EARLY)
+        self._asked = True
         with selectors.DefaultSelector() as ready:
             ready.register(self._out, selectors.EVENT_READ)
             ready.register(self._in, selectors.EVENT_WRITE)
@@ -192,7 +196,7 @@ class _Running:
                     else:
                         self._read()
         if line:
-            raise AnswerError("wrote a line before it read its own; it must answer line by line")
+            raise AnswerError(EARLY)
         answer, _, self._buffer = self._buffer.partition(b"\n")
         if self._buffer:
             raise AnswerError("wrote more than one line for a line")
