@@ -75,7 +75,7 @@ def _in_range(value: Any) -> Iterable[Any]:
         return [float(value) if _EXPONENT.fullmatch(value) else value]
     low, high = map(int, match.groups())
     if not low <= high < low + MOST:
-        raise UserError(f"--vary: the range {value} is empty, or longer than {MOST:,}; mend it")
+        raise UserError(f"--vary: the range {value} is empty, or longer than {MOST:,}; fix it")
     return range(low, high + 1)
 
 

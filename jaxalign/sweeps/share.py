@@ -70,7 +70,7 @@ def _take_caches(recipe: Recipe, name: str, others: Sequence[Recipe]) -> None:
         return
     goals = recipe.training[name].goals()
 
-    def alike(other: Recipe) -> bool:
+    def same_data(other: Recipe) -> bool:
         theirs = other.training[name].goals() if name in other.training else {}
         same = theirs.keys() == goals.keys() and all(
             (goal.data, goal.reference) == (theirs[term].data, theirs[term].reference)
@@ -79,7 +79,7 @@ def _take_caches(recipe: Recipe, name: str, others: Sequence[Recipe]) -> None:
         before = recipe.before(name)
         return same and (before is None or _same_until(recipe, other, before))
 
-    for other in filter(alike, others):
+    for other in filter(same_data, others):
         for kind in CACHES:
             source = Path(other.product(name)).parent / kind
             target = Path(recipe.product(name)).parent / kind

@@ -58,11 +58,13 @@ def drawn(kind, rate, prompts, rng):
         half = 2 * min(rate, 1 - rate)
         base = np.where(rng.random(prompts) < half, 0.5, float(rate > 0.5))
         return base
-    spread = {"eight answers": 1.0, "prompts are alike": 300.0}[kind]
+    spread = {"eight answers": 1.0, "answers to a prompt nearly equal": 300.0}[kind]
     return rng.binomial(8, rng.beta(rate * spread, (1 - rate) * spread, prompts)) / 8
 
 
-@pytest.mark.parametrize("kind", ["one answer", "ties", "eight answers", "prompts are alike"])
+@pytest.mark.parametrize(
+    "kind", ["one answer", "ties", "eight answers", "answers to a prompt nearly equal"]
+)
 @pytest.mark.parametrize("rate", [0.5, 0.9, 0.97])
 @pytest.mark.parametrize("prompts", [20, 200])
 def test_the_interval_covers_the_rate_in_95_of_100_experiments(kind, rate, prompts):
