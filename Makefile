@@ -1,8 +1,10 @@
 # Everything runs in $(VENV), made on first use from $(PYTHON) (3.11 or newer); $(CONSTRAINTS) names
-# a file of versions to install, such as tests/minimum.txt, and none the newest.
+# a file of versions to install, such as tests/minimum.txt, and none the newest; $(SKIP) a folder of
+# tests that `test` leaves out.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?=
+SKIP ?=
 BIN := $(VENV)/bin
 
 .NOTPARALLEL:
@@ -14,7 +16,7 @@ quickstart: $(VENV)/run.stamp
 
 # The fast tests.
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow" $(SKIP:%=--ignore %)
 
 # The tests that take more than a few seconds each.
 slow: $(VENV)/test.stamp
