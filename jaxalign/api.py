@@ -310,7 +310,7 @@ def sweep(
       recipe: the recipe.
       vary: {"stages.dpo.objective.beta": [0.1, 0.3], "run.seed": range(5)}: the values of settings,
         by dotted path; a stage in rounds is "stages.round.stages.dpo". No other setting of `run` or
-        `mesh` than the seed may vary.
+        `mesh` than the seed may vary, nor may `model.dtype`.
       overrides: values to use instead of those in the recipe.
       accept_changes: as for `train`.
 
@@ -323,8 +323,8 @@ def sweep(
     """
     chosen = given_recipe(recipe, overrides)
     runs = members(chosen, {path: list(values) for path, values in vary.items()})
-    with _writing("sweep", chosen) as (_, console):
-        found = run_sweep(chosen, runs, console, accept_changes=accept_changes)
+    with _writing("sweep", chosen) as (mesh, console):
+        found = run_sweep(chosen, runs, mesh, console, accept_changes=accept_changes)
         if first_process():
             console.print(found.terminal())
             console.print(f"table: {write_page(found)}")

@@ -71,3 +71,16 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
+
+
+def distinct_ending(own: tuple[str, ...], every: Iterable[tuple[str, ...]], least: int = 1) -> int:
+    """How many of its last parts tell a name from all others.
+
+    Args:
+      own: the parts of the name.
+      every: the parts of all names; those equal to `own` are left out.
+      least: the least number of parts.
+    """
+    others = [other for other in every if other != own]
+    counts = range(least, len(own) + 1)
+    return next((n for n in counts if all(x[-n:] != own[-n:] for x in others)), len(own))

@@ -34,6 +34,7 @@ from ..report.samples import SHOWN
 from ..settings.compare import Compare, problems
 from ..settings.sample import Sample
 from ..settings.score import Judge, Score
+from ..shown import distinct_ending
 from . import measures
 from .measures import Measured
 from .reference import Rows, changes, divergence, pair_logps, read, read_pairs
@@ -76,12 +77,9 @@ def distinct_endings(paths: Sequence[str]) -> list[str]:
     parts = [Path(path).parts for path in whole]
     found: list[str] = []
     for i, own in enumerate(parts):
-        others = [other for j, other in enumerate(parts) if j != i]
-        if own in others:
+        if own in parts[:i]:
             raise UserError(f"models: {paths[i]} is given twice; give each model once")
-        first = 2 if own[-1] == "model" else 1
-        counts = range(first, len(own) + 1)
-        count = next(k for k in counts if all(x[-k:] != own[-k:] for x in others))
+        count = distinct_ending(own, parts, least=2 if own[-1] == "model" else 1)
         # The root is no name of a folder.
         found.append("/".join(filter(None, (part.strip("/") for part in own[-count:]))))
     return found

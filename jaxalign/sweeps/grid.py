@@ -15,7 +15,7 @@ from ..recipe.read import resolved
 from ..run.folder import compile_cache_folder
 from ..run.read_data import store_folder
 from ..settings import Recipe
-from ..shown import shown
+from ..shown import distinct_ending, shown
 
 SEED = "run.seed"
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
@@ -108,6 +108,10 @@ def members(recipe: Recipe, vary: Mapping[str, Sequence[Any]]) -> list[Member]:
         own = {"run.dir": f"{recipe.run.dir}/{name}", **shared}
         every = {full: value for p, value in chosen.items() for full in _in_rounds(recipe, p)}
         made.append(Member(name, chosen, given_recipe(recipe, {**every, **own})))
+    if any(member.recipe.model.dtype != recipe.model.dtype for member in made):
+        raise UserError(
+            "--vary: model.dtype is the same for all runs of a sweep; give it as a flag"
+        )
     folders = [member.name for member in made]
     recipes = [repr(_without_folder(member.recipe)) for member in made]
     if len({*folders}) < len(folders) or len({*recipes}) < len(recipes):
@@ -120,7 +124,7 @@ def _check(vary: Mapping[str, Sequence[Any]]) -> None:
     if not vary:
         raise UserError("--vary: nothing varies; give at least one PATH=VALUE,VALUE")
     for path, values in vary.items():
-        if path.startswith(("run.", "mesh.")) and path != SEED:
+        if path.partition(".")[0] in ("run", "mesh") and path != SEED:
             raise UserError(
                 f"--vary: {path} is the same for all runs of a sweep; give it as a flag"
             )
@@ -145,23 +149,9 @@ def _in_rounds(recipe: Recipe, path: str) -> list[str]:
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
     """The shortest endings of dotted paths that tell them apart."""
-
-    def ending(path: str, length: int) -> str:
-        return ".".join(path.split(".")[-length:])
-
-    found = {}
-    for path in paths:
-        others = [other for other in paths if other != path]
-        lengths = range(1, path.count(".") + 2)
-        found[path] = next(
-            (
-                ending(path, length)
-                for length in lengths
-                if all(ending(other, length) != ending(path, length) for other in others)
-            ),
-            path,
-        )
-    return found
+    parts = [tuple(path.split(".")) for path in paths]
+    counts = map(distinct_ending, parts, itertools.repeat(parts))
+    return {p: ".".join(own[-n:]) for p, own, n in zip(paths, parts, counts, strict=True)}
 
 
 def _word(value: Any, place: int) -> str:

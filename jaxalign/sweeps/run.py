@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.text import Text
@@ -17,7 +18,6 @@ from ..quickstart.show import answers_scored, compared
 from ..quickstart.start import make_world
 from ..report.read import read_run
 from ..report.samples import FILE, write_samples
-from ..run.devices import devices
 from ..run.lock import locked
 from ..run.phases import Phases
 from ..run.preflight import check_stages, pending
@@ -25,31 +25,40 @@ from ..run.read_data import begin
 from ..run.train import check_folder, claim, train
 from ..settings import Recipe
 from .grid import SEED, Member
-from .share import take
+from .share import take, take_caches
 from .table import Outcome, Sweep, write_csv
 
 
 def sweep(
-    recipe: Recipe, runs: Sequence[Member], console: Console, *, accept_changes: bool = False
+    recipe: Recipe,
+    runs: Sequence[Member],
+    mesh: Mesh,
+    console: Console,
+    *,
+    accept_changes: bool = False,
 ) -> Sweep:
     """Train every run of a sweep that is not finished; a run that fails does not end the others.
+
+    On several hosts it does, since a host cannot know whether the others have failed too.
 
     Before the first update of the first run, each combination of values except seeds is checked.
 
     Args:
       recipe: the recipe without the values that vary; its `run.dir` is the folder of the sweep.
       runs: the runs, of `grid.members`.
+      mesh: the device mesh.
       console: where to print.
       accept_changes: resume with inputs that have changed since a stage began.
 
     Raises:
       UserError: a recipe, its data or a folder does not fit; nothing more is trained.
+      RunError: a run failed on several hosts.
       Stopped: SIGTERM or SIGINT came; the same call resumes.
     """
     folder = Path(recipe.run.dir)
     if first_process():
         begin(folder)
-    _check(runs, console)
+    _check(runs, mesh, console)
     outcomes: list[Outcome] = []
     for i, member in enumerate(runs):
         before = [other.recipe for other in runs[:i]]
@@ -57,9 +66,10 @@ def sweep(
         began = time.monotonic()
         problem = ""
         try:
-            with devices(member.recipe.mesh, member.recipe.model.dtype) as (mesh, own):
-                _train(member.recipe, before, mesh, own, accept_changes=accept_changes)
+            _train(member.recipe, before, mesh, console, accept_changes=accept_changes)
         except RunError as e:
+            if jax.process_count() > 1:
+                raise
             problem = str(e)
         outcomes.append(_outcome(member, problem, time.monotonic() - began))
         console.print(Text(outcomes[-1].line()))
@@ -68,7 +78,7 @@ def sweep(
     return Sweep(folder, tuple(outcomes))
 
 
-def _check(runs: Sequence[Member], console: Console) -> None:
+def _check(runs: Sequence[Member], mesh: Mesh, console: Console) -> None:
     """Check the folder of every run, and the stages of each combination of values but seeds."""
     for member in runs:
         check_folder(member.recipe)
@@ -78,10 +88,7 @@ def _check(runs: Sequence[Member], console: Console) -> None:
         if seedless in checked:
             continue
         recipe, quiet = member.recipe, Console(quiet=True)
-        with (
-            devices(recipe.mesh, recipe.model.dtype) as (mesh, _),
-            locked(Path(recipe.run.dir), "sweep", console),
-        ):
+        with locked(Path(recipe.run.dir), "sweep", console):
             _begin(recipe, list(checked.values()), mesh)
             clocks = {
                 name: Phases(Path(recipe.product(name)).parent, name, quiet)
@@ -117,6 +124,7 @@ def _train(
     with locked(folder, "train", console):
         for name in _begin(recipe, before, mesh):
             console.print(Text(f"{name}: the same as in an earlier run"))
+        take_caches(recipe, before)
         if pending(recipe):
             train(recipe, mesh, console, accept_changes=accept_changes)
         if answers_scored(recipe) and not (folder / FILE).exists():

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from ..files import first_process
 from ..recipe.diff import differences
 from ..recipe.read import resolved
+from ..run.preflight import pending
 from ..run.train import FREE_TO_CHANGE
 from ..settings import Recipe
 
@@ -22,11 +23,9 @@ CACHES = ("reference", "start")
 def take(recipe: Recipe, others: Sequence[Recipe]) -> list[str]:
     """Link into the folder of a run the work of other runs that it would repeat.
 
-    The work is the data of a small world, the stages that are finished and equal in every setting
-    up to them, and the cached statistics of frozen models for the stage after. Each part of a cache
-    has a fingerprint of all that it depends on, so that a wrong one is computed again. Files of a
-    finished stage are replaced as a whole if ever, never changed, so that a link is as good as a
-    copy.
+    The work is the data of a small world, and the stages that are finished and equal in every
+    setting up to them. Files of a finished stage are replaced as a whole if ever, never changed, so
+    that a link is as good as a copy.
 
     Args:
       recipe: the recipe of the run, which has claimed its folder.
@@ -45,12 +44,22 @@ def take(recipe: Recipe, others: Sequence[Recipe]) -> list[str]:
             finished = (o for o in others if name in o.stages and Path(o.product(name)).exists())
             source = next((o for o in finished if _same_until(recipe, o, name)), None)
             if source is None or product.parent.exists():
-                _take_caches(recipe, name, others)
                 break
             _link(Path(source.product(name)).parent, product.parent)
             taken.append(name)
     multihost_utils.sync_global_devices(f"taken {recipe.run.dir}")
     return taken
+
+
+def take_caches(recipe: Recipe, others: Sequence[Recipe]) -> None:
+    """Link the cached statistics of frozen models for the next stage of a run.
+
+    Each part of a cache has a fingerprint of all that it depends on, so that a wrong one is
+    computed again. Arguments as for `take`, which comes first: after this the stage has a folder.
+    """
+    if first_process() and (waiting := pending(recipe)):
+        _take_caches(recipe, waiting[0], others)
+    multihost_utils.sync_global_devices(f"caches {recipe.run.dir}")
 
 
 def _take_world(recipe: Recipe, others: Sequence[Recipe]) -> None:

@@ -96,6 +96,8 @@ def test_a_stage_in_rounds_varies_in_every_round(inputs, tmp_path):
         ({}, "nothing varies; give at least one PATH=VALUE,VALUE"),
         ({"run.dir": ["a"]}, "run.dir is the same for all runs of a sweep; give it as a flag"),
         ({"mesh.data": [1]}, "mesh.data is the same for all runs of a sweep"),
+        ({"mesh": [{"data": 1}]}, "mesh is the same for all runs of a sweep"),
+        ({"model.dtype": ["float32", "bfloat16"]}, r"model\.dtype is the same for all runs"),
         ({"run.seed": []}, "run.seed has no value; give at least one"),
         ({"run.seed": [1, 1]}, "two runs have the same values; give each value once"),
         ({"stages.dpo.objective.beta": [0.5, "0.5"]}, "two runs have the same values"),

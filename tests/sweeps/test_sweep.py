@@ -56,6 +56,16 @@ def test_equal_stages_and_reference_passes_are_made_once(swept):
     assert same("dpo/model/model.safetensors") == alone
 
 
+def test_a_stage_whose_reference_alone_was_there_is_made_once_too(inputs, tmp_path):
+    recipe = values(inputs, tmp_path / "sweep", "dpo", "simpo")
+    vary = {"stages.simpo.objective.beta": [2.0, 2.5]}
+    first = {"run.dir": str(tmp_path / "sweep" / "beta=2.0"), "stages.simpo.objective.beta": 2.0}
+    jaxalign.reference(recipe, "dpo", overrides=first)  # as if the sweep had been killed here
+    found = jaxalign.sweep(recipe, vary)
+    one, two = (found.folder / run.name / "dpo/model/model.safetensors" for run in found.runs)
+    assert one.samefile(two)
+
+
 def test_the_table_has_means_over_seeds(swept):
     _, found = swept
     low, high = found.rows()
@@ -140,7 +150,7 @@ def test_a_sweep_that_was_stopped_resumes_to_the_same_weights(swept, tmp_path, m
     folder = tmp_path / "sweep"
     with pytest.raises(Stopped):
         jaxalign.sweep(recipe, VARY, {"run.dir": str(folder)})
-    assert len(models(folder)) == 2 + 0
+    assert len(models(folder)) == 2
     monkeypatch.undo()
     jaxalign.sweep(recipe, VARY, {"run.dir": str(folder)})
     ours, theirs = models(folder), models(found.folder)
