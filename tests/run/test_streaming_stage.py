@@ -13,7 +13,7 @@ from lib.steps import one_device
 from jaxalign.data import stream, tokenize
 from jaxalign.errors import UserError
 from jaxalign.report.read import read_run
-from jaxalign.run import stage as stages
+from jaxalign.run import term
 from jaxalign.run.check_data import check_branches
 from jaxalign.run.inspect import inspect, open_stage_data
 
@@ -24,7 +24,7 @@ STEPS = 6
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    for module in (tokenize, stream, stages):
+    for module in (tokenize, stream, term):
         monkeypatch.setattr(module, "ROWS", 10)
 
 
