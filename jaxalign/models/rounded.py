@@ -32,10 +32,14 @@ class Rounded:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _round(x: Array, kind: str) -> Array:
-    # XLA may leave out a conversion there and back, but not `reduce_precision`, which alone would
-    # set the subnormal numbers of float16 to 0.
-    bits = jnp.finfo(kind).nmant
-    return jax.lax.reduce_precision(x, 8, bits).astype(kind).astype(x.dtype)
+    # XLA may leave out a conversion there and back, but not `reduce_precision`, which knows the
+    # subnormal numbers of no dtype: those of float16 are multiples of the smallest one.
+    rounded = jax.lax.reduce_precision(x, 8, jnp.finfo(kind).nmant)
+    if kind == "float16":
+        least = float(jnp.finfo(kind).smallest_subnormal)
+        subnormal = jnp.abs(x) < jnp.finfo(kind).smallest_normal
+        rounded = jnp.where(subnormal, jnp.round(x / least) * least, rounded)
+    return rounded.astype(kind).astype(x.dtype)
 
 
 @_round.defjvp
