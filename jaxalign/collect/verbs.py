@@ -18,6 +18,7 @@ from ..data.sources import hub_fingerprint, local_files, raw_records
 from ..digests import sha256
 from ..errors import UserError
 from ..files import write_whole
+from ..hf.kept import Kept
 from ..hf.load import Digest
 from ..hf.open import fingerprints, open_config, open_model
 from ..recipe.scorers import kind_of, name_of, read_scorers
@@ -63,6 +64,8 @@ class Place:
     """Whether parts that were made from other inputs are made again."""
     record: bool = False
     """Whether a finished file has a record of its inputs, which the next call compares."""
+    kept: Kept | None = None
+    """Weights on the devices that may be the ones of the model that answers."""
 
 
 def sample_file(
@@ -114,7 +117,7 @@ def sample_file(
 def _sampler(how: Sample, folder: Path | None, seed: int, place: Place, *, ids: bool) -> Sampler:
     if folder is None:
         return Asked(how, seed)
-    opened = open_model(folder, place.mesh, dtype=place.dtype)
+    opened = open_model(folder, place.mesh, dtype=place.dtype, kept=place.kept)
     return Drawn(opened, open_prompter(how, folder, place.now), how, seed, ids=ids)
 
 

@@ -12,6 +12,7 @@ from ..digests import sha256
 from ..models.decoder import Model, Params, build
 from ..models.families import read_config
 from ..models.spec import Spec
+from .kept import Kept
 from .load import Digest, load_config, weights_fingerprint
 from .peft import base_folder, load_merged
 from .tokenizer import load_tokenizer, stop_tokens, tokenizer_fingerprint
@@ -42,7 +43,9 @@ def open_config(folder: Path) -> Spec:
     return read_config(load_config(base), str(base / "config.json"))
 
 
-def open_model(folder: Path, mesh: Mesh, *, dtype: str = "bfloat16") -> Opened:
+def open_model(
+    folder: Path, mesh: Mesh, *, dtype: str = "bfloat16", kept: Kept | None = None
+) -> Opened:
     """Open a language model, a reward model, or an adapter with its base model.
 
     The weights go straight from the files to the devices: every host reads only the parts that its
@@ -54,6 +57,7 @@ def open_model(folder: Path, mesh: Mesh, *, dtype: str = "bfloat16") -> Opened:
         PEFT adapter (`adapter_config.json`, `adapter_model.safetensors`).
       mesh: the device mesh (data, fsdp, tensor).
       dtype: dtype of the weights and of matrix products, "float32" or "bfloat16".
+      kept: weights on the devices, which are taken where they have the bits of the folder.
 
     Raises:
       UserError: a file is missing, damaged or not supported; names the file and the remedy.
@@ -61,7 +65,7 @@ def open_model(folder: Path, mesh: Mesh, *, dtype: str = "bfloat16") -> Opened:
     base = base_folder(folder)
     tokenizer = load_tokenizer(base)
     stop = stop_tokens(base, tokenizer)
-    return Opened(*open_weights(folder, mesh, dtype=dtype), tokenizer, stop)
+    return Opened(*open_weights(folder, mesh, dtype=dtype, kept=kept), tokenizer, stop)
 
 
 def open_encoder(folder: Path, template: str | None = None) -> Encoder:
@@ -79,10 +83,13 @@ def open_encoder(folder: Path, template: str | None = None) -> Encoder:
     return Encoder(tokenizer, stops=stop_tokens(base, tokenizer), template=template)
 
 
-def open_weights(folder: Path, mesh: Mesh, *, dtype: str) -> tuple[Model, Params]:
+def open_weights(
+    folder: Path, mesh: Mesh, *, dtype: str, kept: Kept | None = None
+) -> tuple[Model, Params]:
     """The decoder and its weights; arguments and errors as for `open_model`."""
     model = build(open_config(folder), mesh, dtype=dtype, param_dtype=dtype)
-    return model, load_merged(folder, model)
+    own = None if kept is None else kept.of(folder, model)
+    return model, load_merged(folder, model) if own is None else own
 
 
 def fingerprints(folder: Path, digest: Digest = sha256) -> dict[str, str]:

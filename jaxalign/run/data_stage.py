@@ -22,6 +22,7 @@ from ..collect.verbs import Place, Summary, pair_file, sample_file, score_file
 from ..digests import kept_sha256
 from ..errors import writing
 from ..files import first_process, write_whole
+from ..hf.kept import Kept
 from ..hf.load import resolve
 from ..hf.open import open_config
 from ..recipe.rounds import names_model
@@ -36,7 +37,14 @@ MADE = "made.jsonl"
 
 
 def make_data(
-    recipe: Recipe, name: str, source: Path, mesh: Mesh, console: Console, *, accept_changes: bool
+    recipe: Recipe,
+    name: str,
+    source: Path,
+    mesh: Mesh,
+    console: Console,
+    *,
+    accept_changes: bool,
+    kept: Kept | None = None,
 ) -> None:
     """Make the data of a stage, or go on where an earlier process stopped.
 
@@ -47,6 +55,7 @@ def make_data(
       mesh: the device mesh.
       console: where to print.
       accept_changes: whether parts that were made from other inputs are made again.
+      kept: the weights that the stages before have left on the devices; None: there are none.
 
     Raises:
       UserError: the settings, the data and the models do not fit together.
@@ -60,6 +69,7 @@ def make_data(
         digest=functools.partial(kept_sha256, folder=store_folder(recipe.run)),
         now=began(Path(recipe.run.dir)),
         accept_changes=accept_changes,
+        kept=kept,
     )
     made = out.with_name(MADE)
     with in_stage(name):

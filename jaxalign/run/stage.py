@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import optax
 from jax.sharding import Mesh
@@ -20,6 +20,7 @@ from ..data.mixture import Mixture, mix
 from ..data.store import Examples
 from ..errors import UserError
 from ..hf import load
+from ..hf.kept import Kept
 from ..hf.peft import low_rank
 from ..hf.reward import with_scores
 from ..hf.tokenizer import load_tokenizer, pad_token
@@ -85,8 +86,16 @@ class StageRun(TermRun):
 
     def with_recipe(self, recipe: settings.Recipe) -> StageRun:
         """The same stage of another recipe."""
-        others = tuple(dataclasses.replace(term, recipe=recipe) for term in self.others)
-        return dataclasses.replace(self, recipe=recipe, others=others)
+        return self._replace(recipe=recipe)
+
+    def with_kept(self, kept: Kept) -> StageRun:
+        """The same stage, which may take its weights from these."""
+        return self._replace(kept=kept)
+
+    def _replace(self, **changes: Any) -> StageRun:
+        """The same stage with other values in each of its terms."""
+        others = tuple(dataclasses.replace(term, **changes) for term in self.others)
+        return dataclasses.replace(self, others=others, **changes)
 
     def with_microbatches(self, count: int) -> StageRun:
         """The same stage with another number of microbatches."""

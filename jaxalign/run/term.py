@@ -20,6 +20,7 @@ from ..data.mixture import Mixture
 from ..data.pack import CachedStats, cell_size, head_chunks
 from ..data.store import ROWS, Examples
 from ..data.stream import Stream
+from ..hf.kept import Kept
 from ..models.adapted import Adapted
 from ..models.decoder import Model
 from ..models.quantized import Kind
@@ -55,6 +56,8 @@ class TermRun:
     held_out: Examples | None
     stream: Stream | None = None
     """All training data, if they are not kept; `train` is their first part then."""
+    kept: Kept = dataclasses.field(default_factory=Kept)
+    """The weights that the stages before have left on the devices."""
 
     @property
     def settings(self) -> settings.Stage:

@@ -24,6 +24,7 @@ from ..data.pack import TokenCounts, token_counts
 from ..errors import UserError
 from ..files import first_process, write_whole
 from ..hf import load
+from ..hf.kept import Kept
 from ..recipe.diff import differences
 from ..recipe.read import dump, recorded, resolved
 from ..settings import Recipe
@@ -34,7 +35,7 @@ from .best import Best
 from .checkpoint import Checkpoints
 from .data_stage import make_data
 from .evaluate import HeldOut
-from .held_out import Evaluation, evaluation, record_errors
+from .held_out import Evaluation, evaluation, lossy_kinds, record_errors
 from .phases import Phases
 from .plan import settled
 from .preflight import check_stages, model_folder, pending
@@ -83,19 +84,21 @@ def train(recipe: Recipe, mesh: Mesh, console: Console, *, accept_changes: bool 
         name: Phases(Path(recipe.product(name)).parent, name, console) for name in pending(recipe)
     }
     check_stages(recipe, mesh, console, clocks)
-    source = load.resolve(recipe.locate(recipe.model.path))
+    source, kept = load.resolve(recipe.locate(recipe.model.path)), Kept()
     for name in recipe.stages:
         out = Path(recipe.product(name))
         if name not in clocks:
             console.print(f"{name}: finished before, {_result(recipe, name)}")
         elif name not in recipe.training:
             with clocks[name]("making data"):
-                make_data(recipe, name, source, mesh, console, accept_changes=accept_changes)
+                make_data(
+                    recipe, name, source, mesh, console, accept_changes=accept_changes, kept=kept
+                )
         else:
             phases = clocks[name]
             with jax.set_mesh(mesh):
                 with phases("reading data"):
-                    stage = prepare(recipe, name, source, mesh, console)
+                    stage = prepare(recipe, name, source, mesh, console).with_kept(kept)
                 stage.show_data(console)
                 stage = settled(stage, console)
                 ledger.settle(stage, console, accept_changes=accept_changes)
@@ -161,7 +164,10 @@ def _begun(stages: Iterable[str], folder: Path) -> list[str]:
 
 
 def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
-    """Train one stage to its end and export its model."""
+    """Train one stage to its end and export its model.
+
+    The weights stay on the devices for the stages after it, if there are any.
+    """
     with phases("reference pass"):
         loaders = [
             term.training_loader(cached_reference(term, "train", console)) for term in stage.terms
@@ -176,6 +182,7 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
         found = checkpoints.restore(stage.state_spec)
         fixed = fixed_weights(stage)
         start, state = found or (0, first_state(stage))
+        stage.kept.drop()
         if found is not None:
             console.print(f"{stage.name}: resumes after update {start} of {stage.updates}")
         best = Best(stage, start)
@@ -209,6 +216,8 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
                 adapter = out.with_name("adapter")
                 export.write_adapter(stage, state.params, adapter, metrics, note=note)
             export.write_model(stage, state.params, fixed.base, out, metrics, console, note=note)
+        if stage.adapted is None and stage.name != list(stage.recipe.stages)[-1]:
+            stage.kept.keep(out, state.params, stage.model, lossy_kinds(stage))
     console.print(f"{stage.name}: model written to {out}")
 
 

@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from ..digests import kept_sha256
 from ..errors import UserError
@@ -23,9 +24,10 @@ from .term import TermRun
 
 def starting_params(stage: TermRun) -> Params:
     """The weights that the stage starts from, quantized where its adapters want them so."""
-    kind = stage.quantized
-    keep = functools.partial(quantize, kind=kind) if kind else None
-    return load.load_params(stage.source, stage.model, keep)
+    if kind := stage.quantized:
+        return load.load_params(stage.source, stage.model, functools.partial(quantize, kind=kind))
+    kept = stage.kept.of(stage.source, stage.model)
+    return load.load_params(stage.source, stage.model) if kept is None else kept
 
 
 def fixed_weights(stage: StageRun) -> Fixed:
@@ -73,6 +75,9 @@ def _first_params(stage: StageRun) -> Params:
     key = jax.random.fold_in(jax.random.key(stage.recipe.run.seed), number)
     if stage.adapted is not None:
         return stage.adapted.init(key)
+    kept = stage.kept.of(stage.source, stage.model)
+    if kept is not None:
+        return jax.tree.map(jnp.copy, kept)  # the state is donated
     head = new_head(stage.source, stage.model, key)
     return load.load_params(stage.source, stage.model, made=head)
 

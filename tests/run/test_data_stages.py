@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ import jaxalign
 from jaxalign.collect.verbs import Place, sample_file
 from jaxalign.core.sharding import make_mesh
 from jaxalign.errors import RunError, UserError
+from jaxalign.hf import load, peft
+from jaxalign.hf.kept import Kept
+from jaxalign.hf.load import load_params
 from jaxalign.recipe.read import parse
 from jaxalign.run import data_stage
 from jaxalign.run.data_stage import make_data, seed_of
@@ -119,6 +123,36 @@ def test_training_changes_the_model_in_each_round(finished, inputs):
     for before, after in itertools.pairwise(models):
         old, new = h.tensors(before), h.tensors(after)
         assert any(np.any(old[name] != new[name]) for name in old)
+
+
+def test_a_round_takes_the_model_of_the_round_before_from_the_devices(
+    finished, inputs, tmp_path, monkeypatch
+):
+    read = []
+
+    def loaded(folder, *args, **options):
+        read.append(folder)
+        return load_params(folder, *args, **options)
+
+    for module in (load, peft):
+        monkeypatch.setattr(module, "load_params", loaded)
+    values = rounds.values(inputs, tmp_path)
+    h.run(parse(values), MESH)
+    # For answers, the reference of both data sets, and the start: no model of a round is read.
+    assert read == [inputs / "model"] * 4
+    monkeypatch.setattr(Kept, "of", lambda *args: None)
+    (tmp_path / "other").mkdir()
+    values = rounds.values(inputs, tmp_path / "other")
+    h.run(parse(values), MESH)
+    assert read[8:] == [tmp_path / "other/run/round-1/dpo/model"] * 4
+    for name in ("round-1/dpo", "round-2/dpo"):
+        ours, theirs = (
+            h.tensors(run / name / "model") for run in (tmp_path / "run", tmp_path / "other/run")
+        )
+        chex.assert_trees_all_equal(ours, theirs)
+    assert rows(tmp_path / "run", "round-2/answers") == rows(
+        tmp_path / "other/run", "round-2/answers"
+    )
 
 
 def test_the_batches_of_a_round_have_the_sizes_of_the_round_before(finished):
