@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,7 +202,7 @@ def _prepare(
     for term, read in found.items():
         with in_stage(name, term):
             terms.append(_term(recipe, name, term, read, model, source, adapted, tokenizer))
-    first, *others = terms
+    first, *others = _sharing(terms)
     own = {field.name: getattr(first, field.name) for field in dataclasses.fields(TermRun)}
     return StageRun(**own, others=tuple(others))
 
@@ -256,6 +256,29 @@ def _term(
         held_out=read.held_out,
         stream=stream,
     )
+
+
+def _sharing(terms: Sequence[TermRun]) -> list[TermRun]:
+    """The terms, those marked whose batches are the ones of a term before them.
+
+    These share its forward pass. A live reference is a forward pass of its own for each term.
+    """
+    found: list[TermRun] = []
+    for term in terms:
+        same = next((other.term for other in found if _same_batches(other, term)), None)
+        task = dataclasses.replace(term.task, batch_of=same)
+        found.append(dataclasses.replace(term, task=task))
+    return found
+
+
+def _same_batches(a: TermRun, b: TermRun) -> bool:
+    def read(term: TermRun) -> tuple[Any, ...]:
+        data = dataclasses.replace(term.settings.data, eval_path=None)
+        layout = term.task.objective.layout
+        return data, term.settings.batch_size, layout, term.train.fingerprint
+
+    live = "live" in (a.reference_mode, b.reference_mode)
+    return not live and read(a) == read(b)
 
 
 def check_balance(weight: float, spec: Spec) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
@@ -238,7 +239,13 @@ def _batches(
             closing.enter_context(contextlib.closing(term.batches(loader, start, stage.updates)))
             for term, loader in zip(stage.terms, loaders, strict=True)
         ]
-        yield from zip(*each, strict=True)
+        for batch in zip(*each, strict=True):
+            by_term = dict(zip((term.term for term in stage.terms), batch, strict=True))
+            for term in stage.terms:
+                if term.task.batch_of is not None:
+                    theirs = by_term[term.task.batch_of].ids
+                    assert np.array_equal(by_term[term.term].ids, theirs), term.term
+            yield batch
 
 
 def _updates(

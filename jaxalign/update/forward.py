@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -50,6 +50,7 @@ class Task:
     router_balance: float = 0.0  # weight of `balance_loss`, which is added to the loss
     weight: float = 1.0  # factor of this loss in the loss of the stage
     term: str = ""  # its name, with which its metrics begin; "": the only one of the stage
+    batch_of: str | None = None  # the term before it that has the same examples in each batch
     moves: settings.Reference | None = None  # how the reference in the state moves, if it does
     constant_hyper: bool = False  # whether the objective reads its numbers in Python
 
@@ -96,6 +97,15 @@ class Task:
     def named(self, metrics: Mapping[str, T]) -> dict[str, T]:
         """Metrics of this term under their names in the stage."""
         return {f"{self.term}/{k}" if self.term else k: v for k, v in metrics.items()}
+
+    def reading(self, others: Sequence[Task]) -> Task:
+        """This task with the token statistics that other tasks of the same policy need as well.
+
+        Its loss is not to be computed: the statistics alone serve all of them.
+        """
+        needs = dict.fromkeys(stat for task in (self, *others) for stat in task.objective.needs)
+        objective = dataclasses.replace(self.objective, needs=tuple(needs))
+        return dataclasses.replace(self, objective=objective)
 
     @property
     def head_axis(self) -> str | None:
@@ -275,19 +285,14 @@ def reference_pass(task: Task, cells: Batch, ref_params: Params | None) -> Refer
     return jax.lax.stop_gradient(ReferencePass(stats, scored if reference == "live" else None))
 
 
-class Measured(NamedTuple):
-    """What both models say of a microbatch."""
+class PolicyPass(NamedTuple):
+    """What the policy says of a microbatch."""
 
-    policy: SequenceStats  # leading axes [S, b, R]
-    ref: SequenceStats | None
-    routing: Routing | None  # of the policy, [layers, ...]
+    stats: SequenceStats  # leading axes [S, b, R]
+    routing: Routing | None  # [layers, ...]
 
 
-def policy_and_reference(
-    task: Task, params: Params, cells: Batch, ref_params: Params | None
-) -> Measured:
-    """Statistics of the policy and of the reference."""
-    reference = reference_pass(task, cells, ref_params)
+def policy_pass(task: Task, params: Params, cells: Batch, reference: ReferencePass) -> PolicyPass:
+    """One forward pass of the policy; joint statistics need the logits of the reference."""
     own = scored_hidden(task, params, cells)
-    stats = _all_stats(task, own, cells, reference.scored)
-    return Measured(stats, reference.stats, own.routing)
+    return PolicyPass(_all_stats(task, own, cells, reference.scored), own.routing)

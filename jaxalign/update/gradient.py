@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
@@ -18,24 +18,45 @@ from ..models.layers.mixture import Routing
 from .forward import (
     HeadChunk,
     Params,
+    PolicyPass,
     Scored,
     Task,
     by_chunk,
     cached_stats,
     chunk_stats,
     join_chunks,
-    policy_and_reference,
+    policy_pass,
     reference_pass,
     routing_of,
     scored_hidden,
 )
-from .loss import Evaluated, LossInputs, evaluate_loss, next_state
+from .loss import Evaluated, LossInputs, evaluate_loss, next_state, weighted_total
 from .routing import balance_gradient, balance_loss
 
 Aux = TypeVar("Aux")
 Sum = TypeVar("Sum")
-ChunkLoss = Callable[[Array, Head, Any], tuple[Array, Aux]]
-"""(hidden [S, M, D], head [D, V], chunk) -> (its share of a sum, auxiliary arrays)."""
+ChunkValue = tuple[Array, tuple[list[Array], Aux]]
+"""The share of a chunk in a sum, what else is summed over chunks, and auxiliary arrays."""
+ChunkLoss = Callable[[Array, Head, Any], ChunkValue[Aux]]
+"""(hidden [S, M, D], head [D, V], chunk) -> `ChunkValue`."""
+
+
+class Summand(NamedTuple):
+    """A loss over a batch, and what it reads; several of them share their forward pass."""
+
+    task: Task
+    batch: Batch  # leading axes [n, S]; the n microbatches run one after another
+    state: Any  # of the objective, if it keeps one
+    ref_params: Params | None  # a live reference, where `batch.ref` has no cached statistics
+
+
+class Valued(NamedTuple):
+    """A loss over the global batch, and its metrics."""
+
+    loss: Array  # []
+    metrics: Metrics  # [n, S, b] each
+    state: Any  # the objective's next state; None where it keeps none
+    routing: Routing | None  # of all tokens of the batch, [layers, ...]
 
 
 class Gradient(NamedTuple):
@@ -67,43 +88,79 @@ def value_and_grad(
       ref_params: a live reference, where `batch.ref` holds no cached statistics.
       step: updates made before, for random numbers that the objective draws.
     """
-    if task.objective.couples_examples:
-        found = _coupled(task, params, batch, state, ref_params, step)
-    else:
-        found = _separable(task, params, batch, ref_params, step)
-    if task.router_balance and found.routing is not None:
-        added = task.router_balance * balance_loss(found.routing)
-        found = found._replace(loss=found.loss + added)
-    return found
+    grads, (found,) = sum_and_grad([Summand(task, batch, state, ref_params)], params, step)
+    return Gradient(found.loss, grads, found.metrics, found.state, found.routing)
+
+
+def sum_and_grad(
+    summands: Sequence[Summand], params: Params, step: Array | int = 0
+) -> tuple[Params, list[Valued]]:
+    """The gradient of the sum of weight * loss, in one forward and backward pass, and the losses.
+
+    Args:
+      summands: the losses; their batches have the same examples, and only a single one may read the
+        logits of a reference.
+      params: the policy's parameters.
+      step: updates made before, for random numbers that the objectives draw.
+    """
+    coupled = any(own.task.objective.couples_examples for own in summands)
+    grads, found = (_coupled if coupled else _separable)(summands, params, step)
+    task, routing = summands[0].task, found[0].routing
+    if task.router_balance and routing is not None:
+        added = task.router_balance * balance_loss(routing)
+        found = [own._replace(loss=own.loss + added) for own in found]
+    return grads, found
 
 
 def _separable(
-    task: Task, params: Params, batch: Batch, ref_params: Params | None, step: Array | int
-) -> Gradient:
+    summands: Sequence[Summand], params: Params, step: Array | int
+) -> tuple[Params, list[Valued]]:
     """Denominators from the masks alone, then one forward and backward pass per microbatch."""
-    counts = _counts(task, batch)
-    routing = None
-    if task.router_balance and len(batch.weight) > 1:
-        routing = _whole(jax.lax.map(lambda cells: routing_of(task, params, cells), batch))
+    counts = [_counts(own.task, own.batch) for own in summands]
+    tasks = [own.task for own in summands]
+    task, routing = _reader(tasks), None
+    batches = [own.batch for own in summands]
+    if task.router_balance and len(batches[0].weight) > 1:
+        routing = _whole(jax.lax.map(lambda cells: routing_of(task, params, cells), batches[0]))
 
-    def one(cells: Batch) -> tuple[tuple[Array, Params], tuple[Metrics, Routing | None]]:
-        reference = reference_pass(task, cells, ref_params)
-        inputs = LossInputs.of(task, cells, reference.stats, step)
-        ref_head = None if reference.scored is None else reference.scored.head
+    def one(batches: list[Batch]) -> tuple[tuple[list[Array], Params], Any]:
+        each = list(zip(summands, batches, strict=True))
+        references = [reference_pass(own.task, cells, own.ref_params) for own, cells in each]
+        inputs = [
+            LossInputs.of(own.task, cells, reference.stats, step)
+            for (own, cells), reference in zip(each, references, strict=True)
+        ]
+        scored = references[0].scored
+        ref_head = None if scored is None else scored.head
 
         def loss(
-            hidden: Array, head: Head, item: tuple[HeadChunk, LossInputs]
-        ) -> tuple[Array, Metrics]:
+            hidden: Array, head: Head, item: tuple[HeadChunk, list[LossInputs]]
+        ) -> ChunkValue[list[Metrics]]:
             chunk, inputs = item
             policy = chunk_stats(task, hidden, head, chunk, ref_head)
-            evaluated = evaluate_loss(task, policy, inputs, None, counts)
-            return evaluated.loss, evaluated.metrics
+            found = [
+                evaluate_loss(own.task, policy, own_inputs, None, own_counts)
+                for own, own_inputs, own_counts in zip(summands, inputs, counts, strict=True)
+            ]
+            losses = [own.loss for own in found]
+            return weighted_total(tasks, losses), (
+                losses,
+                [own.metrics for own in found],
+            )
 
-        found = _through_body(task, params, cells, loss, inputs, routing, reference.scored)
-        return (found.value, found.grads), (found.aux, found.routing)
+        found = _through_body(tasks, params, batches[0], loss, inputs, routing, scored)
+        return (found.parts, found.grads), (found.aux, found.routing)
 
-    (value, grads), (metrics, routed) = accumulate(one, batch)
-    return Gradient(value, grads, metrics, None, _whole(routed))
+    (losses, grads), (metrics, routed) = accumulate(one, batches)
+    routed = _whole(routed)
+    each = zip(losses, metrics, strict=True)
+    return grads, [Valued(own, values, None, routed) for own, values in each]
+
+
+def _reader(tasks: Sequence[Task]) -> Task:
+    """The task of the forward pass that all losses share."""
+    first, *others = tasks
+    return first.reading(others) if others else first
 
 
 def _whole(routing: Routing | None) -> Routing | None:
@@ -121,54 +178,62 @@ def _counts(task: Task, batch: Batch) -> tuple[Array, ...]:
 
 
 def _coupled(
-    task: Task,
-    params: Params,
-    batch: Batch,
-    state: Any,
-    ref_params: Params | None,
-    step: Array | int,
-) -> Gradient:
+    summands: Sequence[Summand], params: Params, step: Array | int
+) -> tuple[Params, list[Valued]]:
     """Statistics of the whole batch, the loss and its cotangents, then a vjp per microbatch."""
-    policy, ref, routing = jax.lax.map(
-        lambda cells: policy_and_reference(task, params, cells, ref_params), batch
-    )
+    tasks = [own.task for own in summands]
+    task = _reader(tasks)
+    batches = [own.batch for own in summands]
+
+    def measured(batches: list[Batch]) -> tuple[PolicyPass, list[SequenceStats | None]]:
+        each = zip(summands, batches, strict=True)
+        references = [reference_pass(own.task, cells, own.ref_params) for own, cells in each]
+        policy = policy_pass(task, params, batches[0], references[0])
+        return policy, [reference.stats for reference in references]
+
+    (policy, routing), references = jax.lax.map(measured, batches)
     routing = _whole(routing)
-    inputs = LossInputs.of(task, batch, ref, step)
-    state = next_state(task, policy, inputs, state)
+    each: list[tuple[Task, LossInputs, Any]] = []
+    for own, ref in zip(summands, references, strict=True):
+        inputs = LossInputs.of(own.task, own.batch, ref, step)
+        each.append((own.task, inputs, next_state(own.task, policy, inputs, own.state)))
 
-    def loss(policy: SequenceStats) -> tuple[Array, Evaluated]:
-        evaluated = evaluate_loss(task, policy, inputs, state)
-        return evaluated.loss, evaluated
+    def loss(policy: SequenceStats) -> tuple[Array, list[Evaluated]]:
+        found = [evaluate_loss(own, policy, inputs, state) for own, inputs, state in each]
+        return weighted_total(tasks, [own.loss for own in found]), found
 
-    (value, evaluated), cotangents = jax.value_and_grad(loss, has_aux=True)(policy)
+    cotangents, evaluated = jax.grad(loss, has_aux=True)(policy)
 
     def one(item: tuple[Batch, SequenceStats]) -> tuple[Params, tuple[()]]:
         cells, cotangents = item
 
         def linear(
             hidden: Array, head: Head, item: tuple[HeadChunk, SequenceStats]
-        ) -> tuple[Array, tuple[()]]:
+        ) -> ChunkValue[tuple[()]]:
             chunk, cotangents = item
             policy = chunk_stats(task, hidden, head, chunk)
-            return jnp.asarray(optax.tree.vdot(policy, cotangents)), ()
+            return jnp.asarray(optax.tree.vdot(policy, cotangents)), ([], ())
 
-        return _through_body(task, params, cells, linear, cotangents, routing).grads, ()
+        return _through_body(tasks, params, cells, linear, cotangents, routing).grads, ()
 
-    grads, _ = accumulate(one, (batch, cotangents))
-    return Gradient(value, grads, evaluated.metrics, state, routing)
+    grads, _ = accumulate(one, (batches[0], cotangents))
+    return grads, [
+        Valued(own.loss, own.metrics, state, routing)
+        for own, (_, _, state) in zip(evaluated, each, strict=True)
+    ]
 
 
 class BodyGradient(NamedTuple, Generic[Aux]):
     """A sum over the chunks of a microbatch and its gradient."""
 
-    value: Array  # []
+    parts: list[Array]  # [] each
     aux: Aux  # leading axes [S, b]
     grads: Params
     routing: Routing | None  # of the tokens of the microbatch, [layers, ...]
 
 
 def _through_body(
-    task: Task,
+    tasks: Sequence[Task],
     params: Params,
     cells: Batch,
     loss: ChunkLoss[Aux],
@@ -176,12 +241,12 @@ def _through_body(
     routing: Routing | None,
     reference: Scored | None = None,
 ) -> BodyGradient[Aux]:
-    """Value and gradient of a sum over the chunks of a microbatch.
+    """Parts and gradient of a sum over the chunks of a microbatch.
 
-    The gradient includes the balance loss of the batch, if the task has one; the value does not.
+    The gradient includes the balance loss of the batch, if the task has one; the parts do not.
 
     Args:
-      task: the objective with its hyper-parameters, and the policy's forward pass.
+      tasks: the losses that share the policy's forward pass.
       params: the policy's parameters.
       cells: a microbatch.
       loss: the share of one chunk; its third argument is (`HeadChunk`, its part of `extra`).
@@ -189,6 +254,7 @@ def _through_body(
       routing: the routing of the whole batch; None: the microbatch is all of it.
       reference: the reference's hidden states, for joint statistics.
     """
+    task = tasks[0]
     extra = jax.tree.map(lambda x: by_chunk(x, cells.target.shape[1]), extra)
     chunks = HeadChunk.of(cells, None if reference is None else reference.hidden), extra
 
@@ -204,15 +270,17 @@ def _through_body(
     )
     if balanced is not None:
         slope = balance_gradient(routing or balanced)
-        balanced = jax.tree.map(lambda g: task.router_balance * g, slope)
+        share = weighted_total(tasks, [jnp.float32(task.router_balance)] * len(tasks))
+        balanced = jax.tree.map(lambda g: share * g, slope)
     (grads,) = pull((found.hidden, found.head, balanced))
-    return BodyGradient(found.value, jax.tree.map(join_chunks, found.aux), grads, scored.routing)
+    return BodyGradient(found.parts, jax.tree.map(join_chunks, found.aux), grads, scored.routing)
 
 
 class ChunkGradient(NamedTuple, Generic[Aux]):
     """A sum over chunks and its gradient."""
 
     value: Array  # []
+    parts: list[Array]  # [] each, of which the sum has been made
     aux: Aux  # leading axis [chunks]
     hidden: Array  # [chunks, S, M, D] gradient of the hidden states
     head: Head | None  # gradient of the head, if asked for
@@ -243,15 +311,15 @@ def sum_over_chunks(
     """
     grad = jax.value_and_grad(loss, argnums=(0, 1) if of_head else (0,), has_aux=True)
 
-    def one(item: tuple[Array, Any]) -> tuple[tuple[Array, Head | None], tuple[Aux, Array]]:
-        (value, aux), (d_hidden, *rest) = grad(item[0], head, item[1])
+    def one(item: tuple[Array, Any]) -> tuple[Any, tuple[Aux, Array]]:
+        (value, (parts, aux)), (d_hidden, *rest) = grad(item[0], head, item[1])
         d_head = None
         if of_head:
             d_head = rest[0].replace(matrix=constrain(rest[0].matrix, "embed", axis))
-        return (value, d_head), (aux, d_hidden)
+        return (value, parts, d_head), (aux, d_hidden)
 
-    (value, d_head), (aux, d_hidden) = accumulate(one, (hidden, chunks))
-    return ChunkGradient(value, aux, d_hidden, d_head)
+    (value, parts, d_head), (aux, d_hidden) = accumulate(one, (hidden, chunks))
+    return ChunkGradient(value, parts, aux, d_hidden, d_head)
 
 
 def accumulate(one: Callable[[Any], tuple[Sum, Aux]], items: Any) -> tuple[Sum, Aux]:

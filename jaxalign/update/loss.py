@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -90,6 +93,12 @@ def weighted_sum(values: Array, weight: Array) -> tuple[Array, Array]:
     """(sum of weight * value, sum of weight) over all examples; NaN: no value for this one."""
     weight = jnp.where(jnp.isnan(values), 0.0, weight)
     return _weighted_total(values, weight), jnp.sum(weight)
+
+
+def weighted_total(tasks: Sequence[Task], losses: Sequence[Array]) -> Array:
+    """The loss of a stage: the only one, or the sum of weight * loss of its terms."""
+    each = zip(tasks, losses, strict=True)
+    return functools.reduce(operator.add, (t.weight * x if t.term else x for t, x in each))
 
 
 def _weighted_total(values: Array, weight: Array) -> Array:

@@ -16,9 +16,9 @@ from .. import settings
 from ..core.batch import Batch
 from ..core.sharding import repeatable, replicated
 from ..core.types import Array, Metrics, SequenceStats
-from .forward import Numbers, Params, Task, policy_and_reference
-from .gradient import Gradient, value_and_grad
-from .loss import LossInputs, evaluate_loss, weighted_sum
+from .forward import Numbers, Params, Task, policy_pass, reference_pass
+from .gradient import Summand, Valued, sum_and_grad
+from .loss import LossInputs, evaluate_loss, weighted_sum, weighted_total
 from .optimizer import Rule
 from .routing import routing_sums
 from .state import TermState, TrainState
@@ -82,10 +82,10 @@ def train_step(
         updates, opt_state = tx.update(found.grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
     terms = []
-    for task, gradient, (_, ref_params) in zip(tasks, found.terms, state.terms, strict=True):
+    for task, own, (_, ref_params) in zip(tasks, found.terms, state.terms, strict=True):
         if ref_params is not None and task.moves is not None:
             ref_params = moved_reference(ref_params, params, state.step + 1, task.moves)
-        terms.append(TermState(gradient.state, ref_params))
+        terms.append(TermState(own.state, ref_params))
     norm = optax.tree.norm(found.grads)
     return (
         TrainState.of(params, opt_state, state.step + 1, terms),
@@ -98,7 +98,7 @@ class WeightedGradient(NamedTuple):
 
     loss: Array  # []
     grads: Params
-    terms: list[Gradient]  # without their gradients
+    terms: list[Valued]
 
 
 def weighted_gradient(
@@ -108,35 +108,34 @@ def weighted_gradient(
 
     Arguments as for `train_step`.
     """
-    total, terms = None, []
-    each = zip(tasks, batches, state.terms, fixed.of_terms(), strict=True)
-    for task, batch, own, frozen in each:
-        found = value_and_grad(
+    summands = {
+        task.term: Summand(
             task.with_base(fixed.base),
-            state.params,
             batch,
-            state=own.objective_state,
-            ref_params=frozen.reference if own.ref_params is None else own.ref_params,
-            step=state.step,
+            own.objective_state,
+            frozen.reference if own.ref_params is None else own.ref_params,
         )
-        weighted = (found.loss, found.grads)
-        if task.term:
-            weighted = _scaled(task.weight, weighted)
-        total = weighted if total is None else jax.tree.map(jnp.add, total, weighted)
-        terms.append(found._replace(grads={}))
-    assert total is not None
-    loss, grads = total
-    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
-    return WeightedGradient(loss, grads, terms)
-
-
-def _scaled(weight: Array | float, tree: Any) -> Any:
-    """A weight times values, in float32."""
-    return jax.tree.map(lambda x: weight * x.astype(jnp.float32), tree)
+        for task, batch, own, frozen in zip(
+            tasks, batches, state.terms, fixed.of_terms(), strict=True
+        )
+    }
+    together: dict[str, list[str]] = {}
+    for task in tasks:
+        together.setdefault(task.batch_of or task.term, []).append(task.term)
+    total, found = None, {}
+    for names in together.values():
+        grads, values = sum_and_grad([summands[n] for n in names], state.params, state.step)
+        found |= dict(zip(names, values, strict=True))
+        if len(together) > 1:
+            grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        total = grads if total is None else jax.tree.map(jnp.add, total, grads)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, state.params)
+    terms = [found[task.term] for task in tasks]
+    return WeightedGradient(weighted_total(tasks, [own.loss for own in terms]), grads, terms)
 
 
 def _reported(
-    tasks: Sequence[Task], batches: Sequence[Batch], terms: Sequence[Gradient]
+    tasks: Sequence[Task], batches: Sequence[Batch], terms: Sequence[Valued]
 ) -> tuple[Sums, Metrics]:
     """The sums and the metrics of the examples of all terms, under their names."""
     sums: Sums = {}
@@ -248,9 +247,12 @@ def eval_step(
     task: Task, params: Params, objective_state: Any, batch: Batch, ref_params: Params | None
 ) -> tuple[EvalSums, EvalStatistics]:
     """Evaluate one batch; the objective's state is read as it is."""
-    policy, ref, _ = jax.lax.map(
-        lambda cells: policy_and_reference(task, params, cells, ref_params), batch
-    )
+
+    def measured(cells: Batch) -> tuple[SequenceStats, SequenceStats | None]:
+        reference = reference_pass(task, cells, ref_params)
+        return policy_pass(task, params, cells, reference).stats, reference.stats
+
+    policy, ref = jax.lax.map(measured, batch)
     inputs = LossInputs.of(task, batch, ref)  # every evaluation draws the same random numbers
     found = evaluate_loss(task, policy, inputs, objective_state)
     sums = {k: weighted_sum(v, batch.weight) for k, v in found.metrics.items()}

@@ -41,7 +41,7 @@ def weighted_sum(hidden, head, chunk):
     target, weight = chunk
     out = token_stats(hidden, head, target, NEEDS)
     share = out["logp"] * weight + out["log_complement"] ** 2
-    return share.sum(), out["logp"]
+    return share.sum(), ([], out["logp"])
 
 
 def chunked(g, dtype="float32", cap=None):
@@ -55,7 +55,7 @@ def chunked(g, dtype="float32", cap=None):
     hidden, head = hidden.astype(dtype), Head(head.astype(dtype), cap)
     chunks = cut(target), cut(weight)
     out = jax.jit(lambda h, w: sum_over_chunks(weighted_sum, h, w, chunks))(cut(hidden), head)
-    value, logp, d_hidden, d_head = out
+    value, _, logp, d_hidden, d_head = out
     logp, d_hidden = (jnp.moveaxis(x, 0, 1).reshape(2, 10, -1) for x in (logp, d_hidden))
     return value, logp[..., 0], d_hidden, d_head.matrix
 

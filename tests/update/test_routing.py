@@ -1,5 +1,7 @@
 """The balance loss and the metrics of routers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,11 @@ from lib.steps import (
 )
 from lib.steps import small_model as decoder
 
-from jaxalign.core.sharding import make_mesh
+from jaxalign.core.sharding import make_mesh, put_batch
 from jaxalign.models.layers.mixture import Routing
 from jaxalign.objectives import OBJECTIVES
+from jaxalign.update.forward import Task
+from jaxalign.update.gradient import Summand, sum_and_grad
 from jaxalign.update.routing import balance_loss, routing_sums
 
 KEYS = ("ids", "positions", "segment", "branch")
@@ -72,18 +76,51 @@ def balance_gradient_of(name):
         return jax.jit(jax.value_and_grad(loss))(parameters(model))
 
 
-# An objective that is separate, and one that couples examples.
-@pytest.mark.parametrize("name", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
-def test_the_balance_loss_is_that_of_the_whole_batch(name):
-    def found(**how):
-        return gradient(name, config=MIXTURE, router_balance=0.5, **how)
-
+@functools.cache
+def with_balance(name):
+    """The loss of an objective and 0.5 times the balance loss of the whole batch; gradient."""
     loss, slopes, _ = gradient(name, config=MIXTURE)
     balance, its_slopes = balance_gradient_of(name)
-    wanted = loss + 0.5 * balance, jax.tree.map(lambda a, b: a + 0.5 * b, slopes, its_slopes)
-    assert_same(found(), wanted)
-    assert_same(found(n=4), wanted)
-    assert_same(found(n=2, mesh=make_mesh(MESHES["mixed"])), wanted)
+    return loss + 0.5 * balance, jax.tree.map(lambda a, b: a + 0.5 * b, slopes, its_slopes)
+
+
+# An objective that is separate, and one that couples examples.
+@pytest.mark.parametrize("name", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("n", "mesh"),
+    [
+        (4, None),
+        pytest.param(1, None, marks=pytest.mark.slow),
+        pytest.param(2, make_mesh(MESHES["mixed"]), marks=pytest.mark.slow),
+    ],
+    ids=["4 microbatches", "one batch", "8 devices, 2 microbatches"],
+)
+def test_the_balance_loss_is_that_of_the_whole_batch(name, n, mesh):
+    found = gradient(name, config=MIXTURE, router_balance=0.5, n=n, mesh=mesh)
+    assert_same(found, with_balance(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("dpo", "slpo"), ("dpo", "bco_pair")])
+def test_each_term_of_a_shared_forward_pass_counts_the_balance_loss(names):
+    mesh, weights = one_device(), (0.5, 2.0)
+    with jax.set_mesh(mesh):
+        model = decoder(mesh, config=MIXTURE)
+        params, ref_params = parameters(model, 0), parameters(model, 1)
+        batch = put_batch(batch_of(examples_of(OBJECTIVES[names[0]]), n=2), mesh)
+        summands = []
+        for name, weight in zip(names, weights, strict=True):
+            of = OBJECTIVES[name]
+            task = Task(of, {}, model.forward, weight=weight, term=name, router_balance=0.5)
+            state = of.init_state and of.init_state()
+            summands.append(Summand(task, batch, state, ref_params))
+        grads, found = jax.jit(lambda p: sum_and_grad(summands, p))(params)
+    singles = [gradient(name, config=MIXTURE, router_balance=0.5, n=2) for name in names]
+    wanted = jax.tree.map(
+        lambda *each: np.tensordot(weights, each, 1), *(one[:2] for one in singles)
+    )
+    loss = sum(w * own.loss for w, own in zip(weights, found, strict=True))
+    assert_same((loss, grads), wanted)
 
 
 def test_metrics_are_those_of_the_counts():

@@ -25,13 +25,18 @@ from lib.steps import (
 from jaxalign.core.sharding import batch_shards, make_mesh, put_batch
 from jaxalign.objectives import OBJECTIVES
 from jaxalign.settings import Mesh, Reference
-from jaxalign.update import step
-from jaxalign.update.forward import Task, sequence_stats
-from jaxalign.update.gradient import Gradient
+from jaxalign.update import forward, step
+from jaxalign.update import gradient as gradient_module
+from jaxalign.update.forward import Task, scored_hidden, sequence_stats
+from jaxalign.update.gradient import Valued
 from jaxalign.update.state import TermState, TrainState, abstract_state, initial_state
 from jaxalign.update.step import Fixed, train_step, weighted_gradient
 
-WEIGHTS = {"dpo": 1.0, "npo": -0.2, "sft": 0.3, "bco": 0.5, "hypo_kl": 0.1}
+WEIGHTS = {"dpo": 1.0, "npo": -0.2, "sft": 0.3, "bco": 0.5, "hypo_kl": 0.1} | {
+    "slpo": 0.7,
+    "sampo": -0.4,
+    "bco_pair": 2.0,
+}
 OF_EXAMPLES = (0.5, 2.0, 1.0, 3.0, 0.25, 1.5, 1.0, 4.0)
 CELLS = {
     "one device": (None, 1),
@@ -57,13 +62,16 @@ CASES = [
 ]
 
 
-def combined(names, mesh=None, n=1, cached=(), sizes=None, remat="none"):
-    """(loss, gradient, objective states) of terms by the step, on one random batch each."""
+def combined(names, mesh=None, n=1, cached=(), sizes=None, remat="none", shared=False):
+    """(loss, gradient, objective states) of terms by the step, on one random batch each.
+
+    If `shared`, the terms after the first take its forward pass.
+    """
     mesh, sizes = mesh or one_device(), sizes or {}
     with jax.set_mesh(mesh):
         model = small_model(mesh, remat)
         params, ref_params = parameters(model, 0), parameters(model, 1)
-        tasks, batches = tasks_of(names, model), []
+        tasks, batches = tasks_of(names, model, shared=shared), []
         for task in tasks:
             items = examples_of(task.objective, OF_EXAMPLES)[: sizes.get(task.term, B)]
             batch = put_batch(batch_of(items, n, batch_shards(mesh)), mesh)
@@ -79,9 +87,17 @@ def combined(names, mesh=None, n=1, cached=(), sizes=None, remat="none"):
     return jax.tree.map(np.asarray, (found.loss, found.grads, states))
 
 
-def tasks_of(names, model):
+def tasks_of(names, model, *, shared=False):
     return [
-        Task(OBJECTIVES[name], {}, model.forward, weight=WEIGHTS[name], term=name) for name in names
+        Task(
+            OBJECTIVES[name],
+            {},
+            model.forward,
+            weight=WEIGHTS[name],
+            term=name,
+            batch_of=names[0] if shared and i else None,
+        )
+        for i, name in enumerate(names)
     ]
 
 
@@ -133,6 +149,53 @@ def test_the_gradient_is_the_weighted_sum_of_the_dense_gradients(names, cells):
     assert_same(of_cells(names, cells), want)
 
 
+SHARED = ("dpo", "slpo", "sampo")
+COUPLED = ("slpo", "bco_pair", "dpo")
+SHARING = [
+    pytest.param(SHARED, "2 microbatches", id="separable"),
+    pytest.param(COUPLED, "2 microbatches", id="coupled"),
+    *(
+        pytest.param(names, cells, id=f"{cells}, {names[1]}", marks=pytest.mark.slow)
+        for names in (SHARED, COUPLED)
+        for cells in ("one device", "8 devices, 2 microbatches")
+    ),
+]
+
+
+@pytest.mark.parametrize(("names", "cells"), SHARING)
+def test_one_forward_pass_for_all_gives_the_loss_and_the_gradient_of_one_for_each(names, cells):
+    mesh, n = CELLS[cells]
+    got = combined(names, mesh, n, shared=True)
+    assert_same(got, of_cells(names, cells))
+    np.testing.assert_allclose(got[0], of_cells(names, cells)[0], rtol=1e-6)
+    chex.assert_trees_all_close(got[2], of_cells(names, cells)[2], rtol=1e-6)
+
+
+def test_a_shared_forward_pass_gives_the_dense_gradient():
+    got = combined(SHARED, n=2, shared=True)
+    assert_same(got, summed(SHARED, lambda name: dense_gradient(name, OF_EXAMPLES)))
+
+
+@pytest.mark.parametrize("names", [SHARED, COUPLED])
+def test_terms_with_the_same_batch_run_the_policy_once(names, monkeypatch):
+    calls = []
+
+    def counted(task, params, cells, **options):
+        calls.append(params)
+        return scored_hidden(task, params, cells, **options)
+
+    for module in (forward, gradient_module):
+        monkeypatch.setattr(module, "scored_hidden", counted)
+
+    def passes(names, **options):
+        """The forward passes of the policy, without the one of each cached reference."""
+        calls.clear()
+        combined(names, cached=names, **options)
+        return len(calls) - len(names)
+
+    assert passes(names, shared=True) == passes(names[1:2]) > 0
+
+
 @pytest.mark.slow
 def test_a_cached_and_a_live_reference_give_the_gradient_of_two_live_ones():
     names = ("hypo_kl", "dpo")
@@ -158,11 +221,17 @@ def test_the_state_of_each_objective_is_that_of_the_objective_alone():
 
 def test_half_precision_gradients_are_summed_in_float32(monkeypatch):
     ones = {"w": jnp.ones(3, jnp.bfloat16)}
-    alone = Gradient(jnp.ones(()), ones, {}, None, None)
-    monkeypatch.setattr(step, "value_and_grad", lambda *args, **more: alone)
+
+    def alone(summands, *more):
+        (own,) = summands
+        weighted = jax.tree.map(lambda x: (own.task.weight * x).astype(x.dtype), ones)
+        return weighted, [Valued(jnp.ones(()), {}, None, None)]
+
+    monkeypatch.setattr(step, "sum_and_grad", alone)
     small = 2.0**-9  # 1 + small is 1 in bfloat16
     task = Task(OBJECTIVES["sft"], {}, lambda *args: args, term="own")
-    tasks = [task, *[dataclasses.replace(task, weight=small)] * 4]
+    others = [dataclasses.replace(task, weight=small, term=f"other {i}") for i in range(4)]
+    tasks = [task, *others]
     state = TrainState.of(ones, (), jnp.int32(0), [TermState()] * 5)
     found = weighted_gradient(tasks, state, [None] * 5, Fixed.of(None, [None] * 5)).grads["w"]
     assert found.dtype == jnp.bfloat16
