@@ -98,11 +98,13 @@ def sum_and_grad(
     """The gradient of the sum of weight * loss, in one forward and backward pass, and the losses.
 
     Args:
-      summands: the losses; their batches have the same examples, and only a single one may read the
-        logits of a reference.
+      summands: the losses; several have the same responses of the same examples in their batches,
+        and none of them reads the logits of a reference.
       params: the policy's parameters.
       step: updates made before, for random numbers that the objectives draw.
     """
+    live = any(own.task.objective.reference == "live" for own in summands)
+    assert len(summands) == 1 or not live, "each reads the logits of its own reference"
     coupled = any(own.task.objective.couples_examples for own in summands)
     grads, found = (_coupled if coupled else _separable)(summands, params, step)
     task, routing = summands[0].task, found[0].routing
