@@ -15,7 +15,7 @@ from .rounding import exported
 
 
 class Kept:
-    """Weights on the devices that have the bits of a folder, so that nobody reads the folder.
+    """Weights on the devices that have the bits of a folder, from which nobody loads them then.
 
     It holds one model at most, which takes the memory of its parameters until `drop`.
     """

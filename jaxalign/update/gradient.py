@@ -30,7 +30,7 @@ from .forward import (
     routing_of,
     scored_hidden,
 )
-from .loss import Evaluated, LossInputs, evaluate_loss, next_state, weighted_total
+from .loss import Evaluated, LossInputs, evaluate_loss, next_state, stage_loss
 from .routing import balance_gradient, balance_loss
 
 Aux = TypeVar("Aux")
@@ -145,7 +145,7 @@ def _separable(
                 for own, own_inputs, own_counts in zip(summands, inputs, counts, strict=True)
             ]
             losses = [own.loss for own in found]
-            return weighted_total(tasks, losses), (
+            return stage_loss(tasks, losses), (
                 losses,
                 [own.metrics for own in found],
             )
@@ -202,7 +202,7 @@ def _coupled(
 
     def loss(policy: SequenceStats) -> tuple[Array, list[Evaluated]]:
         found = [evaluate_loss(own, policy, inputs, state) for own, inputs, state in each]
-        return weighted_total(tasks, [own.loss for own in found]), found
+        return stage_loss(tasks, [own.loss for own in found]), found
 
     cotangents, evaluated = jax.grad(loss, has_aux=True)(policy)
 
@@ -272,7 +272,7 @@ def _through_body(
     )
     if balanced is not None:
         slope = balance_gradient(routing or balanced)
-        share = weighted_total(tasks, [jnp.float32(task.router_balance)] * len(tasks))
+        share = stage_loss(tasks, [jnp.float32(task.router_balance)] * len(tasks))
         balanced = jax.tree.map(lambda g: share * g, slope)
     (grads,) = pull((found.hidden, found.head, balanced))
     return BodyGradient(found.parts, jax.tree.map(join_chunks, found.aux), grads, scored.routing)

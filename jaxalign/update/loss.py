@@ -95,7 +95,7 @@ def weighted_sum(values: Array, weight: Array) -> tuple[Array, Array]:
     return _weighted_total(values, weight), jnp.sum(weight)
 
 
-def weighted_total(tasks: Sequence[Task], losses: Sequence[Array]) -> Array:
+def stage_loss(tasks: Sequence[Task], losses: Sequence[Array]) -> Array:
     """The loss of a stage: the only one, or the sum of weight * loss of its terms."""
     each = zip(tasks, losses, strict=True)
     return functools.reduce(operator.add, (t.weight * x if t.term else x for t, x in each))

@@ -18,7 +18,7 @@ from ..core.sharding import repeatable, replicated
 from ..core.types import Array, Metrics, SequenceStats
 from .forward import Numbers, Params, Task, policy_pass, reference_pass
 from .gradient import Summand, Valued, sum_and_grad
-from .loss import LossInputs, evaluate_loss, weighted_sum, weighted_total
+from .loss import LossInputs, evaluate_loss, stage_loss, weighted_sum
 from .optimizer import Rule
 from .routing import routing_sums
 from .state import TermState, TrainState
@@ -131,7 +131,7 @@ def weighted_gradient(
         total = grads if total is None else jax.tree.map(jnp.add, total, grads)
     grads = jax.tree.map(lambda g, p: g.astype(p.dtype), total, state.params)
     terms = [found[task.term] for task in tasks]
-    return WeightedGradient(weighted_total(tasks, [own.loss for own in terms]), grads, terms)
+    return WeightedGradient(stage_loss(tasks, [own.loss for own in terms]), grads, terms)
 
 
 def _reported(
