@@ -182,6 +182,11 @@ class Loader:
         """The sizes of the arrays of its batches."""
         return Sizes(self.shapes, self.shapes_in_order, self.max_scored)
 
+    @property
+    def sizes_in_order(self) -> Sizes:
+        """The same of a loader whose batches are sequential alone."""
+        return Sizes((), self.shapes_in_order, self.max_scored)
+
     def _common_shapes(
         self, batches: Iterable[np.ndarray], before: Sequence[Shape] | None, number: int
     ) -> Sequence[Shape]:

@@ -7,13 +7,14 @@ about as long as those before.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..data.loader import Loader, Sizes
 from ..files import first_process, write_whole
 from ..sealed import read_own, sealed
 from ..settings import Recipe
+from ..update.forward import Task
 
 FILE = "sizes.json"
 _ROUND = re.compile(r"(.+)-(\d+)/(.+)")
@@ -53,14 +54,22 @@ def first_sizes(name: str, max_scored: int) -> Sizes | None:
     return Sizes((), (), 1 << (max_scored - 1).bit_length()) if _ROUND.fullmatch(name) else None
 
 
-def keep_sizes(recipe: Recipe, name: str, loaders: Mapping[str, Loader | None]) -> None:
+def keep_sizes(
+    recipe: Recipe, name: str, terms: Iterable[tuple[Task, Loader, Loader | None]]
+) -> None:
     """Write the sizes of the batches of a stage in rounds, for the next round.
 
     Args:
       recipe: the recipe.
       name: the name of the stage; nothing is written if it is in no round.
-      loaders: {data set: its batches}.
+      terms: each term of the stage, with the batches of its training and its held-out data.
     """
-    if _ROUND.fullmatch(name) and first_process():
-        sizes = {key: loader.sizes for key, loader in loaders.items() if loader is not None}
-        write_whole(Path(recipe.run.dir) / name / FILE, sealed(sizes))
+    if not _ROUND.fullmatch(name) or not first_process():
+        return
+    sizes: dict[str, Sizes] = {}
+    for task, train, held_out in terms:
+        own = {"train": train.sizes}
+        if held_out is not None:
+            own["held_out"] = held_out.sizes_in_order
+        sizes |= task.named(own)
+    write_whole(Path(recipe.run.dir) / name / FILE, sealed(sizes))

@@ -174,10 +174,8 @@ def train_stage(stage: StageRun, console: Console, phases: Phases) -> None:
             term.training_loader(cached_reference(term, "train", console)) for term in stage.terms
         ]
         held_out = [held_out_loader(term, console) for term in stage.terms]
-    batches_of: dict[str, Loader | None] = {}
-    for term, train, held in zip(stage.terms, loaders, held_out, strict=True):
-        batches_of |= term.task.named({"train": train, "held_out": held})
-    keep_sizes(stage.recipe, stage.name, batches_of)
+    tasks = [term.task for term in stage.terms]
+    keep_sizes(stage.recipe, stage.name, zip(tasks, loaders, held_out, strict=True))
     checkpoints = Checkpoints(stage.folder / "checkpoints", stage.settings.keep)
     with contextlib.closing(checkpoints):
         found = checkpoints.restore(stage.state_spec)

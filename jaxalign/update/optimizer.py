@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ class Rule(NamedTuple):
     def tx(self, learning_rate: Any = None) -> optax.GradientTransformation:
         """The optimizer; a learning rate, which may be traced, takes the place of its own."""
         if learning_rate is None:
-            return optimizer(*self)
+            return _by_rule(self)
         return optimizer(
             dataclasses.replace(self.settings, learning_rate=learning_rate), self.total
         )
@@ -66,6 +67,12 @@ class Rule(NamedTuple):
     def split(self) -> Rule:
         """The same for all learning rates, which are arguments of a compiled step."""
         return self._replace(settings=dataclasses.replace(self.settings, learning_rate=1.0))
+
+
+@functools.lru_cache(maxsize=16)
+def _by_rule(rule: Rule) -> optax.GradientTransformation:
+    """One optimizer for equal rules, so that `jax.jit` finds the program of an earlier stage."""
+    return optimizer(*rule)
 
 
 def optimizer(settings: Optimizer, total: int) -> optax.GradientTransformation:

@@ -76,6 +76,13 @@ def test_steps_that_differ_in_numbers_share_a_program():
     assert program(model, rule, one) is program(model, other, two)
 
 
+def test_equal_rules_share_the_program_of_the_first_state():
+    rule = Rule(Optimizer(learning_rate=1e-3), 10)
+    same = Rule(Optimizer(learning_rate=1e-3), 10)
+    assert rule.tx().init is same.tx().init
+    assert rule.tx().init is not rule._replace(total=11).tx().init
+
+
 @pytest.mark.parametrize(
     "changed",
     [
