@@ -159,10 +159,7 @@ def test_the_batches_of_a_round_have_the_sizes_of_the_round_before(finished):
     first, second = (
         read_own(finished[1] / f"round-{i}" / "dpo" / "sizes.json", dict) for i in (1, 2)
     )
-    assert {key: bool(by_step) for key, (by_step, *_) in first.items()} == {
-        "train": 1,
-        "held_out": 0,
-    }
+    assert {key for key, (by_step, *_) in first.items() if by_step} == {"train"} < first.keys()
     assert first == second
 
 
