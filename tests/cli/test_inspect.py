@@ -54,6 +54,7 @@ def test_training_reads_the_tokens_of_an_inspected_recipe(inputs, tmp_path):
     assert made.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_data_set_of_several_parts_is_read_by_several_processes(inputs, data):
     path = data(*[{"prompt": "1+1=", "completion": "2"}] * (ROWS + 4))
     assert jaxalign.inspect(path, model=f"{inputs}/model").counts.kept == ROWS + 4

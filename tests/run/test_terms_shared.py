@@ -71,7 +71,11 @@ STREAMED = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, STREAMED], ids=["kept data", "streamed data"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param(STREAMED, marks=pytest.mark.slow)],
+    ids=["kept data", "streamed data"],
+)
 def test_the_metrics_are_those_of_a_forward_pass_for_each(inputs, tmp_path, monkeypatch, changes):
     def metrics(run):
         recipe = values(inputs, run, **changes)

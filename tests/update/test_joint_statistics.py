@@ -151,7 +151,8 @@ def test_microbatches_and_chunks_give_the_dense_gradient(name, n, chunks):
     assert_same(gradient(name, n=n, chunks=chunks), dense_gradient(name))
 
 
-@pytest.mark.parametrize("axes", [pytest.param("tensor", marks=pytest.mark.slow), "mixed"])
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", ["tensor", "mixed"])
 def test_eight_devices_give_the_dense_gradient(axes):
     assert_same(gradient("tdpo1", mesh=make_mesh(MESHES[axes])), dense_gradient("tdpo1"))
     assert_same(gradient("sparse_po", mesh=make_mesh(MESHES[axes])), dense_gradient("sparse_po"))

@@ -46,18 +46,15 @@ CELLS = {
     "8 devices, 2 microbatches": (make_mesh(MESHES["mixed"]), 2),
 }
 SOME = ("dpo", "sft")
-FAST = ("one device", "2 microbatches", "8 devices")
+FAST = ("2 microbatches", "8 devices")
 CASES = [
     *(
         pytest.param(SOME, c, id=f"dpo + sft, {c}", marks=() if c in FAST else pytest.mark.slow)
         for c in CELLS
     ),
-    pytest.param(("sft", "bco"), "2 microbatches", id="sft + bco"),
-    pytest.param(
-        ("hypo_kl", "dpo", "npo"),
-        "2 microbatches",
-        id="hypo_kl + dpo + npo",
-        marks=pytest.mark.slow,
+    *(
+        pytest.param(names, "2 microbatches", id=" + ".join(names), marks=pytest.mark.slow)
+        for names in (("sft", "bco"), ("hypo_kl", "dpo", "npo"))
     ),
 ]
 
@@ -153,7 +150,7 @@ SHARED = ("dpo", "slpo", "sampo")
 COUPLED = ("slpo", "bco_pair", "dpo")
 SHARING = [
     pytest.param(SHARED, "2 microbatches", id="separable"),
-    pytest.param(COUPLED, "2 microbatches", id="coupled"),
+    pytest.param(COUPLED, "2 microbatches", id="coupled", marks=pytest.mark.slow),
     *(
         pytest.param(names, cells, id=f"{cells}, {names[1]}", marks=pytest.mark.slow)
         for names in (SHARED, COUPLED)
@@ -176,7 +173,7 @@ def test_a_shared_forward_pass_gives_the_dense_gradient():
     assert_same(got, summed(SHARED, lambda name: dense_gradient(name, OF_EXAMPLES)))
 
 
-@pytest.mark.parametrize("names", [SHARED, COUPLED])
+@pytest.mark.parametrize("names", [SHARED, pytest.param(COUPLED, marks=pytest.mark.slow)])
 def test_terms_with_the_same_batch_run_the_policy_once(names, monkeypatch):
     calls = []
 
