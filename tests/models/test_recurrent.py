@@ -77,7 +77,6 @@ def test_remat_does_not_change_gradients(remat):
 
 
 @known
-@pytest.mark.slow
 def test_sequences_of_several_chunks_have_the_logits_of_transformers(hf_checkpoint):
     folder = hf_checkpoint("qwen3_5")
     rows = plain_rows([127, 65], 127)
@@ -87,7 +86,6 @@ def test_sequences_of_several_chunks_have_the_logits_of_transformers(hf_checkpoi
 
 
 @known
-@pytest.mark.slow
 def test_answers_to_prompts_of_several_chunks_are_those_of_transformers(hf_checkpoint):
     folder = hf_checkpoint("qwen3_5")
     theirs = in_torch(folder)
