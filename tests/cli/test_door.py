@@ -189,7 +189,6 @@ def test_responses_that_do_not_fit_are_refused(opened, prompts, responses, messa
         opened.logp(prompts, responses)
 
 
-@pytest.mark.slow
 def test_joining_hosts_after_jax_has_been_used_is_refused(finished, compile_cache, tmp_path):
     values = finished[0] | {"run": {"dir": str(tmp_path / "run"), "distributed": True}}
     path = h.write_recipe(tmp_path / "recipe.yaml", values)

@@ -98,7 +98,6 @@ examples = st.tuples(sizes, st.lists(sizes, min_size=1, max_size=3))
 rows = st.lists(st.lists(examples, max_size=4), min_size=1, max_size=2)
 
 
-@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     rows=rows,

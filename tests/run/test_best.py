@@ -30,8 +30,8 @@ METRIC = "loss"
 def values(inputs, folder, *, best=None, steps=12, **changes):
     """A stage of DPO that is evaluated after every update.
 
-    Its loss is lowest after the second one, on any processor: with smoothed labels there is a best
-    margin, which a learning rate that rises without end soon leaves behind.
+    Its loss is lowest after the second one, by more than rounding moves it: with smoothed labels
+    there is a best margin, which a learning rate that rises without end soon leaves behind.
     """
     stage = {
         "objective": {"name": "dpo", "label_smoothing": 0.1},

@@ -8,7 +8,8 @@ from lib import runs as h
 
 
 @pytest.mark.slow
-def test_eight_devices_give_the_losses_of_one(hf_checkpoint, tmp_path):
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_next"])  # experts; recurrent layers too
+def test_eight_devices_give_the_losses_of_one(hf_checkpoint, tmp_path, name):
     h.write_rows(tmp_path / "pairs.jsonl", [h.pair(i) for i in range(16)])
     losses = []
     for devices, mesh in ((1, {}), (8, {"data": 2, "fsdp": 2, "tensor": 2})):
@@ -23,8 +24,7 @@ def test_eight_devices_give_the_losses_of_one(hf_checkpoint, tmp_path):
         }
         values = {
             "run": {"dir": str(folder)},
-            # Experts, recurrent layers and attention.
-            "model": {"path": str(hf_checkpoint("qwen3_next")), "dtype": "float32"},
+            "model": {"path": str(hf_checkpoint(name)), "dtype": "float32"},
             "mesh": mesh,
             "stages": {"dpo": stage},
         }

@@ -85,11 +85,14 @@ def with_balance(name):
 
 
 # An objective that is separate, and one that couples examples.
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["dpo", "kto"])
+@pytest.mark.parametrize("name", ["dpo", pytest.param("kto", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("n", "mesh"),
-    [(4, None), (1, None), (2, make_mesh(MESHES["mixed"]))],
+    [
+        (4, None),
+        pytest.param(1, None, marks=pytest.mark.slow),
+        pytest.param(2, make_mesh(MESHES["mixed"]), marks=pytest.mark.slow),
+    ],
     ids=["4 microbatches", "one batch", "8 devices, 2 microbatches"],
 )
 def test_the_balance_loss_is_that_of_the_whole_batch(name, n, mesh):
